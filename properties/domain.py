@@ -1,0 +1,235 @@
+"""What a subject promises: its domain (cases), its contract (conventions), its grade (accuracy).
+
+Plain data: from a factory's `syncbn_verify` dictionary, or from `--domain k=v`, `--contract k=v`, `--grade`.
+The keys are a closed list; an unknown key or value raises with the list of the valid ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_type_hints
+
+import msgspec
+
+from properties.case import Affine, CotangentLayout, Dtype, Family, InputLayout
+
+Grade = Literal["A", "B", "C"]
+Layout = Literal["contiguous", "channels_last", "permuted", "sliced", "expanded"]
+ParamDtype = Literal["float32", "own"]
+Groups = Literal["world", "disjoint", "single"]
+Empty = Literal["never", "some", "all"]
+
+
+class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which cases a subject says it supports.
+
+    Attributes:
+        dtypes: Input dtypes.
+        param_dtypes: Parameters and buffers in float32, or in the input's own dtype.
+        dims: Numbers of dimensions of the input.
+        world_sizes: Numbers of ranks.
+        groups: The whole world, disjoint process groups, groups of a single rank.
+        empty: Whether no rank, some ranks, or all ranks may have an empty batch.
+        ragged_grad: The input may require a gradient on some ranks of a group only.
+        layouts: Memory layouts of input and cotangent (sliced: input only; expanded: cotangent only).
+        momentum_none: momentum=None is supported.
+        affine: Weight and bias, weight alone, neither.
+        tracking: track_running_stats values.
+        eval: Evaluation mode is supported.
+        values: Families of input values.
+    """
+
+    dtypes: tuple[Dtype, ...] = get_args(Dtype)
+    param_dtypes: tuple[ParamDtype, ...] = get_args(ParamDtype)
+    dims: tuple[int, ...] = (2, 3, 4, 5)
+    world_sizes: tuple[int, ...] = (1, 2, 3, 4)
+    groups: tuple[Groups, ...] = get_args(Groups)
+    empty: Empty = "all"
+    ragged_grad: bool = False
+    layouts: tuple[Layout, ...] = get_args(Layout)
+    momentum_none: bool = True
+    affine: tuple[Affine, ...] = get_args(Affine)
+    tracking: tuple[bool, ...] = (True, False)
+    eval: bool = True
+    values: tuple[Family, ...] = get_args(Family)
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) == ():
+                raise DomainError(
+                    f"Expected at least one value, but got {name}=(); an empty domain has no case."
+                )
+        for name, low, high in (("dims", 2, 5), ("world_sizes", 1, 64)):
+            if any(not low <= value <= high for value in getattr(self, name)):
+                raise DomainError(
+                    f"Expected {name} from {low} to {high}, but got {name}={getattr(self, name)!r}."
+                )
+        if not any(layout != "expanded" for layout in self.layouts) or not any(
+            layout != "sliced" for layout in self.layouts
+        ):
+            raise DomainError(f"Expected a layout for input and cotangent, but got layouts={self.layouts!r}.")
+        if self.layouts == ("channels_last",) and max(self.dims) < 4:
+            raise DomainError(f"Expected dims of 4 or 5 for channels_last, but got dims={self.dims!r}.")
+        if self.groups == ("disjoint",) and max(self.world_sizes) < 2:
+            raise DomainError(
+                f"Expected 2 or more ranks for disjoint groups, but got world_sizes={self.world_sizes!r}."
+            )
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which convention is right; the default is what `torch.nn.BatchNorm*d` does on the concatenated batch.
+
+    Attributes:
+        running_var: The unbiased (n - 1) or the biased (n) variance goes into the buffer.
+        affine_grad: A rank's gradients of weight and bias are its own (local), or the sum or mean over
+            the ranks of its group, before any data-parallel wrapper.
+        momentum: `torch`, weight of the new value; `decay`, weight of the old one.
+        buffer_update: `accumulate`, computed in the accumulation dtype and rounded once; `in_dtype`, every
+            step rounded in the buffer's dtype.
+        accumulate: The accumulation dtype: `default` (float32 for half inputs, else the input's), or as named.
+        deterministic: The same case twice gives the same bits.
+        inplace: The subject may write its output over its input.
+    """
+
+    running_var: Literal["unbiased", "biased"] = "unbiased"
+    affine_grad: Literal["local", "sum", "mean"] = "local"
+    momentum: Literal["torch", "decay"] = "torch"
+    buffer_update: Literal["accumulate", "in_dtype"] = "accumulate"
+    accumulate: Literal["default", "float32", "float64"] = "default"
+    deterministic: bool = True
+    inplace: bool = False
+
+
+class Promise(msgspec.Struct, frozen=True, kw_only=True):
+    """Domain, contract and grade of a subject, and the path of its file of known discrepancies (or empty)."""
+
+    domain: Domain = Domain()
+    contract: Contract = Contract()
+    grade: Grade = "A"
+    known: str = ""
+
+
+class DomainError(ValueError):
+    """A domain, contract or grade that does not exist; the message lists what does."""
+
+
+def promise_from(data: Mapping[str, Any]) -> Promise:
+    """Return the promise in a factory's `syncbn_verify` dictionary.
+
+    Raises:
+        DomainError: On an unknown key or value, with the valid ones.
+    """
+    _check_keys(data, ("domain", "contract", "grade", "known"), "syncbn_verify")
+    grade = data.get("grade", "A")
+    if grade not in get_args(Grade):
+        raise DomainError(f"Expected a grade among A, B, C, but got grade={grade!r}.")
+    return Promise(
+        domain=_convert(data.get("domain", {}), Domain, "domain"),
+        contract=_convert(data.get("contract", {}), Contract, "contract"),
+        grade=grade,
+        known=str(data.get("known", "")),
+    )
+
+
+def override(
+    promise: Promise, *, domain: Mapping[str, str], contract: Mapping[str, str], grade: str | None
+) -> Promise:
+    """Return `promise` with the settings of a command line, each a text (lists are comma-separated).
+
+    Raises:
+        DomainError: On an unknown key or value, with the valid ones.
+    """
+    merged_domain = _builtins(promise.domain) | {k: _parse(Domain, k, v, "domain") for k, v in domain.items()}
+    merged_contract = _builtins(promise.contract) | {
+        k: _parse(Contract, k, v, "contract") for k, v in contract.items()
+    }
+    return promise_from(
+        {
+            "domain": merged_domain,
+            "contract": merged_contract,
+            "grade": grade or promise.grade,
+            "known": promise.known,
+        }
+    )
+
+
+def keys_text(kind: type[Domain] | type[Contract]) -> str:
+    """Return one line a key of `kind`, with its values and default, for `--help`."""
+    default = kind()
+    lines = []
+    for name, hint in get_type_hints(kind).items():
+        if name.startswith("__"):
+            continue
+        lines.append(f"{name}={_choices_text(hint)} (default {_value_text(getattr(default, name))})")
+    return "\n".join(lines)
+
+
+def _builtins(struct: msgspec.Struct) -> dict[str, Any]:
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+def _convert(data: Any, kind: type[Any], what: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise DomainError(f"Expected {what} to be a dictionary, but got {what}={data!r}.")
+    _check_keys(data, kind.__struct_fields__, what)
+    values = {}
+    for key, value in data.items():
+        hint = get_type_hints(kind)[key]
+        wrapped = (value,) if "tuple" in str(hint) and isinstance(value, str | int | bool) else value
+        try:
+            values[key] = msgspec.convert(wrapped, hint)
+        except msgspec.ValidationError:
+            raise DomainError(
+                f"Expected {what} {key}={_choices_text(hint)}, but got {key}={value!r}."
+            ) from None
+    return kind(**values)
+
+
+def _check_keys(data: Mapping[str, Any], valid: tuple[str, ...], what: str) -> None:
+    for key in data:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DomainError(f"Expected a {what} key among {', '.join(valid)}, but got {key!r}.{hint}")
+
+
+def _parse(kind: type[Any], key: str, text: str, what: str) -> Any:
+    _check_keys({key: text}, kind.__struct_fields__, what)
+    hint = get_type_hints(kind)[key]
+    items = [_scalar(item.strip()) for item in text.split(",")]
+    if "tuple" in str(hint):
+        return tuple(items)
+    return items[0] if len(items) == 1 else text
+
+
+def _scalar(text: str) -> Any:
+    if text in ("yes", "true", "no", "false"):
+        return text in ("yes", "true")
+    return int(text) if text.isdecimal() else text
+
+
+def _choices_text(hint: Any) -> str:
+    arguments = get_args(hint)
+    if hint is bool:
+        return "yes|no"
+    if hint is int:
+        return "number"
+    if arguments and arguments[-1] is Ellipsis:
+        return _choices_text(arguments[0]) + ",..."
+    return "|".join(str(a) for a in arguments) if arguments else str(hint)
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_value_text(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def layouts_of(domain: Domain) -> tuple[tuple[InputLayout, ...], tuple[CotangentLayout, ...]]:
+    """Return the input layouts and the cotangent layouts that `domain` admits."""
+    inputs = tuple(layout for layout in domain.layouts if layout != "expanded")
+    cotangents = tuple(layout for layout in domain.layouts if layout != "sliced")
+    return inputs, cotangents

@@ -1,0 +1,189 @@
+"""An observation: what the ranks gave back for one case, or how they ended.
+
+Rules
+-----
+- Recorded first, judged later: an observation holds everything a property may ask for, and no verdict.
+- Tensors are numpy arrays in their own dtype (bfloat16 as its raw bits, uint16); `as_float64` widens exactly.
+- Imported by the ranks: neither torch, jax nor hypothesis here.
+
+Names of tensors: `output.k`, `grad_input.k`, `grad_weight.k`, `grad_bias.k` of step k (parameter gradients as
+accumulated after that step's backward); `running_mean.k`, `running_var.k`, `num_batches_tracked.k` after step
+k's forward, and `running_mean.end`, ... after the whole schedule. A gradient that is None is absent.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Ending = Literal["returned", "raised", "timeout", "died", "stopped"]
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor that a rank gave back.
+
+    Attributes:
+        dtype: torch's name without prefix: float32, bfloat16, int64, ...
+        array: Its values in logical order, C-contiguous; bfloat16 as uint16 bits.
+        strides: torch's strides in elements, as the rank had them.
+        requires_grad: As the rank had it.
+        device: torch's device type: cpu or cuda.
+        aliases_input: It shares storage with the input.
+    """
+
+    dtype: str
+    array: NDArray[Any]
+    strides: tuple[int, ...] = ()
+    requires_grad: bool = False
+    device: str = "cpu"
+    aliases_input: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its logical shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Its values in float64, exactly."""
+        return as_float64(self.array, self.dtype)
+
+
+class Collective(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of a rank's ledger: a collective (or send, receive) as the dispatcher saw it.
+
+    Attributes:
+        op: all_reduce, all_gather, ... as in the operator's name.
+        phase: When: `forward 0`, `backward 0`, ...
+        group: Global ranks of its process group, ascending; empty if it could not be told.
+        reduction: sum, avg, max, ... or empty.
+        dtypes, shapes: Of its tensor arguments.
+        bytes: Sum over the tensor arguments that this rank contributes.
+    """
+
+    op: str
+    phase: str
+    group: tuple[int, ...] = ()
+    reduction: str = ""
+    dtypes: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+    bytes: int = 0
+
+
+class Raised(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An exception that left the subject: qualified type name, message (shortened), phase and traceback."""
+
+    type: str
+    message: str
+    phase: str
+    traceback: str = ""
+
+
+class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank gave back.
+
+    Attributes:
+        rank: The global rank.
+        ending: `returned`; `raised` (see `raised`); `timeout`, it was still running when its time was over;
+            `died`, its process ended (see `exit`); `stopped`, it was killed because another rank of the group
+            had ended abnormally, and tells nothing about the subject.
+        raised: The exception, if it raised.
+        exit: For `died`: `signal SIGABRT`, `exit code 3`.
+        stack: Python stacks of all its threads when its time was over or it crashed; may be empty.
+        tensors: By name, as in the module's docstring.
+        modified: Names among input, cotangent, weight, bias that the subject changed in place, by step
+            (`input.0`).
+        ledger: Its collectives, in order.
+        digest: Of the inputs it drew, over all steps.
+        seconds: Wall time in the subject.
+    """
+
+    rank: int
+    ending: Ending
+    raised: Raised | None = None
+    exit: str = ""
+    stack: str = ""
+    tensors: dict[str, Tensor] = {}
+    modified: tuple[str, ...] = ()
+    ledger: tuple[Collective, ...] = ()
+    digest: str = ""
+    seconds: float = 0.0
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What all ranks of a case gave back, in rank order; `again` is the second run that a probe asked for."""
+
+    ranks: tuple[RankObservation, ...]
+    again: Observation | None = None
+
+
+def as_float64(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+    """Return `array` of torch dtype `dtype` widened to float64 without rounding; bfloat16 comes as bits."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return array.astype(np.float64)
+
+
+def tensor_to_data(tensor: Tensor) -> dict[str, Any]:
+    """Return `tensor` as plain JSON data: little-endian bytes in base64 with dtype and shape."""
+    little = tensor.array.astype(tensor.array.dtype.newbyteorder("<"), copy=False)
+    return {
+        "dtype": tensor.dtype,
+        "numpy": tensor.array.dtype.name,
+        "shape": list(tensor.shape),
+        "strides": list(tensor.strides),
+        "requires_grad": tensor.requires_grad,
+        "device": tensor.device,
+        "aliases_input": tensor.aliases_input,
+        "data": base64.b64encode(little.tobytes()).decode("ascii"),
+    }
+
+
+_NUMPY_NAMES = (
+    "float64",
+    "float32",
+    "float16",
+    "uint16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+)
+
+
+def tensor_from_data(data: dict[str, Any]) -> Tensor:
+    """Return the tensor that `tensor_to_data` wrote.
+
+    Raises:
+        ValueError: If the data is not of that form.
+    """
+    try:
+        name, shape = data["numpy"], tuple(int(size) for size in data["shape"])
+        if name not in _NUMPY_NAMES or any(size < 0 for size in shape):
+            raise ValueError(
+                f"Expected a known numpy dtype and a shape, but got numpy={name!r}, shape={shape!r}."
+            )
+        raw = base64.b64decode(data["data"], validate=True)
+        dtype = np.dtype(name).newbyteorder("<")
+        if len(raw) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"Expected {math.prod(shape)} values of {name}, but got {len(raw)} bytes.")
+        array = np.frombuffer(raw, dtype).reshape(shape).astype(np.dtype(name))
+        return Tensor(
+            dtype=str(data["dtype"]),
+            array=array,
+            strides=tuple(int(stride) for stride in data["strides"]),
+            requires_grad=bool(data["requires_grad"]),
+            device=str(data["device"]),
+            aliases_input=bool(data["aliases_input"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Expected a stored tensor, but a field is missing or wrong: {error}") from None
