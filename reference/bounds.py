@@ -1,0 +1,126 @@
+r"""The bound: running error analysis as an interpreter of jaxprs.
+
+Definition
+----------
+A pair (v, e) stands for all numbers a right subject may hold in place of the exact v: |held - v| <= e. Every
+primitive maps pairs to pairs; `e is None` means that the number is exact (masks, counts, integers).
+
+Theory of operation
+-------------------
+`bound(f)(arithmetic, *pairs)` traces `f` to a jaxpr and evaluates it equation by equation with the rules of
+`reference.rules`, in float64, while jax traces again: the result compiles with `jax.jit` like any function. A
+`jax.jit`-ed function whose name is in the table of named rules is not entered: its own, tighter derivation
+replaces that of its parts (`reference.forms` says which and why).
+
+Rules are sound for first and higher orders: products keep e_a e_b, divisions and roots bound over the whole
+interval, and a rounding is charged on |v| + e. An infinite e means undecided and stays so.
+
+References:
+    Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3 (running error analysis).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+from reference.rounding import Arithmetic
+
+Array = jax.Array
+Error = Array | float | None
+Rule = Callable[..., "Sequence[Pair]"]
+
+
+class Pair(NamedTuple):
+    """A value and the bound of its error; None for exact."""
+
+    value: Array
+    error: Error = None
+
+
+def exact(value: Any) -> Pair:
+    """Return the pair of an exact value."""
+    return Pair(value, None)
+
+
+def error_of(pair: Pair) -> Array | float:
+    """Return the pair's error, 0 for an exact one."""
+    return 0.0 if pair.error is None else pair.error
+
+
+def rounded(value: Array, error: Array | float, arithmetic: Arithmetic, *, units: Any = 1.0) -> Pair:
+    """Return the pair after a rounding of `units` u: adds it, the underflow, and turns overflow into infinity."""
+    total = error + units * arithmetic.u * (jnp.abs(value) + error) + arithmetic.eta
+    return Pair(value, undecided_beyond(value, total, arithmetic.largest))
+
+
+def undecided_beyond(value: Array, error: Array | float, largest: Any) -> Array:
+    """Return `error`, infinite where |value| + error reaches `largest` or is not a number."""
+    return jnp.where(jnp.abs(value) + error < largest, error, jnp.inf)
+
+
+def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of (arithmetic, *pairs) that gives the pairs of `function`'s results.
+
+    Args:
+        function: A jax function of arrays that returns an array or a tuple of arrays.
+
+    Raises:
+        NotImplementedError: While tracing, if `function` uses a primitive without a rule.
+    """
+
+    def with_errors(arithmetic: Arithmetic, *pairs: Pair) -> Any:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*(pair.value for pair in pairs))
+        results = interpret(closed, arithmetic, pairs)
+        return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+    return with_errors
+
+
+def interpret(closed: ClosedJaxpr, arithmetic: Arithmetic, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs that the closed jaxpr's results get from the pairs of its arguments."""
+    from reference.rules import NAMED_RULES, RULES  # the rules need `interpret` for nested jaxprs
+
+    environment: dict[Any, Pair] = {}
+    environment.update(zip(closed.jaxpr.constvars, map(exact, closed.consts), strict=True))
+    environment.update(zip(closed.jaxpr.invars, pairs, strict=True))
+
+    def read(atom: Any) -> Pair:
+        return exact(jnp.asarray(atom.val)) if isinstance(atom, Literal) else environment[atom]
+
+    for equation in closed.jaxpr.eqns:
+        arguments = [read(atom) for atom in equation.invars]
+        name = equation.primitive.name
+        inner = equation.params.get("name") if name in ("jit", "pjit") else None
+        if inner in NAMED_RULES:
+            results = NAMED_RULES[inner](arithmetic, equation.params["jaxpr"], *arguments)
+        elif name in ("jit", "pjit"):
+            results = interpret(equation.params["jaxpr"], arithmetic, arguments)
+        elif all(pair.error is None for pair in arguments) and name in EXACT_WHEN_EXACT:
+            results = [Pair(value, None) for value in _evaluate(equation, arguments)]
+        elif name in RULES:
+            results = RULES[name](arithmetic, equation, *arguments)
+        else:
+            raise NotImplementedError(f"Expected a primitive with an error rule, but got {name!r}; add one.")
+        environment.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in closed.jaxpr.outvars]
+
+
+EXACT_WHEN_EXACT = frozenset(
+    "broadcast_in_dim reshape squeeze transpose select_n convert_element_type copy gt lt ge le eq ne and or not "
+    "neg abs max min slice concatenate iota stop_gradient".split()
+)
+
+
+def evaluate(closed: ClosedJaxpr, *pairs: Pair) -> Array:
+    """Return the first result of the closed jaxpr on the pairs' values, without errors."""
+    return jaxpr_as_fun(closed)(*(pair.value for pair in pairs))[0]
+
+
+def _evaluate(equation: Any, arguments: Sequence[Pair]) -> Sequence[Array]:
+    values = equation.primitive.bind(*(pair.value for pair in arguments), **equation.params)
+    return values if equation.primitive.multiple_results else [values]

@@ -1,0 +1,192 @@
+r"""Forms: the algebraically equal ways in which right subjects compute each stage, written for the bound only.
+
+Each function is the per-rank computation under a mapped axis, as in `reference.batchnorm`; a test shows that
+every form's value equals the reference's, gradients included. At the end of a stage the bounds of all forms
+are merged by an elementwise maximum and the next stage starts from it, so mixtures are covered.
+
+Derivations of the named sub-computations (rules in `reference.rules`), with D the depth, u the unit roundoff:
+
+`mean_sum`. Plain sums err by D u sum|x|. A running (Welford) or merged mean rounds u|mean_k| a step, which
+    weighs k in n times the mean: at most D u sum|x|; and 2u|x_k - mean_(k-1)|/k a step, at most
+    2u (1 + 1 + ln n) sum|x| by |mean_(k-1)| <= sum|x|/(k-1). A merge of two ranks as mean_a + delta n_b/n
+    rounds 3u|delta| n_b, and |delta| is at most twice the largest distance of a rank's mean: 6u n shift.
+
+`common_mean_square_sum`, sum (x - m)^2 with one rounded mean m + e on all ranks: sum (d - e)^2 = sum d^2 + n e^2
+    exactly, as sum d = 0; so the mean's error enters in second order only, and each term meets three roundings
+    (difference, twice, and product) and the D of the sum.
+
+`merged_square_sum`, M2 = sum_b M2_b + sum over merges w delta^2 with w = n_a n_b/(n_a + n_b): the errors e_a, e_b of
+    the two means enter in first order. By Cauchy-Schwarz over the merges, as sum w delta^2 = M2,
+    |error| <= 2 sqrt(M2) sqrt(sum w (e_a + e_b)^2) + sum w (e_a + e_b)^2, and w (e_a + e_b)^2 <= n_a e_a^2 + n_b e_b^2;
+    with e_b <= D u mean|x|_b this is at most (D u)^2 sum x^2 for the deepest level, whose square root
+    D u sqrt(sum x^2) is the rule's delta. Over a tree of L levels with e at level l of at most (3l + 2) u the
+    sum over the levels is at most (3 L^1.5 + ...) u, and over a sequential chain of n steps n^1.5 / sqrt(12) u
+    mean|x|: both below D of their grade. A rank's merge error 6u shift adds sqrt(n) 6u shift. Relative
+    roundings: D of the additions and 8 of a merge's own products.
+
+`inverse_root` and `inverse_root_at_once`, 1/sqrt(var + eps) and rsqrt(var + eps): a centred variance is a sum of
+    squares and never negative, so the interval of var + eps starts at max(var - e, 0) + eps.
+
+References:
+    Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American Statistician 37 (1983).
+    Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 1.9 and chapter 4.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from reference.batchnorm import AXIS
+
+Array = jax.Array
+
+
+def _total(values: Array, mask: Array) -> Array:
+    return lax.psum(jnp.sum(jnp.where(mask[:, None], values, 0.0), axis=0), AXIS)
+
+
+@jax.jit
+def mean_sum(x: Array, mask: Array, n: Array, shift: Array) -> Array:
+    """Return sum x over all ranks; `shift` is the largest distance of a rank's mean from the mean."""
+    return _total(x, mask)
+
+
+@jax.jit
+def common_mean_square_sum(x: Array, mean: Array, mask: Array, n: Array) -> Array:
+    """Return sum (x - mean)^2 over all ranks, all of which use the same mean."""
+    return _total((x - mean) * (x - mean), mask)
+
+
+@jax.jit
+def merged_square_sum(x: Array, mean: Array, mask: Array, n: Array, shift: Array) -> Array:
+    """Return sum (x - mean)^2 over all ranks, as merged from the moments of blocks or ranks."""
+    return _total((x - mean) * (x - mean), mask)
+
+
+@jax.jit
+def inverse_root(var: Array, eps: Array) -> Array:
+    """Return 1 / sqrt(var + eps) of a variance that is not negative."""
+    return 1.0 / jnp.sqrt(var + eps)
+
+
+@jax.jit
+def inverse_root_at_once(var: Array, eps: Array) -> Array:
+    """Return rsqrt(var + eps) of a variance that is not negative."""
+    return 1.0 / jnp.sqrt(var + eps)
+
+
+def mean(x: Array, mask: Array, n: Array, shift: Array) -> Array:
+    """Return the mean; times 1/n, which rounds once more than a division by n."""
+    return mean_sum(x, mask, n, shift) * (1.0 / n)
+
+
+def variance_two_pass(x: Array, m: Array, mask: Array, n: Array) -> Array:
+    """Return the biased variance, centred by the common mean."""
+    return common_mean_square_sum(x, m, mask, n) * (1.0 / n)
+
+
+def variance_merged(x: Array, m: Array, mask: Array, n: Array, shift: Array) -> Array:
+    """Return the biased variance by Welford's or Chan's update."""
+    return merged_square_sum(x, m, mask, n, shift) * (1.0 / n)
+
+
+def variance_one_pass(x: Array, m: Array, mask: Array, n: Array) -> Array:
+    """Return E[x^2] - E[x]^2, which cancels where |mean| is large: grade C only."""
+    return _total(x * x, mask) * (1.0 / n) - m * m
+
+
+def inverse_root_unclamped(var: Array, eps: Array) -> Array:
+    """Return 1 / sqrt(var + eps) of a variance that cancellation can make negative: grade C only."""
+    return 1.0 / jnp.sqrt(var + eps)
+
+
+def output_direct(x: Array, m: Array, invstd: Array, weight: Array, bias: Array) -> Array:
+    """Return (x - mean) invstd weight + bias."""
+    return ((x - m) * invstd) * weight + bias
+
+
+def output_folded(x: Array, m: Array, invstd: Array, weight: Array, bias: Array) -> Array:
+    """Return x scale + (bias - mean scale) with scale = invstd weight, as torch's native CPU kernel does."""
+    scale = invstd * weight
+    return x * scale + (bias - m * scale)
+
+
+def cotangent_mean(g: Array, mask: Array, n: Array) -> Array:
+    """Return mean g over all ranks."""
+    return _total(g, mask) * (1.0 / n)
+
+
+def projection_normalised(
+    g: Array, x: Array, mask: Array, m: Array, invstd: Array, n: Array
+) -> Array:
+    """Return mean (g xhat) over all ranks."""
+    return _total(g * ((x - m) * invstd), mask) * (1.0 / n)
+
+
+def projection_centred(g: Array, x: Array, mask: Array, m: Array, invstd: Array, n: Array) -> Array:
+    """Return mean (g (x - mean)) invstd over all ranks."""
+    return _total(g * (x - m), mask) * (1.0 / n) * invstd
+
+
+def grad_input_means(
+    g: Array, x: Array, m: Array, invstd: Array, weight: Array, g_mean: Array, projection: Array, n: Array
+) -> Array:
+    """Return (g - mean g - xhat mean(g xhat)) (invstd weight)."""
+    return (g - g_mean - ((x - m) * invstd) * projection) * (invstd * weight)
+
+
+def grad_input_sums(
+    g: Array, x: Array, m: Array, invstd: Array, weight: Array, g_mean: Array, projection: Array, n: Array
+) -> Array:
+    """Return (n g - sum g - xhat sum(g xhat)) (invstd weight / n)."""
+    inner = g * n - g_mean * n - ((x - m) * invstd) * (projection * n)
+    return inner * (invstd * weight * (1.0 / n))
+
+
+def grad_input_chain(
+    g: Array, x: Array, mask: Array, m: Array, invstd: Array, weight: Array, n: Array, training: Array
+) -> Array:
+    """Return the gradient as automatic differentiation builds it, through the variance and the mean.
+
+    With gw = g weight: dvar = -1/2 sum(gw (x - mean)) invstd^3, dmean = -sum(gw) invstd - 2 dvar sum(x - mean) / n,
+    dx = gw invstd + 2 dvar (x - mean) / n + dmean / n. The sum of x - mean is zero but for rounding.
+    """
+    weighted = g * weight
+    along = _total(((weighted * (x - m)) * invstd) * invstd, mask)
+    dvar = along * (invstd * -0.5)
+    residue = _total(x - m, mask)
+    dmean = _total(weighted * invstd, mask) * -1.0 + (dvar * -2.0) * (1.0 / n) * residue
+    through = (dvar * (1.0 / n)) * ((x - m) * 2.0) + dmean * (1.0 / n)
+    return weighted * invstd + jnp.where(training, through, 0.0)
+
+
+def grad_weight_normalised(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:
+    """Return sum (g xhat) of this rank."""
+    return jnp.sum(jnp.where(mask[:, None], g * ((x - m) * invstd), 0.0), axis=0)
+
+
+def grad_weight_centred(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:
+    """Return sum (g (x - mean)) invstd of this rank."""
+    return jnp.sum(jnp.where(mask[:, None], g * (x - m), 0.0), axis=0) * invstd
+
+
+def grad_bias(g: Array, mask: Array) -> Array:
+    """Return sum g of this rank."""
+    return jnp.sum(jnp.where(mask[:, None], g, 0.0), axis=0)
+
+
+def unbiased(var: Array, n: Array, below: Array) -> Array:
+    """Return var n / (n - 1), with `below` for n - 1: the factor rounds twice and its product once."""
+    return var * (n * (1.0 / below))
+
+
+def buffer_weighted(old: Array, new: Array, momentum: Array, rest: Array) -> Array:
+    """Return (1 - momentum) old + momentum new, with `rest` for 1 - momentum."""
+    return rest * old + momentum * new
+
+
+def buffer_stepped(old: Array, new: Array, momentum: Array, rest: Array) -> Array:
+    """Return old + momentum (new - old)."""
+    return old + momentum * (new - old)

@@ -1,0 +1,356 @@
+"""The program: expected values and bounds of one step of one process group, in one call of one compiled function.
+
+Everything that varies from case to case but not in shape is a run-time argument, dtype facts and options
+included, so that a bucket of padded shapes (`reference.shards`) is compiled once, and kept by jax's persistent
+compilation cache in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from reference import batchnorm, forms
+from reference.bounds import Pair, bound, error_of, exact
+from reference.rounding import Arithmetic
+from reference.shards import Bucket
+
+Array = jax.Array
+Floats = NDArray[np.float64]
+
+
+class StepInput(NamedTuple):
+    """What one step of one group needs, padded.
+
+    Attributes:
+        x, g: Input and cotangent, (shards, length, C).
+        mask: (shards, length).
+        owner: (shards,), rank of each shard.
+        parameters: (6, C): weight, bias, running mean and its error, running variance and its error.
+        depths: (shards, 1), depth times u of a reduction within the shard's rank.
+        scalars: As `StepScalars`.
+    """
+
+    x: Floats
+    g: Floats
+    mask: NDArray[np.bool_]
+    owner: NDArray[np.int32]
+    parameters: Floats
+    depths: Floats
+    scalars: Floats
+
+
+class StepScalars(NamedTuple):
+    """The run-time scalars of a step; booleans as 0 or 1.
+
+    Attributes:
+        u, eta, largest, depth_u, div, sqrt, rsqrt: The arithmetic, see `reference.rounding.Arithmetic`.
+        n: Values a channel over the group; at least 1.
+        n_error: Error of holding n in the accumulation dtype.
+        eps, eps_error: Epsilon and the error of holding it.
+        training: Normalise with the batch's moments.
+        one_pass: Admit E[x^2] - E[x]^2 (grade C).
+        store_u, store_underflow: Rounding of output and grad_input to their dtype; 0 if they are accumulated in it.
+        parameter_u, parameter_underflow: The same for grad_weight and grad_bias.
+    """
+
+    u: float
+    eta: float
+    largest: float
+    depth_u: float
+    div: float
+    sqrt: float
+    rsqrt: float
+    n: float
+    n_error: float
+    eps: float
+    eps_error: float
+    training: float
+    one_pass: float
+    store_u: float
+    store_underflow: float
+    parameter_u: float
+    parameter_underflow: float
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The arithmetic among the scalars."""
+        return Arithmetic(*self[:7])
+
+
+class StepOutput(NamedTuple):
+    """Values and bounds of a step, padded.
+
+    Attributes:
+        y, y_bound, grad_input, grad_input_bound: (shards, length, C), as stored.
+        grad_weight, grad_weight_bound, grad_bias, grad_bias_bound: (ranks, C), before storing.
+        mean, mean_bound, var, var_bound: (C,), the batch's moments; the variance is the biased one.
+    """
+
+    y: Any
+    y_bound: Any
+    grad_input: Any
+    grad_input_bound: Any
+    grad_weight: Any
+    grad_weight_bound: Any
+    grad_bias: Any
+    grad_bias_bound: Any
+    mean: Any
+    mean_bound: Any
+    var: Any
+    var_bound: Any
+
+
+def merge(*pairs: Pair) -> Pair:
+    """Return the first pair's value with the elementwise largest error of all."""
+    error = error_of(pairs[0])
+    for pair in pairs[1:]:
+        error = jnp.maximum(error, error_of(pair))
+    return Pair(pairs[0].value, error)
+
+
+def _over(function: Any, axes: tuple[int | None, ...], *, out: int | None = 0) -> Any:
+    return bound(jax.vmap(function, in_axes=axes, out_axes=out, axis_name=batchnorm.AXIS))
+
+
+class _Stage(NamedTuple):
+    """What the stages share: data, options and arithmetic."""
+
+    x: Pair
+    g: Pair
+    mask: Pair
+    n: Pair
+    eps: Pair
+    weight: Pair
+    bias: Pair
+    training: Array
+    one_pass: Array
+    arithmetic: Arithmetic
+
+
+def _rank_shift(x: Array, mask: Array, owner: Array, ranks: int, mean: Array) -> Array:
+    """Return the largest distance of a rank's mean from `mean`, per channel."""
+    counts = jax.ops.segment_sum(jnp.sum(mask, axis=1).astype(x.dtype), owner, num_segments=ranks)
+    sums = jax.ops.segment_sum(jnp.sum(x, axis=1), owner, num_segments=ranks)
+    held = (counts > 0)[:, None]
+    means = jnp.where(held, sums / jnp.where(held, counts[:, None], 1.0), mean)
+    return jnp.max(jnp.abs(means - mean), axis=0)
+
+
+def _statistics(s: _Stage, shift: Pair) -> tuple[Pair, Pair]:
+    mean = _over(forms.mean, (0, 0, None, None), out=None)(s.arithmetic, s.x, s.mask, s.n, shift)
+    two = _over(forms.variance_two_pass, (0, None, 0, None), out=None)(s.arithmetic, s.x, mean, s.mask, s.n)
+    merged = _over(forms.variance_merged, (0, None, 0, None, None), out=None)(
+        s.arithmetic, s.x, mean, s.mask, s.n, shift
+    )
+    once = _over(forms.variance_one_pass, (0, None, 0, None), out=None)(s.arithmetic, s.x, mean, s.mask, s.n)
+    centred = merge(two, merged)
+    error = jnp.where(s.one_pass, jnp.maximum(error_of(centred), error_of(once)), error_of(centred))
+    return mean, Pair(centred.value, error)
+
+
+def _inverse_root(s: _Stage, var: Pair) -> Pair:
+    clamped = merge(
+        bound(forms.inverse_root)(s.arithmetic, var, s.eps),
+        bound(forms.inverse_root_at_once)(s.arithmetic, var, s.eps),
+    )
+    unclamped = bound(forms.inverse_root_unclamped)(s.arithmetic, var, s.eps)
+    one_pass = jnp.logical_and(s.one_pass, s.training)
+    error = jnp.where(one_pass, jnp.maximum(error_of(clamped), error_of(unclamped)), error_of(clamped))
+    return Pair(clamped.value, error)
+
+
+def _output(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
+    arguments = (s.x, mean, invstd, s.weight, s.bias)
+    return merge(
+        bound(forms.output_direct)(s.arithmetic, *arguments),
+        bound(forms.output_folded)(s.arithmetic, *arguments),
+    )
+
+
+def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
+    def when_training(pair: Pair) -> Pair:
+        return Pair(jnp.where(s.training, pair.value, 0.0), jnp.where(s.training, error_of(pair), 0.0))
+
+    axes = (0, 0, 0, None, None, None)
+    sums = (s.g, s.x, s.mask, mean, invstd, s.n)
+    g_mean = when_training(_over(forms.cotangent_mean, (0, 0, None), out=None)(s.arithmetic, s.g, s.mask, s.n))
+    projection = when_training(
+        merge(
+            _over(forms.projection_normalised, axes, out=None)(s.arithmetic, *sums),
+            _over(forms.projection_centred, axes, out=None)(s.arithmetic, *sums),
+        )
+    )
+    local = (s.g, s.x, mean, invstd, s.weight, g_mean, projection, s.n)
+    chain = _over(forms.grad_input_chain, (0, 0, 0, None, None, None, None, None))
+    training = exact(s.training)
+    return merge(
+        bound(forms.grad_input_means)(s.arithmetic, *local),
+        bound(forms.grad_input_sums)(s.arithmetic, *local),
+        chain(s.arithmetic, s.g, s.x, s.mask, mean, invstd, s.weight, s.n, training),
+    )
+
+
+def _grad_parameters(s: _Stage, mean: Pair, invstd: Pair, depths: Array) -> tuple[Pair, Pair]:
+    local = s.arithmetic._replace(depth_u=depths)
+    axes = (0, 0, 0, None, None)
+    arguments = (s.g, s.x, s.mask, mean, invstd)
+    weight = merge(
+        _over(forms.grad_weight_normalised, axes)(local, *arguments),
+        _over(forms.grad_weight_centred, axes)(local, *arguments),
+    )
+    return weight, _over(forms.grad_bias, (0, 0))(local, s.g, s.mask)
+
+
+def _by_rank(pair: Pair, owner: Array, ranks: int) -> Pair:
+    value = jax.ops.segment_sum(pair.value, owner, num_segments=ranks)
+    return Pair(value, jax.ops.segment_sum(jnp.asarray(error_of(pair)), owner, num_segments=ranks))
+
+
+def _stored(pair: Pair, u: Array, underflow: Array) -> Array:
+    error = error_of(pair) + u * (jnp.abs(pair.value) + error_of(pair)) + underflow
+    return jnp.where(jnp.isfinite(error), error, jnp.inf)  # 0 x infinity is undecided, too
+
+
+def _step(bucket: Bucket, given: StepInput) -> StepOutput:
+    scalars = StepScalars(*given.scalars)  # type: ignore[call-arg]
+    training, weight, bias = scalars.training > 0.5, given.parameters[0], given.parameters[1]
+    x, g = jnp.asarray(given.x), jnp.asarray(given.g)
+    running = (jnp.asarray(given.parameters[2]), jnp.asarray(given.parameters[4]))
+    rank_weight = jnp.broadcast_to(weight, (bucket.ranks, bucket.channels))
+    rank_bias = jnp.broadcast_to(bias, (bucket.ranks, bucket.channels))
+    mapped = batchnorm.over_vmap(given.mask, running=running, training=training, eps=scalars.eps)  # type: ignore[arg-type]
+
+    def by_rank(x: Array, weight: Array, bias: Array) -> Any:
+        return mapped(x, weight[given.owner], bias[given.owner])
+
+    result = batchnorm.forward_and_backward(by_rank, x, rank_weight, rank_bias, g)
+    mean = result.moments.mean[0]
+    s = _Stage(
+        x=Pair(x, jnp.where(jnp.abs(x) < scalars.eta, jnp.abs(x), 0.0)),
+        g=exact(g),
+        mask=exact(jnp.asarray(given.mask)),
+        n=Pair(jnp.asarray(scalars.n), scalars.n_error),
+        eps=Pair(jnp.asarray(scalars.eps), scalars.eps_error),
+        weight=exact(weight),
+        bias=exact(bias),
+        training=training,  # type: ignore[arg-type]
+        one_pass=scalars.one_pass > 0.5,  # type: ignore[arg-type]
+        arithmetic=scalars.arithmetic,
+    )
+    shift = exact(_rank_shift(x, jnp.asarray(given.mask), given.owner, bucket.ranks, mean))  # type: ignore[arg-type]
+    batch_mean, batch_var = _statistics(s, shift)
+
+    def choose(batch: Pair, row: int) -> Pair:
+        value = jnp.where(training, batch.value, given.parameters[row])
+        return Pair(value, jnp.where(training, error_of(batch), given.parameters[row + 1]))
+
+    used_mean, used_var = choose(batch_mean, 2), choose(batch_var, 4)
+    invstd = _inverse_root(s, used_var)
+    y, grad_input = _output(s, used_mean, invstd), _grad_input(s, used_mean, invstd)
+    grad_weight, grad_bias = (
+        _by_rank(pair, given.owner, bucket.ranks)  # type: ignore[arg-type]
+        for pair in _grad_parameters(s, used_mean, invstd, given.depths)  # type: ignore[arg-type]
+    )
+    store = (scalars.store_u, scalars.store_underflow)
+    return StepOutput(
+        y=result.y,
+        y_bound=_stored(y, *store),  # type: ignore[arg-type]
+        grad_input=result.grad_input,
+        grad_input_bound=_stored(grad_input, *store),  # type: ignore[arg-type]
+        grad_weight=result.grad_weight,
+        grad_weight_bound=error_of(grad_weight),
+        grad_bias=result.grad_bias,
+        grad_bias_bound=error_of(grad_bias),
+        mean=mean,
+        mean_bound=error_of(batch_mean),
+        var=result.moments.var[0],
+        var_bound=error_of(batch_var),
+    )
+
+
+@cache
+def compiled_step(bucket: Bucket) -> Any:
+    """Return the compiled function of `StepInput` for `bucket`; it wants the `precise` context."""
+    configure_cache()
+
+    def step(given: StepInput) -> StepOutput:
+        return _step(bucket, given)
+
+    return jax.jit(step)
+
+
+class BufferInput(NamedTuple):
+    """One update of a running buffer, each array (C,); see `reference.forms.buffer_weighted`.
+
+    `scalars`: u, eta, largest of the arithmetic, momentum, its error, 1 - momentum, its error, then n, its error
+    and n - 1 for an unbiased variance (n - 1 = 0 for none), then the rounding of the stored dtype (u,
+    underflow).
+    """
+
+    old: Floats
+    old_error: Floats
+    new: Floats
+    new_error: Floats
+    scalars: Floats
+
+
+def _update(given: BufferInput) -> tuple[Array, Array]:
+    u, eta, largest, m, m_error, rest, rest_error, n, n_error, below, store_u, underflow = given.scalars
+    arithmetic = Arithmetic(u, eta, largest, 0.0, 1.0, 1.0, 1.0)  # type: ignore[arg-type]
+    new = Pair(jnp.asarray(given.new), given.new_error)
+    divisor = jnp.where(below > 0, below, 1.0)
+    corrected = bound(forms.unbiased)(arithmetic, new, Pair(jnp.asarray(n), n_error), Pair(divisor, n_error))
+    new = Pair(
+        jnp.where(below > 0, corrected.value, new.value),
+        jnp.where(below > 0, error_of(corrected), error_of(new)),
+    )
+    old = Pair(jnp.asarray(given.old), given.old_error)
+    arguments = (old, new, Pair(jnp.asarray(m), m_error), Pair(jnp.asarray(rest), rest_error))
+    result = merge(
+        bound(forms.buffer_weighted)(arithmetic, *arguments), bound(forms.buffer_stepped)(arithmetic, *arguments)
+    )
+    return result.value, _stored(result, store_u, underflow)  # type: ignore[arg-type]
+
+
+@cache
+def compiled_update() -> Any:
+    """Return the compiled function of `BufferInput`; it wants the `precise` context."""
+    configure_cache()
+    return jax.jit(_update)
+
+
+@contextlib.contextmanager
+def precise() -> Iterator[None]:
+    """In this context jax computes in float64 on the CPU, whatever devices it finds and the caller configured."""
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        yield
+
+
+@cache
+def configure_cache() -> Path:
+    """Switch jax's persistent compilation cache on, in the user's cache folder, and return the folder.
+
+    A cache folder that the user has configured for jax is left alone.
+    """
+    configured = jax.config.jax_compilation_cache_dir
+    folder = Path(configured) if configured else Path(platformdirs.user_cache_dir("syncbn-verify")) / "jax"
+    if not configured and os.access(_nearest_existing(folder), os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())

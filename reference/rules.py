@@ -1,0 +1,207 @@
+"""Rules: how each primitive carries a value and its error bound.
+
+A rule takes the arithmetic, the equation and the arguments' pairs, and returns the results' pairs. Each rule's
+soundness is a Hypothesis test in four dtypes. The named rules stand for a whole sub-computation, by the name
+of its `jax.jit`-ed function in `reference.forms`, where each derivation is written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from reference.bounds import Array, Pair, Rule, error_of, evaluate, rounded, undecided_beyond
+from reference.rounding import Arithmetic
+
+
+def _add(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
+    value = equation.primitive.bind(a.value, b.value, **equation.params)
+    return [rounded(value, error_of(a) + error_of(b), arithmetic)]
+
+
+def _mul(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
+    ea, eb = error_of(a), error_of(b)
+    error = _times(jnp.abs(a.value), eb) + _times(jnp.abs(b.value), ea) + _times(ea, eb)
+    return [rounded(a.value * b.value, error, arithmetic)]
+
+
+def _times(magnitude: Array | float, error: Array | float) -> Array | float:
+    """Return magnitude * error where an infinite error stays infinite, also times zero."""
+    return error if isinstance(error, float) and error == 0.0 else _nan_is_infinite(magnitude * error)
+
+
+def _nan_is_infinite(error: Array | float) -> Array:
+    return jnp.where(jnp.isnan(error), jnp.inf, error)
+
+
+def _square(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
+    if equation.params.get("y", 2) != 2:
+        raise NotImplementedError(f"Expected a square, but got integer_pow y={equation.params['y']!r}.")
+    return _mul(arithmetic, equation, a, a)
+
+
+def _div(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
+    value, eb = a.value / b.value, error_of(b)
+    nearest = jnp.abs(b.value) - eb
+    error = (error_of(a) + _times(jnp.abs(value), eb)) / jnp.where(nearest > 0, nearest, 1.0)
+    error = jnp.where(nearest > 0, error, jnp.inf)
+    return [rounded(value, error, arithmetic, units=arithmetic.div)]
+
+
+def _sqrt(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
+    value, e = jnp.sqrt(a.value), error_of(a)
+    low = a.value - e
+    error = jnp.where(low < 0, jnp.inf, value - jnp.sqrt(jnp.maximum(low, 0.0)))
+    return [rounded(value, error, arithmetic, units=arithmetic.sqrt)]
+
+
+def _rsqrt(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
+    value, e = 1.0 / jnp.sqrt(a.value), error_of(a)
+    low = a.value - e
+    error = jnp.where(low > 0, 1.0 / jnp.sqrt(jnp.where(low > 0, low, 1.0)) - value, jnp.inf)
+    return [rounded(value, error, arithmetic, units=arithmetic.rsqrt)]
+
+
+def _reduce_sum(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
+    axes = tuple(int(axis) for axis in equation.params["axes"])
+    value, e = jnp.sum(a.value, axis=axes), error_of(a)
+    length = 1
+    for axis in axes:
+        length *= a.value.shape[axis]
+    magnitude = jnp.sum(jnp.abs(a.value) + e, axis=axes)
+    carried = jnp.sum(jnp.broadcast_to(e, a.value.shape), axis=axes)
+    error = carried + arithmetic.depth_u * magnitude + length * arithmetic.eta
+    return [Pair(value, undecided_beyond(value, error, arithmetic.largest))]
+
+
+def _psum(arithmetic: Arithmetic, equation: Any, *arguments: Pair) -> list[Pair]:
+    """Sum over the mapped axis: its roundings are charged by the reduction within the rank (`depth`)."""
+    axes = tuple(int(axis) for axis in equation.params["axes"])
+    results = []
+    for a in arguments:
+        value = jnp.sum(a.value, axis=axes)
+        error = jnp.sum(jnp.broadcast_to(error_of(a), a.value.shape), axis=axes)
+        results.append(Pair(value, undecided_beyond(value, error, arithmetic.largest)))
+    return results
+
+
+def _select(arithmetic: Arithmetic, equation: Any, which: Pair, *choices: Pair) -> list[Pair]:
+    shape = choices[0].value.shape
+    errors = [jnp.broadcast_to(error_of(choice), shape) for choice in choices]
+    value = equation.primitive.bind(which.value, *(choice.value for choice in choices), **equation.params)
+    return [Pair(value, equation.primitive.bind(which.value, *errors, **equation.params))]
+
+
+def _same_on_errors(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
+    """Move elements without changing them."""
+    error = jnp.broadcast_to(error_of(a), a.value.shape)
+    bind = equation.primitive.bind
+    return [Pair(bind(a.value, **equation.params), bind(error, **equation.params))]
+
+
+def _keep_error(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
+    """Change the sign, or drop it."""
+    return [Pair(equation.primitive.bind(a.value, **equation.params), a.error)]
+
+
+def _max(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
+    return [Pair(jnp.maximum(a.value, b.value), jnp.maximum(error_of(a), error_of(b)))]
+
+
+def _mean_sum(arithmetic: Arithmetic, body: Any, x: Pair, mask: Pair, n: Pair, shift: Pair) -> list[Pair]:
+    value = evaluate(body, x, mask, n, shift)
+    real = mask.value[..., None]
+    magnitude = jnp.sum(jnp.where(real, jnp.abs(x.value) + error_of(x), 0.0), axis=(0, 1))
+    carried = jnp.sum(jnp.where(real, jnp.broadcast_to(error_of(x), x.value.shape), 0.0), axis=(0, 1))
+    steps = arithmetic.depth_u + (4.0 + 2.0 * jnp.log(n.value)) * arithmetic.u
+    error = carried + steps * magnitude + 6.0 * arithmetic.u * n.value * shift.value + n.value * arithmetic.eta
+    return [Pair(value, undecided_beyond(value, error, arithmetic.largest))]
+
+
+def _common_mean_square_sum(
+    arithmetic: Arithmetic, body: Any, x: Pair, mean: Pair, mask: Pair, n: Pair
+) -> list[Pair]:
+    value, e = evaluate(body, x, mean, mask, n), error_of(mean)
+    carried = _largest_error(x)
+    shifted = value + n.value * e * e
+    error = n.value * e * e + 2.0 * jnp.sqrt(n.value * value) * carried + n.value * carried * carried
+    error += (arithmetic.depth_u + 3.0 * arithmetic.u) * shifted + _underflow(arithmetic, n, value)
+    return [Pair(value, undecided_beyond(value, _nan_is_infinite(error), arithmetic.largest))]
+
+
+def _merged_square_sum(
+    arithmetic: Arithmetic, body: Any, x: Pair, mean: Pair, mask: Pair, n: Pair, shift: Pair
+) -> list[Pair]:
+    value = evaluate(body, x, mean, mask, n, shift)
+    squares = jnp.sum(jnp.where(mask.value[..., None], x.value * x.value, 0.0), axis=(0, 1))
+    steps = arithmetic.depth_u + 4.0 * arithmetic.u
+    delta = steps * jnp.sqrt(squares) + 6.0 * arithmetic.u * jnp.sqrt(n.value) * shift.value
+    delta += jnp.sqrt(n.value) * (_largest_error(x) + arithmetic.eta)
+    error = 2.0 * jnp.sqrt(value) * delta + delta * delta
+    error += (steps + 4.0 * arithmetic.u) * (value + error) + _underflow(arithmetic, n, value)
+    return [Pair(value, undecided_beyond(value, _nan_is_infinite(error), arithmetic.largest))]
+
+
+def _largest_error(x: Pair) -> Array | float:
+    return 0.0 if x.error is None else jnp.max(jnp.broadcast_to(x.error, x.value.shape), axis=(0, 1))
+
+
+def _underflow(arithmetic: Arithmetic, n: Pair, value: Array) -> Array:
+    """Flushed differences and squares: (d + eta)^2 + eta, summed."""
+    return 2.0 * jnp.sqrt(n.value * value) * arithmetic.eta + 2.0 * n.value * arithmetic.eta
+
+
+def _inverse_root(arithmetic: Arithmetic, body: Any, var: Pair, eps: Pair) -> list[Pair]:
+    return _bounded_inverse_root(arithmetic, body, var, eps, units=arithmetic.sqrt + arithmetic.div)
+
+
+def _inverse_root_at_once(arithmetic: Arithmetic, body: Any, var: Pair, eps: Pair) -> list[Pair]:
+    return _bounded_inverse_root(arithmetic, body, var, eps, units=arithmetic.rsqrt)
+
+
+def _bounded_inverse_root(
+    arithmetic: Arithmetic, body: Any, var: Pair, eps: Pair, *, units: Any
+) -> list[Pair]:
+    value = evaluate(body, var, eps)
+    low = jnp.maximum(var.value - error_of(var), 0.0) + jnp.maximum(eps.value - error_of(eps), 0.0)
+    low = low * (1.0 - arithmetic.u) - arithmetic.eta
+    high = var.value + error_of(var) + eps.value + error_of(eps)
+    high = high * (1.0 + arithmetic.u) + arithmetic.eta
+    above = 1.0 / jnp.sqrt(jnp.where(low > 0, low, 1.0)) - value
+    error = jnp.where(low > 0, jnp.maximum(above, value - 1.0 / jnp.sqrt(high)), jnp.inf)
+    return [rounded(value, _nan_is_infinite(error), arithmetic, units=units)]
+
+
+RULES: dict[str, Rule] = {
+    "add": _add,
+    "add_any": _add,
+    "sub": _add,
+    "mul": _mul,
+    "square": _square,
+    "integer_pow": _square,
+    "div": _div,
+    "sqrt": _sqrt,
+    "rsqrt": _rsqrt,
+    "reduce_sum": _reduce_sum,
+    "psum": _psum,
+    "psum_invariant": _psum,
+    "select_n": _select,
+    "broadcast_in_dim": _same_on_errors,
+    "reshape": _same_on_errors,
+    "squeeze": _same_on_errors,
+    "transpose": _same_on_errors,
+    "convert_element_type": _same_on_errors,
+    "copy": _same_on_errors,
+    "neg": _keep_error,
+    "abs": _keep_error,
+    "max": _max,
+}
+
+NAMED_RULES: dict[str, Rule] = {
+    "mean_sum": _mean_sum,
+    "common_mean_square_sum": _common_mean_square_sum,
+    "merged_square_sum": _merged_square_sum,
+    "inverse_root": _inverse_root,
+    "inverse_root_at_once": _inverse_root_at_once,
+}

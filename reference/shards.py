@@ -1,0 +1,102 @@
+"""Shards: how the values of ranks of different sizes lie in one padded array.
+
+A rank's positions are cut into shards of `length` positions, each shard belongs to one rank, and the mapped axis
+of `reference.batchnorm` runs over the shards of a process group: since sums and counts travel together, a
+pmean over shards equals a pmean over ranks, while the padding is less than one shard a rank (padding by rank
+would cost ranks x the largest rank). The bucket sizes are few, so that few programs are compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_LENGTHS = (8, 128)
+_SHARDS = (4, 16, 64)
+_CHANNELS = (1, 8, 72, 136)
+_RANKS = (8, 64)
+
+
+class Bucket(NamedTuple):
+    """The padded sizes that a program is compiled for: shards, positions a shard, channels, ranks."""
+
+    shards: int
+    length: int
+    channels: int
+    ranks: int
+
+
+class Layout(NamedTuple):
+    """Where each rank's positions lie.
+
+    Attributes:
+        bucket: The padded sizes.
+        starts: First position of each rank in the array of shards x length positions.
+        counts: Positions of each rank.
+        mask: (shards, length), True where a position is real.
+        owner: (shards,), the rank that each shard belongs to; `bucket.ranks` for an unused shard.
+    """
+
+    bucket: Bucket
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    mask: NDArray[np.bool_]
+    owner: NDArray[np.int32]
+
+
+def layout(counts: Sequence[int], channels: int) -> Layout:
+    """Return the layout for ranks that hold `counts` positions of `channels` channels each."""
+    length = next((size for size in _LENGTHS if sum(-(-n // size) for n in counts) <= _SHARDS[-1]), _LENGTHS[-1])
+    used = [-(-n // length) for n in counts]
+    bucket = Bucket(
+        _at_least(sum(used), _SHARDS, factor=4),
+        length,
+        _at_least(channels, _CHANNELS, factor=2),
+        _at_least(len(counts), _RANKS, factor=2),
+    )
+    owner = np.full(bucket.shards, bucket.ranks, np.int32)
+    mask = np.zeros((bucket.shards, length), np.bool_)
+    starts, shard = [], 0
+    for rank, (n, shards) in enumerate(zip(counts, used, strict=True)):
+        owner[shard : shard + shards] = rank
+        mask.reshape(-1)[shard * length : shard * length + n] = True
+        starts.append(shard * length)
+        shard += shards
+    return Layout(bucket, tuple(starts), tuple(counts), mask, owner)
+
+
+def pack(where: Layout, values: Sequence[Floats]) -> Floats:
+    """Return the ranks' arrays, each (N, C, positions), as one padded array (shards, length, C)."""
+    shards, length, channels, _ = where.bucket
+    packed = np.zeros((shards * length, channels))
+    for start, count, array in zip(where.starts, where.counts, values, strict=True):
+        if count:
+            n, c, positions = array.shape
+            packed[start : start + count, :c].reshape(n, positions, c)[...] = array.transpose(0, 2, 1)
+    return packed.reshape(shards, length, channels)
+
+
+def unpack(where: Layout, packed: Floats, rank: int, shape: tuple[int, ...]) -> Floats:
+    """Return rank's part of (shards, length, C) in the logical shape (N, C, *spatial)."""
+    start, count = where.starts[rank], where.counts[rank]
+    n, c = shape[0], shape[1]
+    flat = packed.reshape(-1, packed.shape[-1])[start : start + count, :c]
+    if count == 0:
+        return np.zeros(shape)
+    return flat.reshape(n, -1, c).transpose(0, 2, 1).reshape(shape)
+
+
+def _at_least(size: int, sizes: tuple[int, ...], *, factor: int) -> int:
+    """Return the smallest bucket size that holds `size`; beyond the table, the last one times powers."""
+    for candidate in sizes:
+        if size <= candidate:
+            return candidate
+    candidate = sizes[-1]
+    while candidate < size:
+        candidate *= factor
+    return candidate
