@@ -1,0 +1,93 @@
+"""Strategies: cases for Hypothesis, the same cases without Hypothesis, and the share a domain excludes.
+
+A draw makes three choices, strings of bytes that `properties.drawing` turns into a case: Hypothesis pays for
+each choice, not for each byte, and still lowers every byte by itself when it minimises.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import msgspec
+from hypothesis import strategies as st
+
+from properties.admission import admits
+from properties.case import Case
+from properties.domain import Domain
+from properties.drawing import (
+    OPTION_BYTES,
+    SHAPE_BYTES,
+    TOTAL_BYTES,
+    VALUE_BYTES,
+    Tables,
+    case_from,
+    tables_for,
+)
+
+RARE_WORLD_SIZES = (5, 8)
+_SHARE_DRAWS = 2000
+
+
+def cases(
+    domain: Domain,
+    *,
+    world_sizes: tuple[int, ...] | None = None,
+    probes: bool = True,
+    rare_world_sizes: tuple[int, ...] = RARE_WORLD_SIZES,
+) -> st.SearchStrategy[Case]:
+    """Return a strategy of cases in `domain`.
+
+    Args:
+        domain: What the subject supports.
+        world_sizes: Numbers of ranks, in place of the domain's.
+        probes: One case in sixteen asks for each probe, `repeatable` and `scaling`.
+        rare_world_sizes: Those among the numbers of ranks that are drawn rarely, about one in sixty each.
+
+    Raises:
+        DomainError: If no case lies in the domain.
+    """
+    tables = _tables(domain, world_sizes, probes=probes, rare_world_sizes=rare_world_sizes)
+    parts = [st.binary(min_size=n, max_size=n) for n in (SHAPE_BYTES, OPTION_BYTES, VALUE_BYTES)]
+    return st.tuples(*parts).map(lambda drawn: case_from(b"".join(drawn), tables))
+
+
+def random_case(
+    source: random.Random,
+    domain: Domain,
+    *,
+    world_sizes: tuple[int, ...] | None = None,
+    probes: bool = True,
+    rare_world_sizes: tuple[int, ...] = RARE_WORLD_SIZES,
+) -> Case:
+    """Return one case in `domain`, distributed as those of `cases`, without Hypothesis.
+
+    Raises:
+        DomainError: If no case lies in the domain.
+    """
+    tables = _tables(domain, world_sizes, probes=probes, rare_world_sizes=rare_world_sizes)
+    return case_from(source.randbytes(TOTAL_BYTES), tables)
+
+
+@functools.lru_cache(maxsize=16)
+def excluded_share(domain: Domain) -> float:
+    """Return the share of the cases of the default domain, as they are drawn, that `domain` excludes.
+
+    Estimated from 2000 draws with a fixed seed (standard error at most 0.011). Numbers of ranks beyond the
+    default domain's do not count.
+    """
+    source, default = random.Random(0), Domain()
+    drawn = (random_case(source, default) for _ in range(_SHARE_DRAWS))
+    return sum(not admits(domain, case) for case in drawn) / _SHARE_DRAWS
+
+
+def _tables(
+    domain: Domain,
+    world_sizes: tuple[int, ...] | None,
+    *,
+    probes: bool,
+    rare_world_sizes: tuple[int, ...],
+) -> Tables:
+    if world_sizes is not None:
+        domain = msgspec.structs.replace(domain, world_sizes=world_sizes)
+    return tables_for(domain, probes=probes, rare_world_sizes=rare_world_sizes)
