@@ -114,7 +114,8 @@ def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu")
     ranks = range(case.world_size)
     drawn = {(rank, k): values.tensors(case, rank, step=k) for rank in ranks for k in range(len(case.steps))}
     digests = {
-        rank: values.digest(*(array for k in range(len(case.steps)) for array in drawn[rank, k])) for rank in ranks
+        rank: values.digest(*(array for k in range(len(case.steps)) for array in drawn[rank, k]))
+        for rank in ranks
     }
     refusing = refusals(case)
     tensors: dict[str, dict[int, Interval]] = {}
@@ -383,7 +384,9 @@ def _backward(walk: _Walk, k: int) -> None:
 def _has_backward(walk: _Walk) -> bool:
     """Whether anything requires a gradient, so that a backward (and its recomputation) runs at all."""
     case = walk.case
-    trained = (case.has_weight and "weight" not in case.frozen) or (case.has_bias and "bias" not in case.frozen)
+    trained = (case.has_weight and "weight" not in case.frozen) or (
+        case.has_bias and "bias" not in case.frozen
+    )
     return trained or any(case.input_requires_grad(rank) for rank in walk.group)
 
 

@@ -105,9 +105,7 @@ class Result(NamedTuple):
     moments: Moments
 
 
-def forward_and_backward(
-    mapped: Any, x: Array, weight: Array, bias: Array, cotangent: Array
-) -> Result:
+def forward_and_backward(mapped: Any, x: Array, weight: Array, bias: Array, cotangent: Array) -> Result:
     """Return the outputs of `mapped` and its vector-Jacobian product with the ranks' cotangents.
 
     Args:
@@ -123,9 +121,7 @@ def forward_and_backward(
     return Result(y, grad_input, grad_weight, grad_bias, batch)
 
 
-def over_vmap(
-    mask: Array, *, running: tuple[Array, Array], training: Array, eps: Array
-) -> Any:
+def over_vmap(mask: Array, *, running: tuple[Array, Array], training: Array, eps: Array) -> Any:
     """Return `normalise` mapped by `jax.vmap` over the leading axis of (x, weight, bias) and of `mask`."""
 
     def one(x: Array, weight: Array, bias: Array, real: Array) -> tuple[Array, Moments]:

@@ -118,9 +118,7 @@ def cotangent_mean(g: Array, mask: Array, n: Array) -> Array:
     return _total(g, mask) * (1.0 / n)
 
 
-def projection_normalised(
-    g: Array, x: Array, mask: Array, m: Array, invstd: Array, n: Array
-) -> Array:
+def projection_normalised(g: Array, x: Array, mask: Array, m: Array, invstd: Array, n: Array) -> Array:
     """Return mean (g xhat) over all ranks."""
     return _total(g * ((x - m) * invstd), mask) * (1.0 / n)
 

@@ -184,7 +184,9 @@ def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
 
     axes = (0, 0, 0, None, None, None)
     sums = (s.g, s.x, s.mask, mean, invstd, s.n)
-    g_mean = when_training(_over(forms.cotangent_mean, (0, 0, None), out=None)(s.arithmetic, s.g, s.mask, s.n))
+    g_mean = when_training(
+        _over(forms.cotangent_mean, (0, 0, None), out=None)(s.arithmetic, s.g, s.mask, s.n)
+    )
     projection = when_training(
         merge(
             _over(forms.projection_normalised, axes, out=None)(s.arithmetic, *sums),
@@ -318,7 +320,8 @@ def _update(given: BufferInput) -> tuple[Array, Array]:
     old = Pair(jnp.asarray(given.old), given.old_error)
     arguments = (old, new, Pair(jnp.asarray(m), m_error), Pair(jnp.asarray(rest), rest_error))
     result = merge(
-        bound(forms.buffer_weighted)(arithmetic, *arguments), bound(forms.buffer_stepped)(arithmetic, *arguments)
+        bound(forms.buffer_weighted)(arithmetic, *arguments),
+        bound(forms.buffer_stepped)(arithmetic, *arguments),
     )
     return result.value, _stored(result, store_u, underflow)  # type: ignore[arg-type]
 

@@ -115,7 +115,9 @@ def _mean_sum(arithmetic: Arithmetic, body: Any, x: Pair, mask: Pair, n: Pair, s
     magnitude = jnp.sum(jnp.where(real, jnp.abs(x.value) + error_of(x), 0.0), axis=(0, 1))
     carried = jnp.sum(jnp.where(real, jnp.broadcast_to(error_of(x), x.value.shape), 0.0), axis=(0, 1))
     steps = arithmetic.depth_u + (4.0 + 2.0 * jnp.log(n.value)) * arithmetic.u
-    error = carried + steps * magnitude + 6.0 * arithmetic.u * n.value * shift.value + n.value * arithmetic.eta
+    error = (
+        carried + steps * magnitude + 6.0 * arithmetic.u * n.value * shift.value + n.value * arithmetic.eta
+    )
     return [Pair(value, undecided_beyond(value, error, arithmetic.largest))]
 
 

@@ -51,7 +51,9 @@ class Layout(NamedTuple):
 
 def layout(counts: Sequence[int], channels: int) -> Layout:
     """Return the layout for ranks that hold `counts` positions of `channels` channels each."""
-    length = next((size for size in _LENGTHS if sum(-(-n // size) for n in counts) <= _SHARDS[-1]), _LENGTHS[-1])
+    length = next(
+        (size for size in _LENGTHS if sum(-(-n // size) for n in counts) <= _SHARDS[-1]), _LENGTHS[-1]
+    )
     used = [-(-n // length) for n in counts]
     bucket = Bucket(
         _at_least(sum(used), _SHARDS, factor=4),
