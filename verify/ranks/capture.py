@@ -1,0 +1,86 @@
+"""Capture: a copy of a tensor that the subject gave, on its way out of the rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from verify.ranks.messages import TensorHeader
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_NUMPY_KNOWS = frozenset(
+    {
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+        torch.complex128,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A C-contiguous copy of a tensor's values and what else is told of it."""
+
+    array: NDArray[Any]
+    dtype: str
+    strides: tuple[int, ...]
+    requires_grad: bool
+    device: str
+    aliases_input: bool
+
+    def header(self, offset: int) -> TensorHeader:
+        """Return what travels in the message, for values at `offset` of the memory file."""
+        return TensorHeader(
+            dtype=self.dtype,
+            numpy=self.array.dtype.name,
+            shape=self.array.shape,
+            strides=self.strides,
+            requires_grad=self.requires_grad,
+            device=self.device,
+            aliases_input=self.aliases_input,
+            offset=offset,
+        )
+
+
+def capture(tensor: torch.Tensor, *, beside: torch.Tensor | None = None) -> Captured:
+    """Return a copy of `tensor`; `beside` is the input whose storage it may share."""
+    plain = tensor.detach()
+    return Captured(
+        array=_array(plain),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        strides=tuple(tensor.stride()),
+        requires_grad=tensor.requires_grad,
+        device=tensor.device.type,
+        aliases_input=beside is not None and shares_storage(plain, beside),
+    )
+
+
+def shares_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors share a storage that is not empty."""
+    storage = first.untyped_storage()
+    return storage.nbytes() > 0 and storage.data_ptr() == second.untyped_storage().data_ptr()
+
+
+def _array(plain: torch.Tensor) -> NDArray[Any]:
+    if plain.device.type != "cpu":
+        plain = plain.cpu()
+    if plain.is_neg() or plain.is_conj():
+        plain = plain.resolve_conj().resolve_neg()
+    if plain.dtype == torch.bfloat16:
+        return np.array(plain.view(torch.int16).numpy(), order="C", copy=True).view(np.uint16)
+    if plain.dtype not in _NUMPY_KNOWS:
+        # For example float8: its bits, under its own name.
+        plain = plain.contiguous().view(_BITS[plain.element_size()])
+    return np.array(plain.numpy(), order="C", copy=True)

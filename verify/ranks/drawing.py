@@ -1,0 +1,67 @@
+"""Drawing: the data of one step on one rank, as tensors, and whether the subject left them as they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from properties.case import Case
+from properties.values import Floats, tensors
+from verify.ranks.layouts import Laid, dtype_of, lay_out, same_bits
+
+_LARGEST_INTEGER = 2.0**53
+
+
+@dataclass(slots=True, kw_only=True)
+class StepData:
+    """Input leaf and cotangent of a step, copies of their storage from before, and the output once it is there."""
+
+    input: Laid
+    cotangent: Laid
+    input_before: torch.Tensor
+    cotangent_before: torch.Tensor
+    output: torch.Tensor | None = None
+
+    def modified(self) -> tuple[str, ...]:
+        """Return which of input and cotangent are not, bit for bit, what they were, gaps in memory included."""
+        pairs = (
+            ("input", self.input.storage, self.input_before),
+            ("cotangent", self.cotangent.storage, self.cotangent_before),
+        )
+        return tuple(name for name, now, before in pairs if not same_bits(now, before))
+
+
+def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[StepData, Floats]:
+    """Return the data of `step` on `rank`, and the values of its (right) input for the digest."""
+    values, cotangents = tensors(case, rank, step=step)
+    inputs: NDArray[Any] = values
+    shape, layout, dtype = case.shape_of(rank), case.input_layout, dtype_of(case.dtype)
+    requires_grad = case.input_requires_grad(rank)
+    match case.wrong:
+        case "channels":
+            inputs, cotangents = tensors(_with_one_more_channel(case), rank, step=step)
+            shape = (shape[0], shape[1] + 1, *shape[2:])
+        case "dims":
+            inputs, cotangents = values[:, 0, 0].copy(), cotangents[:, 0, 0].copy()
+            shape, layout = (shape[0],), "contiguous"
+        case "integer":
+            finite = np.nan_to_num(values, posinf=_LARGEST_INTEGER, neginf=-_LARGEST_INTEGER)
+            inputs = np.clip(finite, -_LARGEST_INTEGER, _LARGEST_INTEGER).astype(np.int64)
+            dtype, requires_grad = torch.int64, False
+    cotangent_layout = "contiguous" if case.wrong == "dims" else case.cotangent_layout
+    if case.wrong == "dims" and case.cotangent_layout == "expanded":
+        cotangents = np.broadcast_to(cotangents, shape).copy()
+    x = lay_out(inputs, layout, dtype=dtype, device=device, shape=shape)
+    g = lay_out(cotangents, cotangent_layout, dtype=dtype_of(case.dtype), device=device, shape=shape)
+    data = StepData(input=x, cotangent=g, input_before=x.storage.clone(), cotangent_before=g.storage.clone())
+    x.tensor.requires_grad_(requires_grad)
+    return data, values
+
+
+def _with_one_more_channel(case: Case) -> Case:
+    return msgspec.structs.replace(case, channels=case.channels + 1)

@@ -1,0 +1,59 @@
+"""Endings: what is told of a rank that could not tell itself, and whether a group may go on after a case. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from properties.observation import RankObservation
+
+_PEER_IS_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "gloo/transport",
+    "distbackenderror",
+)
+
+
+def exit_text(code: int | None) -> str:
+    """Return `exit code 3` or `signal SIGABRT` for a code, negative for a signal, of a process that ended."""
+    if code is None:
+        return "unknown"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def blames_a_lost_peer(seen: RankObservation) -> bool:
+    """Return whether a rank raised because the connection to another, dead, rank broke."""
+    if seen.raised is None:
+        return False
+    text = f"{seen.raised.type} {seen.raised.message} {seen.raised.traceback}".lower()
+    return any(words in text for words in _PEER_IS_LOST)
+
+
+def unfit(ranks: Sequence[RankObservation]) -> str:
+    """Return why a group cannot run another case after this one, or nothing.
+
+    It can if every rank has answered and, in each process group, all its ranks issued the same sequence of operations:
+    then none is left waiting, and none of the next case's would meet one of this case's.
+    """
+    for seen in ranks:
+        if seen.ending in ("timeout", "died", "stopped"):
+            return seen.ending
+        if blames_a_lost_peer(seen):
+            return "raised in a collective"
+    sequences: dict[tuple[int, ...], dict[int, list[str]]] = {}
+    for seen in ranks:
+        for entry in seen.ledger:
+            if entry.op in ("send", "recv"):
+                return "point-to-point operations" if seen.raised else ""
+            sequences.setdefault(entry.group, {}).setdefault(seen.rank, []).append(entry.op)
+    for group, by_rank in sequences.items():
+        members = group or tuple(seen.rank for seen in ranks)
+        if any(by_rank.get(rank, []) != by_rank.get(members[0], []) for rank in members):
+            return "collectives do not match"
+    return ""

@@ -1,0 +1,330 @@
+"""A rank group: the ranks of one world size that have loaded one subject, as the parent holds them.
+
+Rules
+-----
+- Every wait has an end, whatever the ranks do.
+- What a rank reports is kept as it is; what it cannot report (timeout, died, stopped) is told here.
+- A group that is `lost` is not used again: stop it and make another.
+
+Theory of operation
+-------------------
+Messages are sent ahead: set-up, load and the first case go out before the server has forked the ranks, which find them
+in their sockets. The parent then collects one answer a message from each rank. When one rank has raised or died, the
+others get a short grace, because they may be waiting for it in a collective for ever; who has not answered then is
+`stopped`. Without that, who has not answered when the time is over is a `timeout`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from properties.case import Case
+from properties.observation import Ending, Observation, RankObservation
+from verify.errors import RankError, SubjectError
+from verify.ranks import memory
+from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
+from verify.ranks.link import Link, tail
+from verify.ranks.messages import (
+    Description,
+    Failed,
+    Frames,
+    FromRank,
+    Load,
+    Loaded,
+    Ran,
+    Run,
+    Setup,
+    Spawn,
+    Spawned,
+    Stop,
+    Stopped,
+    Target,
+    frame,
+)
+from verify.ranks.plan import Plan
+
+GRACE_SECONDS = 1.0
+_SLACK_SECONDS = 0.2
+_SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
+_LOAD_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_PIECE = 1 << 16
+
+
+class _Rank:
+    """The parent's end of one rank."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.connection, self.theirs = socket.socketpair()
+        self.memory = memory.create()
+        self.frames = Frames()
+        self.answers: list[FromRank] = []
+        self.gone = False
+
+    @property
+    def silent(self) -> bool:
+        return not self.answers and not self.gone
+
+    @property
+    def failed(self) -> bool:
+        """Whether others may wait for it in vain."""
+        answer = self.answers[0] if self.answers else None
+        return isinstance(answer, Failed) or (
+            answer.ending == "raised" if isinstance(answer, Ran) else self.gone
+        )
+
+
+class RankGroup:
+    """Persistent ranks with one subject; see `verify.ranks.transport` for what the public methods promise.
+
+    Attributes:
+        plan, target: What it was made for.
+        groupings: Process groups that its ranks have made for cases so far.
+        lost: Why it cannot be used again, or an empty string.
+        pids: Process ids of the ranks, once they are known.
+    """
+
+    def __init__(self, link: Link, plan: Plan, target: Target, *, folder: Path) -> None:
+        self.plan = plan
+        self.target = target
+        self.groupings: set[tuple[tuple[int, ...], ...]] = set()
+        self.lost = ""
+        self.pids: tuple[int, ...] = ()
+        self._link = link
+        self._folder = folder
+        self._decoder = msgspec.json.Decoder(FromRank)
+        self._description: Description | None = None
+        self._case: Case | None = None
+        self._seconds = 0.0
+        self._since = 0.0
+        folder.mkdir()
+        self._ranks = [_Rank(number) for number in range(plan.world_size)]
+        self._selector = selectors.DefaultSelector()
+        self._begin()
+
+    def describe(self) -> Description:
+        """Return what the ranks say of the subject.
+
+        Raises:
+            SubjectError: If a rank could not load it.
+            RankError: If the ranks could not be started.
+        """
+        if self._description is None:
+            try:
+                self._description = self._await_start()
+            except (RankError, SubjectError) as error:
+                self.lost = type(error).__name__
+                raise
+            self._since = time.monotonic()
+        return self._description
+
+    def submit(self, case: Case, *, seconds: float) -> None:
+        """Send `case` to all ranks and return; they may take `seconds` from when they begin."""
+        self._case, self._seconds, self._since = case, seconds, time.monotonic()
+        if case.groups:
+            self.groupings.add(case.groups)
+        self._send([Run(case=case, seconds=seconds)] * len(self._ranks))
+
+    def observation(self) -> Observation:
+        """Return what the ranks gave back, or how they ended.
+
+        Raises:
+            SubjectError: If the subject could not be loaded.
+            RankError: If our own code failed in a rank.
+        """
+        assert self._case is not None
+        self.describe()
+        self._collect(self._since + self._seconds + _SLACK_SECONDS)
+        for rank in self._ranks:
+            if rank.answers and isinstance(answer := rank.answers[0], Failed):
+                self.lost = "RankError"
+                raise RankError(f"Expected rank {rank.number} to run a case, but it failed: {answer.message}")
+        ranks = self._observed()
+        answers = [rank.answers.pop(0) for rank in self._ranks if rank.answers]
+        self._case = None
+        dirty = any(isinstance(answer, Ran) and answer.dirty for answer in answers)
+        self.lost = unfit(ranks) or ("left its process changed" if dirty else "")
+        return Observation(ranks=ranks)
+
+    def ending(self, rank: int) -> Ending | None:
+        """Return how the submitted case has ended on `rank` so far, or None; never waits."""
+        self._poll(0.0)
+        answer = next(iter(self._ranks[rank].answers), None)
+        if isinstance(answer, Ran):
+            return answer.ending
+        return "died" if self._ranks[rank].gone else None
+
+    def stop(self, *, dead: Sequence[int] = (), trace: Sequence[int] = ()) -> dict[int, int]:
+        """Kill the ranks; write down the stacks of those in `trace` before.
+
+        Returns:
+            By rank in `dead`, which have ended by themselves: its exit code, negative for a signal.
+        """
+        pids, self.pids = self.pids, ()
+        if not pids:
+            return {}
+        request = Stop(pids=pids, dead=tuple(pids[k] for k in dead), trace=tuple(pids[k] for k in trace))
+        stopped = self._link.request(request, seconds=_STOP_SECONDS)
+        assert isinstance(stopped, Stopped)
+        return {rank: stopped.codes[pid] for rank, pid in enumerate(pids) if pid in stopped.codes}
+
+    def close(self) -> None:
+        """Kill the ranks if they are alive and free what the parent holds of them."""
+        if not self.pids and self._description is None:
+            with contextlib.suppress(RankError):
+                self._await_pids()
+        with contextlib.suppress(RankError):
+            self.stop()
+        self._selector.close()
+        for rank in self._ranks:
+            rank.connection.close()
+            os.close(rank.memory)
+        self._ranks = []
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _begin(self) -> None:
+        for rank in self._ranks:
+            self._selector.register(rank.connection, selectors.EVENT_READ, rank)
+        descriptors = tuple(fd for rank in self._ranks for fd in (rank.theirs.fileno(), rank.memory))
+        request = Spawn(world_size=self.plan.world_size, folder=str(self._folder))
+        self._ticket = self._link.send(request, descriptors)
+        for rank in self._ranks:
+            rank.theirs.close()
+        self._send(
+            [
+                Setup(
+                    rank=rank.number,
+                    world_size=self.plan.world_size,
+                    device=self.plan.devices[rank.number],
+                    backend=self.plan.backend,
+                    folder=str(self._folder),
+                )
+                for rank in self._ranks
+            ]
+        )
+        self._send([Load(target=self.target)] * len(self._ranks))
+
+    def _send(self, messages: Sequence[msgspec.Struct]) -> None:
+        data = b""
+        for rank, message, previous in zip(self._ranks, messages, [None, *messages], strict=False):
+            data = data if message is previous else frame(message)
+            # A rank that has died shows when its answer is awaited.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                rank.connection.sendall(data)
+
+    def _await_pids(self) -> None:
+        spawned = self._link.reply(self._ticket)
+        assert isinstance(spawned, Spawned)
+        if spawned.error:
+            raise RankError(f"Expected {self.plan.world_size} ranks, but the server {spawned.error}.")
+        self.pids = spawned.pids
+
+    def _await_start(self) -> Description:
+        self._await_pids()
+        seconds = _SETUP_SECONDS + _SETUP_SECONDS_A_RANK * self.plan.world_size
+        self._collect(time.monotonic() + seconds)
+        for rank in self._ranks:
+            answer = rank.answers.pop(0) if rank.answers else None
+            if answer is None or isinstance(answer, Failed):
+                why = answer.message if answer else self._why_silent(rank, seconds)
+                raise RankError(
+                    f"Expected rank {rank.number} to join its {self.plan.backend} group, but {why}"
+                )
+        self._collect(time.monotonic() + _LOAD_SECONDS)
+        descriptions = []
+        for rank in self._ranks:
+            answer = rank.answers.pop(0) if rank.answers else None
+            if not isinstance(answer, Loaded):
+                why = answer.message if isinstance(answer, Failed) else self._why_silent(rank, _LOAD_SECONDS)
+                raise SubjectError(f"Expected to load the subject {self.target.spec!r}, but {why}")
+            if answer.description is None:
+                raise SubjectError(answer.error)
+            descriptions.append(answer.description)
+        return descriptions[0]
+
+    def _why_silent(self, rank: _Rank, seconds: float) -> str:
+        if not rank.gone:
+            return f"it took more than {seconds:g} s."
+        code = self.stop(dead=[rank.number]).get(rank.number)
+        lines = tail(self._folder / f"rank-{rank.number}.log").splitlines()
+        return f"the process ended: {exit_text(code)}{'; ' + lines[-1] if lines else '.'}"
+
+    def _collect(self, until: float) -> None:
+        """Wait until every rank has answered or is gone, `until` at most, and shortly once one has failed."""
+        grace = GRACE_SECONDS * max(1.0, len(self._ranks) / (os.cpu_count() or 1))
+        self._poll(0.0)
+        while any(rank.silent for rank in self._ranks):
+            if any(rank.failed for rank in self._ranks):
+                until, grace = min(until, time.monotonic() + grace), float("inf")
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._poll(left)
+
+    def _poll(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            rank: _Rank = key.data
+            try:
+                data = rank.connection.recv(_PIECE)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                rank.gone = True
+                self._selector.unregister(rank.connection)
+                continue
+            rank.frames.feed(data)
+            while (body := rank.frames.next()) is not None:
+                rank.answers.append(self._decoder.decode(body))
+
+    def _observed(self) -> tuple[RankObservation, ...]:
+        dead = [rank.number for rank in self._ranks if rank.gone and not rank.answers]
+        silent = [rank.number for rank in self._ranks if rank.silent]
+        failed = any(rank.failed for rank in self._ranks)
+        codes: dict[int, int] = {}
+        if dead or silent:
+            trace = [number for number in silent if not self._stack(number)]
+            codes = self.stop(dead=dead, trace=trace)
+        observed = []
+        for rank in self._ranks:
+            if rank.answers and isinstance(answer := rank.answers[0], Ran):
+                seen = self._returned(rank, answer)
+                if dead and blames_a_lost_peer(seen):
+                    seen = msgspec.structs.replace(seen, ending="stopped")
+            elif rank.gone:
+                seen = self._died(rank.number, codes.get(rank.number))
+            else:
+                ending: Ending = "stopped" if failed else "timeout"
+                seen = RankObservation(rank=rank.number, ending=ending, stack=self._stack(rank.number))
+            observed.append(seen)
+        return tuple(observed)
+
+    def _returned(self, rank: _Rank, answer: Ran) -> RankObservation:
+        return RankObservation(
+            rank=rank.number,
+            ending=answer.ending,
+            raised=answer.raised,
+            tensors=memory.read(rank.memory, answer.tensors, size=answer.size, spill=answer.spill),
+            modified=answer.modified,
+            ledger=answer.ledger,
+            digest=answer.digest,
+            seconds=answer.seconds,
+        )
+
+    def _died(self, number: int, code: int | None) -> RankObservation:
+        printed = tail(self._folder / f"rank-{number}.log")
+        stack = self._stack(number) + (f"\n\nLast output of the rank:\n{printed}" if printed else "")
+        return RankObservation(rank=number, ending="died", exit=exit_text(code), stack=stack.strip())
+
+    def _stack(self, number: int) -> str:
+        lines = tail(self._folder / f"rank-{number}.stack", limit=20_000).splitlines()
+        return "\n".join(line for line in lines if not line.startswith("Extension modules:")).strip()

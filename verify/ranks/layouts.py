@@ -1,0 +1,87 @@
+"""Layouts: how the tensors of a case lie in memory.
+
+A laid-out tensor has the values and the logical shape of the case whatever its layout; only strides and storage differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from properties.case import CotangentLayout, InputLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A tensor as the subject sees it and, for comparison, a dense tensor over the storage it is a view of."""
+
+    tensor: torch.Tensor
+    storage: torch.Tensor
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return torch's dtype of this name."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def lay_out(
+    values: NDArray[np.float64] | NDArray[np.int64],
+    layout: InputLayout | CotangentLayout,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: tuple[int, ...],
+) -> Laid:
+    """Return `values`, in logical order, as a tensor of `shape` in this layout.
+
+    contiguous: C order. channels_last: torch's memory format of 4-D and 5-D tensors. permuted: all dimensions in
+    reverse order in memory. sliced: every second position of the last dimension of a longer tensor, from the second
+    sample and channel on. expanded: `values` is (1, C, 1), every other dimension has stride 0.
+    """
+    plain = torch.from_numpy(values).to(device=device, dtype=dtype)
+    match layout:
+        case "expanded":
+            dense = plain.reshape([shape[1] if axis == 1 else 1 for axis in range(len(shape))])
+            return Laid(dense.expand(shape), dense)
+        case "contiguous":
+            dense = plain.reshape(shape)
+            return Laid(dense, dense)
+        case "channels_last":
+            last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+            dense = plain.reshape(shape).contiguous(memory_format=last)
+            return Laid(dense, dense)
+        case "permuted":
+            axes = tuple(reversed(range(len(shape))))
+            storage = plain.reshape(shape).permute(axes).contiguous()
+            return Laid(storage.permute(axes), storage)
+        case "sliced":
+            return _sliced(plain.reshape(shape))
+
+
+def _sliced(plain: torch.Tensor) -> Laid:
+    """Lay `plain` as a view with gaps, whose gaps hold a number far from most values, that must never be read."""
+    longer = [size + 1 for size in plain.shape[:-1]] + [2 * plain.shape[-1] + 1]
+    storage = torch.full(longer, 24.0, dtype=plain.dtype, device=plain.device)
+    view = storage[tuple(slice(1, None) for _ in longer[:-1])][..., 1::2]
+    view.copy_(plain)
+    return Laid(view, storage)
+
+
+def strided(plain: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a one-dimensional tensor that is every second element of a longer one."""
+    view = torch.zeros(2 * plain.numel(), dtype=plain.dtype, device=plain.device)[::2]
+    view.copy_(plain)
+    return view
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors of the same shape and dtype hold the same bits (a NaN equals itself)."""
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    return torch.equal(first.view(integer), second.view(integer))

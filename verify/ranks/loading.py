@@ -1,0 +1,138 @@
+"""Loading: from a target to the subject's factory and its description, inside a rank."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from verify.errors import SubjectError
+from verify.ranks.messages import Description, Target
+
+KEYWORDS = (
+    "eps",
+    "momentum",
+    "affine",
+    "track_running_stats",
+    "process_group",
+    "device",
+    "dtype",
+    "bias",
+)
+Factory = Callable[..., Any]
+
+
+def load(target: Target) -> tuple[Factory, Description]:
+    """Return the factory at `target` and what can be said of it.
+
+    Raises:
+        SubjectError: If it cannot be imported, is not there, is not callable or promises no plain data.
+    """
+    module = _from_file(target) if target.file else _from_name(target)
+    found: Any = module
+    for part in target.attribute.split("."):
+        if not hasattr(found, part):
+            raise SubjectError(_missing(target, found, part))
+        found = getattr(found, part)
+    if not callable(found):
+        raise SubjectError(
+            f"Expected {target.attribute} of {_place(target)} to be callable, but it is {type(found).__name__!r}."
+        )
+    return found, _describe(target, found, module)
+
+
+def _from_name(target: Target) -> ModuleType:
+    try:
+        return importlib.import_module(target.module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (
+            target.module == error.name or target.module.startswith(error.name + ".")
+        ):
+            raise SubjectError(
+                f"Expected a module {target.module!r} for the subject {target.spec!r}, but there is no module "
+                f"{error.name!r} on the path; a file is given as ./{error.name.split('.')[-1]}.py:{target.attribute}."
+            ) from None
+        raise SubjectError(_import_failed(target, error)) from error
+    except BaseException as error:
+        raise SubjectError(_import_failed(target, error)) from error
+
+
+def _from_file(target: Target) -> ModuleType:
+    file = Path(target.file)
+    name = f"{file.stem}_{hashlib.sha256(target.file.encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise SubjectError(
+            f"Expected a Python file for the subject {target.spec!r}, but got {target.file!r}."
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        raise SubjectError(_import_failed(target, error)) from error
+    return module
+
+
+def _place(target: Target) -> str:
+    return target.file or f"module {target.module!r}"
+
+
+def _import_failed(target: Target, error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return (
+        f"Expected to import {_place(target)} for the subject {target.spec!r}, but it raised "
+        f"{type(error).__name__}{': ' + lines[0] if lines else ''}."
+    )
+
+
+def _missing(target: Target, owner: object, part: str) -> str:
+    near = difflib.get_close_matches(part, [name for name in dir(owner) if not name.startswith("_")], n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    return f"Expected an attribute {target.attribute!r} in {_place(target)}, but there is no {part!r}{hint}"
+
+
+def _describe(target: Target, factory: Factory, module: ModuleType) -> Description:
+    try:
+        promise = getattr(factory, "syncbn_verify", {})
+        data = msgspec.json.decode(msgspec.json.encode(promise))
+    except Exception as error:
+        raise SubjectError(
+            f"Expected plain data in {target.attribute}.syncbn_verify, but it cannot be written as JSON: {error}."
+        ) from None
+    if not isinstance(data, dict):
+        raise SubjectError(
+            f"Expected {target.attribute}.syncbn_verify to be a dictionary, but got {promise!r}."
+        )
+    name = getattr(factory, "__qualname__", target.attribute)
+    return Description(
+        spec=target.spec,
+        name=f"{target.module or Path(target.file).name}:{name}",
+        promise=data,
+        keywords=accepted(factory),
+        file=str(getattr(module, "__file__", "") or ""),
+    )
+
+
+def accepted(factory: Factory) -> tuple[str, ...]:
+    """Return those constructor keywords of a subject that `factory` accepts."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return KEYWORDS
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return KEYWORDS
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = {parameter.name for parameter in parameters if parameter.kind in kinds}
+    return tuple(keyword for keyword in KEYWORDS if keyword in names)

@@ -1,0 +1,135 @@
+"""A memory file: anonymous shared memory of parent and rank, through which the tensors of an observation travel.
+
+The parent makes one for each rank and hands its descriptor over. The rank writes all tensors of a case with one gathered
+write, the parent reads them with one read after the report has come; there is no mapping to keep in step. On Linux it is
+a memfd, which has no name to leave behind and is not limited by the size of /dev/shm; elsewhere an unlinked temporary
+file. An observation above half of the free memory goes through a named file in the group's folder instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from properties.observation import Tensor
+from verify.ranks.messages import TensorHeader
+
+ALIGNMENT = 64
+KEPT_BYTES = 1 << 26
+_AT_ONCE = 512
+_SMALL = 1 << 24
+
+
+def create() -> int:
+    """Return the descriptor of a new, empty memory file."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("syncbn-verify")
+    descriptor, path = tempfile.mkstemp(prefix="syncbn-verify-")
+    Path(path).unlink()
+    return descriptor
+
+
+def offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Return aligned offsets of pieces of these sizes, one after the other, and the total."""
+    result, total = [], 0
+    for size in sizes:
+        result.append(total)
+        total += -(-size // ALIGNMENT) * ALIGNMENT
+    return result, total
+
+
+def free_bytes() -> int:
+    """Return how much memory is available, or what a small machine has where that cannot be told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 31
+
+
+def write(descriptor: int, arrays: Sequence[NDArray[Any]], *, spill: Path) -> tuple[list[int], int, str]:
+    """Write C-contiguous `arrays` into the memory file, or into `spill` if memory is short.
+
+    Returns:
+        Offset of each array, total size, and the path of the spill file or an empty string.
+    """
+    starts, total = offsets([array.nbytes for array in arrays])
+    if total > _SMALL and total > free_bytes() // 2:
+        other = os.open(spill, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            _write_all(other, arrays, starts, total)
+        finally:
+            os.close(other)
+        return starts, total, str(spill)
+    _write_all(descriptor, arrays, starts, total)
+    return starts, total, ""
+
+
+def read(
+    descriptor: int, headers: dict[str, TensorHeader], *, size: int, spill: str = ""
+) -> dict[str, Tensor]:
+    """Return the tensors that `headers` describe; the memory is given back if it was much."""
+    if spill:
+        path = Path(spill)
+        buffer = np.fromfile(path, np.uint8, count=size)
+        path.unlink()
+    else:
+        buffer = np.empty(size, np.uint8)
+        _read_all(descriptor, buffer)
+        if size > KEPT_BYTES:
+            os.ftruncate(descriptor, 0)
+    return {name: _tensor(header, buffer) for name, header in headers.items()}
+
+
+def _tensor(header: TensorHeader, buffer: NDArray[np.uint8]) -> Tensor:
+    dtype = np.dtype(header.numpy)
+    count = int(np.prod(header.shape, dtype=np.int64))
+    return Tensor(
+        dtype=header.dtype,
+        array=np.frombuffer(buffer, dtype, count, header.offset).reshape(header.shape)
+        if count
+        else np.empty(header.shape, dtype),
+        strides=header.strides,
+        requires_grad=header.requires_grad,
+        device=header.device,
+        aliases_input=header.aliases_input,
+    )
+
+
+def _write_all(descriptor: int, arrays: Sequence[NDArray[Any]], starts: list[int], total: int) -> None:
+    pieces: list[memoryview] = []
+    for array, start, end in zip(arrays, starts, [*starts[1:], total], strict=True):
+        if array.nbytes:
+            pieces.append(memoryview(array.reshape(-1).view(np.uint8)))
+            pieces.append(memoryview(bytes(end - start - array.nbytes)))
+    at = 0
+    for first in range(0, len(pieces), _AT_ONCE):
+        some = [piece for piece in pieces[first : first + _AT_ONCE] if len(piece)]
+        while some:
+            written = os.pwritev(descriptor, some, at)
+            at += written
+            some = _rest(some, written)
+
+
+def _rest(pieces: list[memoryview], written: int) -> list[memoryview]:
+    for index, piece in enumerate(pieces):
+        if written < len(piece):
+            return [piece[written:], *pieces[index + 1 :]]
+        written -= len(piece)
+    return []
+
+
+def _read_all(descriptor: int, buffer: NDArray[np.uint8]) -> None:
+    view, at = memoryview(buffer), 0
+    while at < len(view):
+        got = os.preadv(descriptor, [view[at:]], at)
+        if not got:
+            raise OSError(f"Expected {len(view)} bytes in the memory file, but got {at}.")
+        at += got

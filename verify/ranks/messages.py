@@ -1,0 +1,221 @@
+"""Messages: what parent, server and ranks say to each other, as tagged JSON in frames of known length.
+
+A frame is four bytes, the little-endian length, and as many bytes of JSON. Neither torch nor numpy here: the parent,
+the server and the ranks import this module.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from typing import Any
+
+import msgspec
+
+from properties.case import Case
+from properties.observation import Collective, Ending, Raised
+
+MAX_FRAME = 1 << 28
+TRACE_SIGNAL = signal.SIGUSR2
+_HEADER = 4
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a subject is: an importable module or a file, and the attribute in it; `spec` as the user wrote it."""
+
+    spec: str
+    attribute: str
+    module: str = ""
+    file: str = ""
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to rank, first: take your place in the group.
+
+    Attributes:
+        rank, world_size, device, backend: Of the plan.
+        folder: The group's folder: the rendezvous file, and `rank-R.log`, `rank-R.stack`.
+    """
+
+    rank: int
+    world_size: int
+    device: str
+    backend: str
+    folder: str
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to rank, second: load the subject."""
+
+    target: Target
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to rank: run `case`; after `seconds` write your stacks down."""
+
+    case: Case
+    seconds: float
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Rank to parent: the group stands."""
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank found out about a subject.
+
+    Attributes:
+        spec: As the user wrote it.
+        name: Qualified name of the factory.
+        promise: Its `syncbn_verify` dictionary, or {}.
+        keywords: Constructor keywords that it accepts, of those that a subject is built with.
+        file: The file that defines it; empty if there is none.
+    """
+
+    spec: str
+    name: str
+    promise: dict[str, Any]
+    keywords: tuple[str, ...]
+    file: str = ""
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Rank to parent: the subject, or one line why it could not be loaded."""
+
+    description: Description | None = None
+    error: str = ""
+
+
+class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor whose bytes lie at `offset` of the rank's memory file; `numpy` names the dtype of the bytes."""
+
+    dtype: str
+    numpy: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    requires_grad: bool
+    device: str
+    aliases_input: bool
+    offset: int
+
+
+class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Rank to parent: how the case ended here.
+
+    Attributes:
+        ending: `returned` or `raised`.
+        size: Bytes that the tensors take in the memory file, or in the file `spill` if it is named.
+        dirty: The subject left the process in a state that could not be restored: renew the group.
+    """
+
+    ending: Ending
+    raised: Raised | None = None
+    tensors: dict[str, TensorHeader] = {}
+    size: int = 0
+    spill: str = ""
+    modified: tuple[str, ...] = ()
+    ledger: tuple[Collective, ...] = ()
+    digest: str = ""
+    seconds: float = 0.0
+    dirty: bool = False
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Rank to parent: our own code failed there, not the subject."""
+
+    message: str
+
+
+class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to server: fork `world_size` ranks. Beside it travel two descriptors a rank: socket, memory file."""
+
+    world_size: int
+    folder: str
+
+
+class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Server to parent: the process ids of the ranks, or why there are none."""
+
+    pids: tuple[int, ...] = ()
+    error: str = ""
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to server: end these ranks.
+
+    Attributes:
+        pids: The ranks of one group.
+        dead: Those among them that have ended by themselves: wait a moment for their exit status.
+        trace: Those that shall write their stacks down before.
+    """
+
+    pids: tuple[int, ...]
+    dead: tuple[int, ...] = ()
+    trace: tuple[int, ...] = ()
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Server to parent: all are gone. How each of `dead` ended: its exit code, negative for a signal."""
+
+    codes: dict[int, int]
+
+
+class CountDevices(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to server: how many CUDA devices does torch see?"""
+
+
+class Devices(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Server to parent: the number of CUDA devices."""
+
+    cuda: int
+
+
+ToRank = Setup | Load | Run
+FromRank = Ready | Loaded | Ran | Failed
+ToServer = Spawn | Stop | CountDevices
+FromServer = Spawned | Stopped | Devices
+
+_encoder = msgspec.json.Encoder()
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """Return `message` as one frame."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(_HEADER, "little") + body
+
+
+class Frames:
+    """The frames that arrive on a stream, taken from it piece by piece."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Append what was read."""
+        self._bytes += data
+
+    def next(self) -> bytes | None:
+        """Return the body of the next whole frame, or None if it has not arrived."""
+        if len(self._bytes) < _HEADER:
+            return None
+        length = int.from_bytes(self._bytes[:_HEADER], "little")
+        if length > MAX_FRAME:
+            raise ValueError(f"Expected a frame of at most {MAX_FRAME} bytes, but got {length}.")
+        if len(self._bytes) < _HEADER + length:
+            return None
+        body = bytes(self._bytes[_HEADER : _HEADER + length])
+        del self._bytes[: _HEADER + length]
+        return body
+
+
+def receive(connection: socket.socket, frames: Frames) -> bytes | None:
+    """Return the body of the next frame, waiting for it; None if the other side is gone."""
+    while (body := frames.next()) is None:
+        try:
+            data = connection.recv(1 << 16)
+        except ConnectionResetError:
+            return None
+        if not data:
+            return None
+        frames.feed(data)
+    return body

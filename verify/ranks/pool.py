@@ -1,0 +1,248 @@
+"""The pool: rank groups by subject and world size, made when they are needed and made anew when they are lost.
+
+One case is in flight at a time; the parent computes its expected values between `submit` and `observation`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from properties.case import Case
+from properties.observation import Observation
+from properties.probe import second
+from verify.errors import RankError, SubjectError
+from verify.ranks.group import RankGroup
+from verify.ranks.link import Link
+from verify.ranks.messages import CountDevices, Description, Devices, Target
+from verify.ranks.plan import Plan, plan
+from verify.ranks.spec import resolve
+
+__all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
+
+MAX_GROUPS = 6
+MAX_RANKS = 64
+MAX_GROUPINGS = 8
+_SECONDS_AN_ELEMENT = 1e-6
+_SECONDS_A_CROWDED_RANK = 0.25
+
+
+class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """A group that ended before its time.
+
+    Attributes:
+        spec: The subject that it ran.
+        world_size: Its number of ranks.
+        reason: `timeout`, `died`, `collectives do not match`, ...
+        case: Id of the case after which it was lost; empty if there was none.
+        pids: Process ids of its ranks, which are gone.
+    """
+
+    spec: str
+    world_size: int
+    reason: str
+    case: str = ""
+    pids: tuple[int, ...] = ()
+
+
+class RankPool:
+    """Rank groups on this machine.
+
+    Args:
+        device: `cpu` or `cuda`.
+        backend: `gloo` or `nccl`; None for the device's usual one.
+        timeout: Seconds that a small case may take; large cases and crowded machines get more. May be changed.
+        on_lost: Called with each group that is lost.
+
+    Raises:
+        PlanError: If device and backend do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        backend: str | None = None,
+        timeout: float = 10.0,
+        on_lost: Callable[[LostGroup], None] | None = None,
+    ) -> None:
+        plan(device=device, backend=backend, world_size=1, cuda_devices=1)
+        self.timeout = timeout
+        self._device = device
+        self._backend = backend
+        self._on_lost = on_lost
+        self._link: Link | None = Link()
+        self._cuda_devices: int | None = None if device == "cuda" else 0
+        self._groups: dict[tuple[Target, int], RankGroup] = {}
+        self._descriptions: dict[Target, Description] = {}
+        self._made = 0
+        self._flight: tuple[RankGroup, Case] | None = None
+        atexit.register(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def describe(self, spec: str) -> Description:
+        """Return what a rank says of the subject `spec`.
+
+        Raises:
+            SubjectError: One line: what was wanted and what was found, if it cannot be loaded.
+            RankError: If a rank cannot be started.
+        """
+        target = resolve(spec, folder=Path.cwd())
+        if target not in self._descriptions:
+            group = self._group(target, 1)
+            try:
+                self._descriptions[target] = group.describe()
+            finally:
+                self._drop_if_lost(group, None)
+        return self._descriptions[target]
+
+    def submit(self, spec: str, case: Case) -> None:
+        """Have the ranks run `case` on the subject `spec`, and return at once.
+
+        A case still in flight is waited for, and its observation thrown away.
+
+        Raises:
+            SubjectError: If `spec` names nothing that exists.
+            RankError: If the server of ranks cannot be reached.
+        """
+        if self._flight is not None:
+            with contextlib.suppress(RankError, SubjectError):
+                self.observation()
+        group = self._group(resolve(spec, folder=Path.cwd()), case.world_size)
+        if case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS:
+            self._drop(group)
+            group = self._group(group.target, case.world_size)
+        group.submit(case, seconds=self._seconds(case))
+        self._flight = (group, case)
+
+    def observation(self) -> Observation:
+        """Return what the ranks gave back for the submitted case, or how they ended; waits a bounded time.
+
+        The second run of a probe is part of it, if the first returned on every rank.
+
+        Raises:
+            SubjectError: If the subject could not be loaded.
+            RankError: If our own machinery failed; the case is undecided.
+        """
+        if self._flight is None:
+            raise RankError("Expected a submitted case to observe, but there is none.")
+        group, case = self._flight
+        try:
+            seen = group.observation()
+            following = second(case)
+            if following is not None and not group.lost and all(r.ending == "returned" for r in seen.ranks):
+                group.submit(following, seconds=self._seconds(following))
+                seen = msgspec.structs.replace(seen, again=group.observation())
+        except (RankError, SubjectError):
+            group.lost = group.lost or "RankError"
+            raise
+        finally:
+            self._drop_if_lost(group, case)
+        self._flight = None
+        return seen
+
+    def run(self, spec: str, case: Case) -> Observation:
+        """Return the observation of `case` on the subject `spec`."""
+        self.submit(spec, case)
+        return self.observation()
+
+    def close(self) -> None:
+        """End all ranks and the server; nothing is left behind. May be called again."""
+        atexit.unregister(self.close)
+        self._flight = None
+        if self._link is not None:
+            # The server kills its ranks when it leaves.
+            self._link.close()
+            self._link = None
+        for group in self._groups.values():
+            group.pids = ()
+            group.close()
+        self._groups.clear()
+
+    def _seconds(self, case: Case) -> float:
+        elements = case.channels * sum(case.count_of(rank) for rank in range(case.world_size))
+        crowded = max(0, case.world_size - (os.cpu_count() or 1))
+        return (
+            self.timeout
+            + _SECONDS_AN_ELEMENT * elements * len(case.steps)
+            + _SECONDS_A_CROWDED_RANK * crowded
+        )
+
+    def _group(self, target: Target, world_size: int) -> RankGroup:
+        link = self._alive_link()
+        key = (target, world_size)
+        group = self._groups.pop(key, None)
+        if group is None:
+            self._make_room(world_size)
+            self._made += 1
+            group = RankGroup(
+                link, self._plan(link, world_size), target, folder=link.folder / f"group-{self._made}"
+            )
+        self._groups[key] = group
+        return group
+
+    def _alive_link(self) -> Link:
+        if self._link is None:
+            raise RankError("Expected an open pool of ranks, but it is closed.")
+        if not self._link.alive:
+            for group in tuple(self._groups.values()):
+                group.lost = "the server is gone"
+                self._drop_if_lost(group, None)
+            self._link.close()
+            self._link = Link()
+        return self._link
+
+    def _plan(self, link: Link, world_size: int) -> Plan:
+        if self._cuda_devices is None:
+            devices = link.request(CountDevices())
+            assert isinstance(devices, Devices)
+            self._cuda_devices = devices.cuda
+        return plan(
+            device=self._device,
+            backend=self._backend,
+            world_size=world_size,
+            cuda_devices=self._cuda_devices,
+        )
+
+    def _make_room(self, world_size: int) -> None:
+        while self._groups and (
+            len(self._groups) >= MAX_GROUPS
+            or world_size + sum(group.plan.world_size for group in self._groups.values()) > MAX_RANKS
+        ):
+            self._drop(next(iter(self._groups.values())))
+
+    def _drop(self, group: RankGroup) -> None:
+        self._groups.pop((group.target, group.plan.world_size), None)
+        group.close()
+
+    def _drop_if_lost(self, group: RankGroup, case: Case | None) -> None:
+        if not group.lost:
+            return
+        if self._flight is not None and self._flight[0] is group:
+            self._flight = None
+        pids = group.pids
+        self._drop(group)
+        if self._on_lost is not None:
+            self._on_lost(
+                LostGroup(
+                    spec=group.target.spec,
+                    world_size=group.plan.world_size,
+                    reason=group.lost,
+                    case=case.id if case else "",
+                    pids=pids,
+                )
+            )

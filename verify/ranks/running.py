@@ -1,0 +1,162 @@
+"""Running: one case on one rank, from drawn values to captured tensors.
+
+Rules
+-----
+- Whatever leaves the subject's code, SystemExit and KeyboardInterrupt included, becomes a `Raised` and ends the case on
+  this rank; what goes wrong outside the subject's code is our own failure and is not caught here.
+- The subject sees only what is written in the case: a module built by its factory, parameters and buffers copied in,
+  one fresh leaf a step.
+- A tensor is captured as soon as it exists, since later steps may change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from properties.case import Case, events
+from properties.observation import Raised
+from properties.values import digest
+from verify.ranks.building import build
+from verify.ranks.capture import Captured, capture
+from verify.ranks.drawing import draw
+from verify.ranks.exceptions import describe
+from verify.ranks.layouts import same_bits
+from verify.ranks.ledger import Ledger
+from verify.ranks.loading import Factory
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_PARAMETERS = ("weight", "bias")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a case runs: the rank, its device, the process group that the subject gets, and the ledger."""
+
+    rank: int
+    device: torch.device
+    group: Any
+    ledger: Ledger
+
+
+class _Left(Exception):  # noqa: N818 - not an error of ours: the subject's exception, described
+    """An exception has left the subject."""
+
+    def __init__(self, raised: Raised) -> None:
+        self.raised = raised
+
+
+class Execution:
+    """A case on this rank: `run` it once, then read its attributes.
+
+    Attributes:
+        tensors: What was captured, by name.
+        modified: Names of inputs, cotangents and parameters that the subject changed.
+        raised: The exception that left the subject, if any.
+        seconds: Time spent in the subject.
+        digest: Of the inputs drawn.
+    """
+
+    def __init__(self, case: Case, factory: Factory, *, keywords: tuple[str, ...], place: Place) -> None:
+        self.tensors: dict[str, Captured] = {}
+        self.modified: list[str] = []
+        self.raised: Raised | None = None
+        self.seconds = 0.0
+        self._case = case
+        self._place = place
+        self._build: Callable[[], torch.nn.Module] = lambda: build(
+            case, factory, keywords=keywords, device=place.device, group=place.group
+        )
+        drawn = [draw(case, place.rank, step=step, device=place.device) for step in range(len(case.steps))]
+        self._data = [data for data, _ in drawn]
+        self.digest = digest(*(values for _, values in drawn))
+        self._module: torch.nn.Module
+        self._before: dict[str, torch.Tensor] = {}
+
+    def run(self) -> None:
+        """Build the subject and execute the schedule, until its end or the first exception."""
+        try:
+            with self._subject("construct"):
+                self._module = self._build()
+            self._before = {name: value.detach().clone() for name, value in self._tensors_of(_PARAMETERS)}
+            for what, step in events(self._case):
+                (self._forward if what == "forward" else self._backward)(step)
+            self._capture(_BUFFERS, "end")
+        except _Left as left:
+            self.raised = left.raised
+        for step, data in enumerate(self._data):
+            self.modified.extend(f"{name}.{step}" for name in data.modified())
+
+    @contextlib.contextmanager
+    def _subject(self, phase: str) -> Iterator[None]:
+        """Run the subject's code inside: the ledger and the clock on, what leaves it described."""
+        start = time.perf_counter()
+        try:
+            with self._place.ledger.during(phase):
+                yield
+                if self._place.device.type == "cuda":
+                    torch.cuda.synchronize(self._place.device)
+        except BaseException as error:
+            raise _Left(describe(error, phase)) from None
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _forward(self, index: int) -> None:
+        step, data = self._case.steps[index], self._data[index]
+        with self._subject(f"forward {index}"):
+            self._module.train(step.mode == "train")
+            if step.recompute:
+                with set_checkpoint_early_stop(False):
+                    output = checkpoint(self._module, data.input.tensor, use_reentrant=False)
+            else:
+                output = self._module(data.input.tensor)
+            if not isinstance(output, torch.Tensor):
+                kind = type(output).__qualname__
+                raise TypeError(f"Expected a tensor, but the subject returned an object of type {kind}.")
+            self.tensors[f"output.{index}"] = capture(output, beside=data.input.tensor)
+        data.output = output
+        self._capture(_BUFFERS, str(index))
+        self._note_parameters(index)
+
+    def _backward(self, index: int) -> None:
+        data = self._data[index]
+        parameters = dict(self._tensors_of(_PARAMETERS))
+        if not self._case.steps[index].accumulate:
+            for parameter in parameters.values():
+                parameter.grad = None
+        output, data.output = data.output, None
+        if output is not None and output.requires_grad:
+            with self._subject(f"backward {index}"):
+                output.backward(data.cotangent.tensor)
+        gradients = {"grad_input": data.input.tensor.grad}
+        gradients |= {f"grad_{name}": parameter.grad for name, parameter in parameters.items()}
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                self.tensors[f"{name}.{index}"] = capture(gradient, beside=data.input.tensor)
+        self._note_parameters(index)
+
+    def _tensors_of(self, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            value = getattr(self._module, name, None)
+            if isinstance(value, torch.Tensor):
+                yield name, value
+
+    def _capture(self, names: tuple[str, ...], when: str) -> None:
+        for name, value in self._tensors_of(names):
+            self.tensors[f"{name}.{when}"] = capture(value)
+
+    def _note_parameters(self, index: int) -> None:
+        """Note parameters that have changed since the last look, and go on from what they are now."""
+        for name, value in self._tensors_of(_PARAMETERS):
+            before = self._before.get(name)
+            now = value.detach()
+            if before is None or now.shape != before.shape or not same_bits(now, before):
+                self._before[name] = now.clone()
+                if f"{name}.{index}" not in self.modified:
+                    self.modified.append(f"{name}.{index}")

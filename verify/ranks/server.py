@@ -1,0 +1,264 @@
+"""The server: a process that has imported torch once and forks ranks from itself in milliseconds.
+
+Rules
+-----
+- It never runs a subject's code, starts no thread and no CUDA context: a fork of it is a clean start.
+- It is the parent of all ranks: it alone kills and reaps them, so that no process id is ever reused under it.
+- When its connection to the parent ends, whatever the cause, it kills every rank, removes the folder and leaves.
+
+Theory of operation
+-------------------
+Each rank leads a session of its own (`setsid`): a terminal's Ctrl-C does not reach it, and killing its process group
+takes its children along. On Linux it also asks for SIGKILL when the server dies (`PR_SET_PDEATHSIG`), and the server is
+a subreaper: what escapes from a rank's process group becomes the server's child and is killed with the group.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import gc
+import io
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from verify.ranks.messages import (
+    TRACE_SIGNAL,
+    CountDevices,
+    Devices,
+    Frames,
+    FromServer,
+    Spawn,
+    Spawned,
+    Stop,
+    Stopped,
+    ToServer,
+    frame,
+)
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_STATUS_SECONDS = 1.0
+_TRACE_SECONDS = 0.1
+_REAP_SECONDS = 5.0
+_STRAY_ROUNDS = 8
+_DESCRIPTORS = 192
+
+
+def main() -> None:
+    """Serve the connection whose descriptor and folder are the last two arguments, until it ends."""
+    connection, folder = socket.socket(fileno=int(sys.argv[-2])), Path(sys.argv[-1])
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    if sys.platform == "linux":
+        os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    server = Server(connection)
+    try:
+        _preload()
+        gc.collect()
+        gc.freeze()
+        server.serve()
+    finally:
+        if os.getpid() == server.pid:
+            server.end_all()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Server:
+    """The forked ranks and the connection that asks for them."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.pid = os.getpid()
+        self._connection = connection
+        self._ranks: set[int] = set()
+
+    def serve(self) -> None:
+        """Answer one request after the other until the parent is gone."""
+        decoder = msgspec.json.Decoder(ToServer)
+        frames, descriptors = Frames(), array.array("i")
+        while True:
+            body = frames.next()
+            if body is None:
+                data, some, _, _ = socket.recv_fds(self._connection, 1 << 16, _DESCRIPTORS)
+                if not data:
+                    return
+                descriptors.extend(some)
+                frames.feed(data)
+                continue
+            reply = self._answer(decoder.decode(body), descriptors)
+            self._connection.sendall(frame(reply))
+
+    def end_all(self) -> None:
+        """Kill and reap every rank and what they left behind."""
+        self._kill(tuple(self._ranks))
+
+    def _answer(self, request: ToServer, descriptors: array.array[int]) -> FromServer:
+        match request:
+            case Spawn():
+                taken = descriptors[: 2 * request.world_size]
+                del descriptors[: 2 * request.world_size]
+                return self._spawn(request, list(taken))
+            case Stop():
+                return self._stop(request)
+            case CountDevices():
+                return Devices(cuda=_count_devices())
+
+    def _spawn(self, request: Spawn, descriptors: list[int]) -> Spawned:
+        pids: list[int] = []
+        try:
+            for rank in range(request.world_size):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                pid = os.fork()
+                if not pid:
+                    self._become_rank(descriptors, rank, Path(request.folder))
+                pids.append(pid)
+        except OSError as error:
+            self._kill(tuple(pids))
+            return Spawned(error=f"cannot fork rank {len(pids)}: {error}")
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._ranks.update(pids)
+        return Spawned(pids=tuple(pids))
+
+    def _become_rank(self, descriptors: list[int], rank: int, folder: Path) -> None:
+        """Turn the forked process into a rank; never returns."""
+        code = 70
+        try:
+            mine = descriptors[2 * rank : 2 * rank + 2]
+            for descriptor in descriptors:
+                if descriptor not in mine:
+                    os.close(descriptor)
+            self._connection.close()
+            _stand_alone(self.pid, folder / f"rank-{rank}.log")
+            from verify.ranks import worker
+
+            worker.main(socket.socket(fileno=mine[0]), mine[1])
+            code = 0
+        except BaseException:
+            with contextlib.suppress(BaseException):
+                sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+    def _stop(self, request: Stop) -> Stopped:
+        codes: dict[int, int] = {}
+        limit = time.monotonic() + _STATUS_SECONDS
+        waiting = set(request.dead) & self._ranks
+        while waiting and time.monotonic() < limit:
+            for pid in tuple(waiting):
+                status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if status is not None:
+                    exited = status.si_code == os.CLD_EXITED
+                    codes[pid] = status.si_status if exited else -status.si_status
+                    waiting.discard(pid)
+            if waiting:
+                time.sleep(0.002)
+        traced = [pid for pid in request.trace if pid in self._ranks]
+        for pid in traced:
+            os.kill(pid, TRACE_SIGNAL)
+        if traced:
+            time.sleep(_TRACE_SECONDS)
+        self._kill(request.pids)
+        return Stopped(codes=codes)
+
+    def _kill(self, pids: tuple[int, ...]) -> None:
+        for pid in pids:
+            # A rank that has not yet called setsid leads no process group.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _reap(pids)
+        self._ranks.difference_update(pids)
+        self._kill_strays()
+
+    def _kill_strays(self) -> None:
+        """Kill children that are no ranks: orphans of killed ranks that left their process group."""
+        with contextlib.suppress(OSError, ValueError):
+            for _ in range(_STRAY_ROUNDS):
+                children = Path(f"/proc/self/task/{self.pid}/children").read_text().split()
+                strays = {int(child) for child in children} - self._ranks
+                if not strays:
+                    return
+                for pid in strays:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+                _reap(tuple(strays))
+
+
+def _reap(pids: tuple[int, ...]) -> None:
+    """Wait for killed children; one that a driver holds uninterruptibly is left after a while."""
+    limit = time.monotonic() + _REAP_SECONDS
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < limit:
+                time.sleep(0.001)
+
+
+def _preload() -> None:
+    """Import what every rank needs; `torch._dynamo` too, which the first checkpoint would import (1 s)."""
+    import torch
+    import torch._dynamo
+    import torch.distributed._functional_collectives
+    import torch.utils.checkpoint
+
+    from verify.ranks import worker  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def _stand_alone(parent: int, log: Path) -> None:
+    os.setsid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(70)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _count_devices() -> int:
+    """Count CUDA devices in a forked process, since asking the driver would spoil this one for forking."""
+    inlet, outlet = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            import torch
+
+            os.write(outlet, bytes([min(255, torch.cuda.device_count())]))
+        finally:
+            os._exit(0)
+    os.close(outlet)
+    answer = os.read(inlet, 1)
+    os.close(inlet)
+    os.waitpid(pid, 0)
+    return answer[0] if answer else 0

@@ -1,0 +1,178 @@
+"""The worker: a rank's main loop. It takes one message from the parent, does it, and answers with one.
+
+It leaves, without a word, when the parent's end of the connection is closed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import faulthandler
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from properties.case import Case
+from verify.errors import SubjectError
+from verify.ranks.exceptions import describe
+from verify.ranks.hygiene import Hygiene
+from verify.ranks.ledger import Ledger
+from verify.ranks.loading import Factory, load
+from verify.ranks.memory import write
+from verify.ranks.messages import (
+    TRACE_SIGNAL,
+    Description,
+    Failed,
+    Frames,
+    FromRank,
+    Load,
+    Loaded,
+    Ran,
+    Ready,
+    Run,
+    Setup,
+    ToRank,
+    frame,
+    receive,
+)
+from verify.ranks.running import Execution, Place
+
+_NEVER = datetime.timedelta(days=1)
+_LOG_BYTES = 1 << 20
+
+
+def main(connection: socket.socket, memory: int) -> None:
+    """Serve the parent at the other end of `connection` until it is gone; tensors go into the file `memory`."""
+    decoder = msgspec.json.Decoder(ToRank)
+    frames = Frames()
+    worker: Worker | None = None
+    while (body := receive(connection, frames)) is not None:
+        reply: FromRank
+        try:
+            match decoder.decode(body):
+                case Setup() as setup:
+                    worker = Worker(setup, memory)
+                    reply = Ready()
+                case Load() as request:
+                    assert worker is not None
+                    reply = worker.load(request)
+                case Run() as request:
+                    assert worker is not None
+                    reply = worker.run(request)
+        except Exception as error:
+            raised = describe(error, "rank")
+            reply = Failed(message=f"{raised.type}: {raised.message}\n{raised.traceback}")
+        try:
+            connection.sendall(frame(reply))
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+class Worker:
+    """A rank in its group: the torch process group, the loaded subject, and what must be right between cases."""
+
+    def __init__(self, setup: Setup, memory: int) -> None:
+        folder = Path(setup.folder)
+        self._setup = setup
+        self._memory = memory
+        self._spill = folder / f"rank-{setup.rank}.tensors"
+        self._stacks = Stacks(folder / f"rank-{setup.rank}.stack")
+        self._device = torch.device(setup.device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            setup.backend,
+            store=dist.FileStore(str(folder / "store"), setup.world_size),
+            rank=setup.rank,
+            world_size=setup.world_size,
+            timeout=_NEVER,
+        )
+        self._groups: dict[tuple[tuple[int, ...], ...], Any] = {(): None}
+        self._ledger = Ledger()
+        self._hygiene = Hygiene()
+        self._factory: Factory | None = None
+        self._description: Description | None = None
+
+    def load(self, request: Load) -> Loaded:
+        """Load the subject."""
+        try:
+            self._factory, self._description = load(request.target)
+        except SubjectError as error:
+            return Loaded(error=describe(error, "load").message)
+        return Loaded(description=self._description)
+
+    def run(self, request: Run) -> Ran:
+        """Run a case and write its tensors into the memory file."""
+        case = request.case
+        assert self._factory is not None
+        assert self._description is not None
+        self._stacks.arm(request.seconds)
+        _bound_log()
+        clean = self._hygiene.restore(case.seed)
+        place = Place(
+            rank=self._setup.rank, device=self._device, group=self._group(case), ledger=self._ledger
+        )
+        execution = Execution(case, self._factory, keywords=self._description.keywords, place=place)
+        execution.run()
+        starts, size, spill = write(
+            self._memory, [tensor.array for tensor in execution.tensors.values()], spill=self._spill
+        )
+        return Ran(
+            ending="raised" if execution.raised else "returned",
+            raised=execution.raised,
+            tensors={
+                name: tensor.header(start)
+                for (name, tensor), start in zip(execution.tensors.items(), starts, strict=True)
+            },
+            size=size,
+            spill=spill,
+            modified=tuple(execution.modified),
+            ledger=self._ledger.take(),
+            digest=execution.digest,
+            seconds=execution.seconds,
+            dirty=not clean,
+        )
+
+    def _group(self, case: Case) -> Any:
+        """Return this rank's process group; all ranks make those of a case together and in the same order."""
+        if case.groups not in self._groups:
+            made = [(ranks, dist.new_group(list(ranks), timeout=_NEVER)) for ranks in case.groups]
+            self._groups[case.groups] = next(group for ranks, group in made if self._setup.rank in ranks)
+        return self._groups[case.groups]
+
+
+class Stacks:
+    """The file that this rank's Python stacks are written to, by faulthandler and so even with the GIL held.
+
+    Arming a timer starts a thread (0.1 ms), so a timer that still ends in time serves the next cases, too.
+    """
+
+    _EARLIEST = 0.6
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] = path.open("w")
+        self._until = 0.0
+        faulthandler.enable(file=self._file, all_threads=True)
+        faulthandler.register(TRACE_SIGNAL, file=self._file, all_threads=True, chain=False)
+
+    def arm(self, seconds: float) -> None:
+        """Have the stacks written between 0.6 times `seconds` from now and `seconds` from now."""
+        now = time.monotonic()
+        if not now + self._EARLIEST * seconds <= self._until <= now + seconds:
+            faulthandler.dump_traceback_later(seconds, file=self._file)
+            self._until = now + seconds
+        if os.fstat(self._file.fileno()).st_size:
+            os.ftruncate(self._file.fileno(), 0)
+            os.lseek(self._file.fileno(), 0, os.SEEK_SET)
+
+
+def _bound_log() -> None:
+    """Forget what was printed, by this rank's subject, beyond a megabyte."""
+    if os.fstat(1).st_size > _LOG_BYTES:
+        os.ftruncate(1, 0)
