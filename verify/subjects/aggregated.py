@@ -3,8 +3,8 @@
 Forward: every rank reduces its own batch to (count, mean, M2) for each channel, one `all_gather` exchanges
 these moments, and every rank merges them in rank order (Chan, Golub, LeVeque 1983, eq. 1.5):
 
-    n = sum n_r,  mu = mu_0 + sum (n_r / n) (mu_r - mu_0),  M2 = sum M2_r + sum n_r (mu_r - mu)^2,  var = M2 /
-    n
+    n = sum n_r,    mu = mu_0 + sum (n_r / n) (mu_r - mu_0)
+    M2 = sum M2_r + sum n_r (mu_r - mu)^2,    var = M2 / n
 
 Backward: one `all_reduce` of sum g and sum g xhat, then
 
@@ -180,7 +180,9 @@ class Normalise(torch.autograd.Function):  # type: ignore[misc]
 class Aggregated(_BatchNorm):  # type: ignore[misc]
     """Synchronized batch norm over a process group; see the module's docstring.
 
-    Takes what `torch.nn.SyncBatchNorm` takes. `process_group` None is the default group, if there is one.
+    Takes what `torch.nn.SyncBatchNorm` takes. `process_group` None is the default group, if there is one. The
+    steps of a forward are methods (statistics, merge, track, normalise), so that a fault replaces one and
+    leaves the rest.
 
     Raises (in forward, on every rank of the group alike):
         ValueError: On fewer than two dimensions, a wrong number of channels, or one value a channel in
@@ -214,7 +216,7 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         if self.training:
             return self._train(input)
         if self.running_mean is None:
-            return self._normalise(input, self._own_statistics(input), None)
+            return self.normalise(input, self._own_statistics(input), None)
         dtype = accumulation_dtype(input.dtype)
         mean, var = self.running_mean.to(dtype, copy=True), self.running_var.to(dtype)
         invstd = inverse_deviation(var, self.eps)
@@ -234,14 +236,14 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         group = self._group()
         wanted = torch.is_grad_enabled() and x.requires_grad
         with torch.no_grad():
-            statistics = self._statistics(x, group, wants_gradient=wanted)
+            statistics = self.statistics(x, group, wants_gradient=wanted)
             if statistics.count == 1:
                 raise ValueError(
                     "Expected more than 1 value a channel in training, but got 1 over all ranks."
                 )
             if self.track_running_stats:
-                self._track(statistics)
-        return self._normalise(x, statistics, group if statistics.wants_gradient else None)
+                self.track(statistics)
+        return self.normalise(x, statistics, group if statistics.wants_gradient else None)
 
     def _group(self) -> Any:
         """Return the process group to communicate in, or None if this rank is alone."""
@@ -250,18 +252,23 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         group = self.process_group if self.process_group is not None else dist.group.WORLD
         return group if dist.get_world_size(group) > 1 else None
 
-    def _statistics(self, x: Tensor, group: Any, *, wants_gradient: bool) -> Statistics:
+    def statistics(self, x: Tensor, group: Any, *, wants_gradient: bool) -> Statistics:
+        """Return the statistics of the whole batch, of which `x` is this rank's part."""
         own = replace(local_moments(x), wants_gradient=wants_gradient)
-        return merge([own] if group is None else gather_moments(own, group))
+        return self.merge([own] if group is None else gather_moments(own, group))
+
+    def merge(self, parts: list[Moments]) -> Statistics:
+        """Return the statistics of the union of the ranks' batches."""
+        return merge(parts)
 
     def _own_statistics(self, x: Tensor) -> Statistics:
         with torch.no_grad():
-            own = merge([local_moments(x)])
+            own = self.merge([local_moments(x)])
         if own.count == 1:
             raise ValueError("Expected more than 1 value a channel without buffers, but got 1.")
         return own
 
-    def _track(self, statistics: Statistics) -> None:
+    def track(self, statistics: Statistics) -> None:
         """Update the buffers in place: an empty batch counts, but changes neither mean nor variance."""
         self.num_batches_tracked.add_(1)
         if not statistics.count:
@@ -271,10 +278,11 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         for buffer, new in ((self.running_mean, statistics.mean), (self.running_var, unbiased)):
             buffer.copy_((1 - factor) * buffer.to(new.dtype) + factor * new)
 
-    def _normalise(self, x: Tensor, statistics: Statistics, group: Any) -> Tensor:
+    def normalise(self, x: Tensor, statistics: Statistics, group: Any) -> Tensor:
+        """Return the normalised `x`, with the gradient through `statistics`, whose sums `group` reduces."""
         invstd = inverse_deviation(statistics.var, self.eps)
         anchor = None
-        if group is not None and torch.is_grad_enabled():
+        if group is not None and torch.is_grad_enabled() and not x.requires_grad:
             anchor = torch.zeros((), device=x.device, requires_grad=True)
         return Normalise.apply(
             x, self.weight, self.bias, statistics.mean, invstd, statistics.count, group, anchor
