@@ -47,8 +47,10 @@ class UnweightedRanks(Aggregated):
     """Weighs ranks equally, whatever their counts; a rank without values is left out."""
 
     def merge(self, parts: list[Moments]) -> Statistics:
-        equal = [Moments(1, part.mean, part.m2 / part.count, part.wants_gradient) for part in parts if
-        part.count] right = right_merge(parts) if not equal:
+        filled = [part for part in parts if part.count]
+        equal = [Moments(1, part.mean, part.m2 / part.count, part.wants_gradient) for part in filled]
+        right = right_merge(parts)
+        if not equal:
             return right
         flawed = right_merge(equal)
         return Statistics(right.count, flawed.mean, flawed.var, right.wants_gradient)
