@@ -1,0 +1,203 @@
+"""Arguments: the command line as plain data; parsing it imports nothing heavy.
+
+Every mistake is a `UsageError` of one line: what was expected, what was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeAlias
+
+from properties.domain import Contract, Domain, keys_text
+
+EXIT_CODES = """exit codes:
+  0    every subject met its expectation (a control is expected to be VIOLATED; what a known discrepancy
+       excuses does not count)
+  1    an expectation was not met
+  2    undecided, and nothing violated
+  64   bad arguments, or a subject that cannot be loaded
+  70   internal error: our own machinery failed, on at least one case or altogether
+  130  interrupted
+"""
+
+LATER = ("recheck", "faults", "report", "baseline", "bench")
+"""Commands that a later version will have."""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be run."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of ending the process with argparse's own exit code."""
+        raise UsageError(f"{self.prog}: {message}")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m verify`."""
+    root = _Parser(
+        prog="verify",
+        description="Finds out whether a synchronized batch norm equals batch norm over the whole batch.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    _add_run(commands)
+    _add_replay(commands)
+    doctor = _command(
+        commands, "doctor", "tell versions, cores, shared memory, and whether rank groups start"
+    )
+    _add_device(doctor)
+    return root
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line.
+
+    Raises:
+        UsageError: If it cannot be run.
+    """
+    root = parser()
+    arguments = list(argv) if argv is not None else None
+    first = next((word for word in arguments or [] if not word.startswith("-")), "")
+    if first in LATER:
+        raise UsageError(
+            f"Expected a command among run, replay, doctor, but got {first!r}: not in this version yet."
+        )
+    namespace = root.parse_args(arguments)
+    if namespace.command is None:
+        raise UsageError("Expected a command among run, replay, doctor, but got none; see --help.")
+    return namespace
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return `key=value` texts as a dictionary.
+
+    Raises:
+        UsageError: If one has no `=`, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(f"Expected {option} key=value, but got {text!r}.")
+        if key in found:
+            raise UsageError(f"Expected each key of {option} once, but got {key!r} twice.")
+        found[key] = value
+    return found
+
+
+def _command(commands: Commands, name: str, text: str, **more: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=more.get("epilog", "") + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return made
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the ranks compute (cpu)"
+    )
+    command.add_argument(
+        "--backend", choices=("gloo", "nccl"), help="how they communicate (gloo; nccl with one GPU a rank)"
+    )
+
+
+def _add_promise(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--grade", choices=("A", "B", "C"), help="accuracy to require (the factory's, else A)"
+    )
+    command.add_argument(
+        "--contract", action="append", default=[], metavar="K=V", help="a convention; see below"
+    )
+    command.add_argument(
+        "--properties", type=_names, metavar="ID,...", help="judge these properties only (default all)"
+    )
+
+
+def _add_run(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "run",
+        "draw cases and judge subjects; without --subject, the three built-in systems",
+        epilog=_keys(),
+    )
+    command.add_argument(
+        "--subject",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="module:factory, file.py:factory, or local, aggregated, torch; may be repeated",
+    )
+    _add_device(command)
+    command.add_argument(
+        "--world-sizes", metavar="N,...", help="numbers of ranks (the domain's, else 1,2,3,4)"
+    )
+    command.add_argument("--cases", type=_at_least(1), metavar="N", help="cases a subject (300, or 60 s)")
+    command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a subject")
+    command.add_argument("--seed", type=_at_least(0), metavar="N", help="seed of the draws (random, printed)")
+    _add_promise(command)
+    command.add_argument(
+        "--domain", action="append", default=[], metavar="K=V", help="narrow or widen the domain"
+    )
+    command.add_argument("--fail-fast", action="store_true", help="end at the first failing case, minimised")
+    command.add_argument("--record", metavar="DIR", help="append every trial to DIR/record.jsonl")
+    command.add_argument("--json", metavar="FILE", help="write the results as JSON")
+
+
+def _add_replay(commands: Commands) -> None:
+    command = _command(
+        commands, "replay", "run one case again and explain what it violates", epilog=_keys(domain=False)
+    )
+    command.add_argument("case", metavar="CASE", help="id of a kept case, a file, or the case as JSON")
+    command.add_argument("--subject", required=True, metavar="SPEC", help="as for run")
+    _add_device(command)
+    _add_promise(command)
+    command.add_argument("--record", metavar="DIR", help="look the id up here first")
+
+
+def _keys(*, domain: bool = True) -> str:
+    parts = [("contract", Contract), *((("domain", Domain),) if domain else ())]
+    text = ""
+    for name, kind in parts:
+        lines = keys_text(kind).replace("\n", "\n  ")
+        text += f"keys of --{name}:\n  {lines}\n\n"
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"Expected an integer of {least} or more, but got {text!r}.")
+        return value
+
+    return number
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"Expected a number of seconds above 0, but got {text!r}.")
+    return value

@@ -1,0 +1,342 @@
+"""A campaign: draw, run, judge, record and tell, over one subject, until the budget ends.
+
+Theory of operation
+-------------------
+First the stored case of each known discrepancy runs. Then rounds: each is one Hypothesis run that draws until
+a property fails for the first time, and shrinks that failure within a time bound. A property that has failed
+is only counted from then on, so that a round finds another one. What else the smallest case violates is told
+with that same case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from properties.case import Case
+from properties.verdict import Outcome
+from verify.events import (
+    CampaignEnded,
+    CampaignStarted,
+    CaseDrawn,
+    CaseEnded,
+    Event,
+    FailureFound,
+    FailureMinimised,
+)
+from verify.explain import Occurrence, explain
+from verify.known import extent
+from verify.minimise import Minimum, Over, hunt
+from verify.plain import plain
+from verify.result import Failure, SubjectResult
+from verify.tally import Tally
+from verify.trial import Examiner, Trial
+
+MAX_DEADLY_RUNS = 5
+"""Drawn cases that run although a known discrepancy may kill or hang a rank on them."""
+MAX_HUNG = 6
+"""Hung cases, each of which costs a time limit, after which drawing ends."""
+MAX_HUNG_MINIMISING = 8
+"""Hung runs in one minimising."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How long a campaign draws: cases, seconds, or whichever ends first; None for no limit of that kind."""
+
+    cases: int | None = 300
+    seconds: float | None = 60.0
+
+    @classmethod
+    def of(cls, cases: int | None, seconds: float | None) -> Budget:
+        """Return the default budget unless one of the limits is given: that one is then the whole budget."""
+        return cls() if cases is None and seconds is None else cls(cases=cases, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a campaign treats failures.
+
+    Attributes:
+        fail_fast: End at the first failing case, once it is minimised.
+        minimise_seconds: Bound of one minimising.
+        minimise_total: Bound of all together; each still gets a second.
+    """
+
+    fail_fast: bool = False
+    minimise_seconds: float = 10.0
+    minimise_total: float = 40.0
+
+
+DEFAULT_BUDGET = Budget()
+DEFAULT_POLICY = Policy()
+
+
+@dataclass(slots=True, kw_only=True)
+class Campaign:
+    """One campaign; `run` does it and returns the result.
+
+    Attributes:
+        examiner: Makes the trials.
+        budget: When drawing ends.
+        seed: Of the draws; the same seed and case budget draw the same cases.
+        emit: Takes each event.
+        keep: Takes each trial with its number, for the record.
+        excluded: Share of the default domain that the subject's domain leaves out.
+        clock: Monotonic seconds.
+    """
+
+    examiner: Examiner
+    budget: Budget
+    seed: int
+    emit: Callable[[Event], None]
+    keep: Callable[[Trial], None] = lambda trial: None
+    policy: Policy = DEFAULT_POLICY
+    excluded: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    tally: Tally = field(default_factory=Tally)
+    stopped: str = ""
+    interrupted: bool = False
+    _failures: dict[str, Failure] = field(default_factory=dict)
+    _judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _states: dict[str, str] = field(default_factory=dict)
+    _deadly: Counter[str] = field(default_factory=Counter)
+    _drawn: int = 0
+    _began: float = 0.0
+    _minimised: float = 0.0
+    _found_at: float = 0.0
+
+    def run(self) -> SubjectResult:
+        """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
+        self._began = self.clock()
+        self._start()
+        try:
+            self._replay_known()
+            self._draw()
+        except KeyboardInterrupt:
+            self.interrupted, self.stopped = True, "interrupted"
+            raise
+        finally:
+            result = self.result()
+            self.emit(CampaignEnded(result=result, interrupted=self.interrupted))
+        return result
+
+    def result(self) -> SubjectResult:
+        """Return what is known so far."""
+        subject = self.examiner.subject
+        outcome = Outcome.VIOLATED if self._failures else self.tally.outcome()
+        return SubjectResult(
+            subject=subject.spec,
+            label=subject.label,
+            expectation=subject.expectation,
+            verdict=outcome.value,
+            grade=self.tally.grades(),
+            required=subject.promise.grade,
+            domain=plain(subject.promise.domain),
+            contract=plain(subject.promise.contract),
+            excluded=self.excluded,
+            seconds=self.clock() - self._began,
+            accounting=self.tally.accounting(),
+            known=self.tally.known(subject.known, self._states),
+            properties=self.tally.properties(),
+            failures=tuple(self._failures.values()),
+            stopped=self.stopped,
+        )
+
+    def _start(self) -> None:
+        subject = self.examiner.subject
+        self.emit(
+            CampaignStarted(
+                subject=subject.spec,
+                label=subject.label,
+                expectation=subject.expectation,
+                grade=subject.promise.grade,
+                domain=plain(subject.promise.domain),
+                contract=plain(subject.promise.contract),
+                excluded=self.excluded,
+                device=subject.device,
+                backend=subject.backend,
+                seed=self.seed,
+                cases=self.budget.cases,
+                seconds=self.budget.seconds,
+            )
+        )
+
+    # Trials
+
+    def _trial(self, case: Case, *, stored: str = "") -> Trial:
+        """Run, judge, count and tell one case."""
+        self.emit(
+            CaseDrawn(
+                subject=self.examiner.subject.spec, case=case, number=self.tally.cases + 1, stored=stored
+            )
+        )
+        trial = self.examiner.examine(case)
+        self.tally.add(trial)
+        self._judged[case.id] = trial.violated
+        self.keep(trial)
+        self.emit(
+            CaseEnded(
+                subject=self.examiner.subject.spec,
+                case_id=case.id,
+                number=self.tally.cases,
+                outcome=trial.outcome,
+                outcomes={verdict.property: verdict.outcome.value for verdict in trial.verdicts},
+                max_ratio=max((verdict.max_ratio for verdict in trial.verdicts), default=0.0),
+                internal=trial.internal,
+                seconds=trial.seconds,
+            )
+        )
+        return trial
+
+    def _replay_known(self) -> None:
+        """Run the stored case of each known discrepancy that lies in the domain."""
+        subject = self.examiner.subject
+        for entry in subject.known:
+            if not self.examiner.parts.admits(subject.promise.domain, entry.case):
+                continue
+            trial = self._trial(entry.case, stored=entry.id)
+            if trial.internal:
+                continue
+            self._states[entry.id] = "seen" if any(e.entry == entry.id for e in trial.excused) else "stale"
+            for property_id in trial.violated:
+                self._report_as_is(property_id, trial, found=entry.case)
+
+    # Drawing
+
+    def _draw(self) -> None:
+        strategy = self.examiner.parts.cases(self.examiner.subject.promise.domain)
+        number, idle = 0, 0
+        while not self.stopped and idle < 3 and self._remaining() > 0:
+            before = self._drawn
+            minimum = hunt(
+                strategy,
+                self._take,
+                self._fails_within(),
+                seed=derive(self.seed, number),
+                limit=self._remaining(),
+                seconds=self._minimise_seconds(),
+                clock=self.clock,
+            )
+            if minimum is not None:
+                self._conclude(minimum)
+                self._minimised += self.clock() - self._found_at
+            number += 1
+            # A small domain may be exhausted: Hypothesis then ends although the budget has not.
+            idle = idle + 1 if self._drawn == before else 0
+        if idle >= 3 and not self.stopped:
+            self.stopped = "no new case could be drawn"
+
+    def _remaining(self) -> int:
+        """Return how many cases the budget still has; 0 when it is over."""
+        seconds = self.budget.seconds
+        if seconds is not None and self.clock() - self._began - self._minimised >= seconds:
+            return 0
+        return 1_000_000 if self.budget.cases is None else max(0, self.budget.cases - self._drawn)
+
+    def _take(self, case: Case) -> str | None:
+        """Run a drawn case; return the first property that it is the first to violate."""
+        if self._remaining() <= 0:
+            raise Over
+        if case.id in self._judged:
+            return None
+        self._drawn += 1
+        if entry := self._deadly_entry(case):
+            self._judged[case.id] = ()
+            self.tally.skip(entry)
+            return None
+        trial = self._trial(case)
+        if self.tally.hung >= MAX_HUNG:
+            self.stopped = f"{self.tally.hung} cases hung"
+        fresh = [name for name in trial.violated if name not in self._failures]
+        if fresh:
+            self._found_at = self.clock()
+            self.emit(FailureFound(subject=self.examiner.subject.spec, property=fresh[0], case=case))
+            return fresh[0]
+        if self.stopped:
+            raise Over
+        return None
+
+    def _deadly_entry(self, case: Case) -> str:
+        """Return the id of a known discrepancy that kills or hangs a rank on `case` and ran often enough."""
+        for entry in self.examiner.subject.known:
+            if entry.deadly and extent(entry, case):
+                self._deadly[entry.id] += 1
+                if self._deadly[entry.id] > MAX_DEADLY_RUNS:
+                    return entry.id
+        return ""
+
+    # Failures
+
+    def _minimise_seconds(self) -> float:
+        left = self.policy.minimise_total - self._minimised
+        return max(1.0, min(self.policy.minimise_seconds, left))
+
+    def _fails_within(self) -> Callable[[Case, str], bool]:
+        """Return the test of one minimising, with its own count of hung runs."""
+        hung = 0
+
+        def fails(case: Case, property_id: str) -> bool:
+            nonlocal hung
+            if not self.examiner.parts.admits(self.examiner.subject.promise.domain, case):
+                return False
+            if self._deadly_entry(case):
+                return False
+            if hung >= MAX_HUNG_MINIMISING:
+                raise Over
+            self.tally.minimising()
+            trial = self.examiner.examine(case, grades=False)
+            hung += "timeout" in trial.endings
+            return property_id in trial.violated
+
+        return fails
+
+    def _conclude(self, minimum: Minimum) -> None:
+        """Run the smallest case once more and tell every property that it violates for the first time."""
+        self.tally.minimising()
+        trial = self.examiner.examine(minimum.case)
+        repeats = minimum.property in trial.violated
+        if not repeats:  # it fails now and then: tell what the drawn case says
+            trial = self.examiner.examine(minimum.found)
+        self.keep(trial)
+        for property_id in dict.fromkeys((minimum.property, *trial.violated)):
+            if property_id not in self._failures:
+                self._tell(
+                    property_id, trial, found=minimum.found, minimised=minimum.complete, repeats=repeats
+                )
+        if self.policy.fail_fast:
+            self.stopped = "first failure"
+
+    def _report_as_is(self, property_id: str, trial: Trial, *, found: Case) -> None:
+        if property_id not in self._failures:
+            self._tell(property_id, trial, found=found, minimised=False, repeats=True)
+
+    def _tell(self, property_id: str, trial: Trial, *, found: Case, minimised: bool, repeats: bool) -> None:
+        occurrence = Occurrence(
+            property_id=property_id,
+            trial=trial,
+            subject=self.examiner.subject,
+            minimal=minimised,
+            repeats=repeats,
+        )
+        discrepancy, text = explain(occurrence)
+        failure = Failure(
+            property=property_id,
+            case=trial.case,
+            found=found.id,
+            minimised=minimised,
+            repeats=repeats,
+            discrepancy=discrepancy,
+            text=text,
+        )
+        self._failures[property_id] = failure
+        self.emit(FailureMinimised(subject=self.examiner.subject.spec, failure=failure))
+
+
+def derive(seed: int, *path: int) -> int:
+    """Return a 64-bit seed that depends on `seed` and `path`, different for each path."""
+    text = "/".join(str(part) for part in (seed, *path))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

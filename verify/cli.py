@@ -1,0 +1,70 @@
+"""The command line: picks the command, and turns every end into an exit code.
+
+Light: a fork server re-executes the main module, and `--help` must be quick. What a command needs is imported
+when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+
+from properties.case import CaseError
+from properties.domain import DomainError
+from verify.arguments import UsageError, parse
+from verify.errors import SubjectError
+from verify.exits import INTERNAL, INTERRUPTED, USAGE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own if None) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parse(words)
+        arguments.words = words
+        return _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except (UsageError, CaseError, DomainError, SubjectError) as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
+    except Exception as error:  # the last resort: whatever it is, it is ours
+        if _is_usage(error):
+            sys.stderr.write(f"{error}\n")
+            return USAGE
+        sys.stderr.write(f"internal error:\n{traceback.format_exc()}")
+        return INTERNAL
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether `error` blames the arguments; its classes are in modules that are not imported for --help."""
+    from verify.known import KnownError
+    from verify.ranks.plan import PlanError
+
+    return isinstance(error, KnownError | PlanError)
+
+
+def _run(arguments: Namespace) -> int:
+    from verify.run_command import run_command
+
+    return run_command(arguments)
+
+
+def _replay(arguments: Namespace) -> int:
+    from verify.replay import replay_command
+
+    return replay_command(arguments)
+
+
+def _doctor(arguments: Namespace) -> int:
+    from verify.doctor import doctor_command
+
+    return doctor_command(arguments)
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {"run": _run, "replay": _replay, "doctor": _doctor}

@@ -1,0 +1,225 @@
+"""Known discrepancies: what a subject's author has declared, and what exactly that excuses.
+
+A file of known discrepancies is TOML data, validated on reading:
+
+    [[known]]
+    id = "S1-empty-rank-low-precision"
+    reason = "One sentence."
+    link = "https://..."
+    case = '{"batches":[2,0],"dtype":"float16"}'
+    when = [{fact = "input_dtype", in = ["float16", "bfloat16"]}, {fact = "empty_ranks", at_least = 1}]
+    properties = ["ending", "forward"]
+    quantities = ["output", "running_var"]      # optional: prefixes of names of tensors
+    endings = ["died", "raised", "timeout"]     # optional: for the property `ending`
+
+Rules
+-----
+- All clauses of `when` must hold: for the case; for one of its process groups (then only the ranks of that
+  group are excused); for a channel (then only that channel is excused).
+- Everything else on such a case is judged as ever.
+"""
+
+from __future__ import annotations
+
+import operator
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from properties.case import Case, CaseError, decode
+from verify.facts import FACTS, Group
+
+MAX_BYTES = 1 << 20
+Channels = NDArray[np.bool_]
+Extent = dict[int, Channels]
+"""What an entry may excuse on a case: for each rank, which channels."""
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "is": operator.eq,
+    "in": lambda value, given: value in given,
+    "at_least": operator.ge,
+    "at_most": operator.le,
+    "above": operator.gt,
+    "below": operator.lt,
+}
+_ORDERING = ("at_least", "at_most", "above", "below")
+_ENDINGS = ("died", "raised", "timeout")
+_KEYS = {"id", "reason", "link", "case", "when", "properties", "quantities", "endings"}
+
+
+class KnownError(ValueError):
+    """A file of known discrepancies that cannot be used; the message names the entry."""
+
+
+class Clause(msgspec.Struct, frozen=True):
+    """One condition: a fact, an operator, a value."""
+
+    fact: str
+    operator: str
+    value: Any
+
+    def holds(self, case: Case, group: Group) -> Any:
+        """Return whether it holds; for a fact of channels, an array of shape (C,)."""
+        value = FACTS[self.fact].read(case, group)
+        if value is None:
+            return False
+        return OPERATORS[self.operator](value, self.value)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One known discrepancy, as the module's docstring has it."""
+
+    id: str
+    reason: str
+    link: str
+    case: Case
+    when: tuple[Clause, ...]
+    properties: tuple[str, ...]
+    quantities: tuple[str, ...] = ()
+    endings: tuple[str, ...] = ()
+
+    @property
+    def deadly(self) -> bool:
+        """Whether it may kill or hang a rank, so that few of its cases are run."""
+        return "ending" in self.properties and (
+            not self.endings or bool({"died", "timeout"} & set(self.endings))
+        )
+
+
+def extent(entry: Entry, case: Case) -> Extent:
+    """Return the ranks and channels of `case` that `entry` may excuse; empty if it does not apply."""
+    found: Extent = {}
+    by_scope = {
+        scope: [clause for clause in entry.when if FACTS[clause.fact].scope == scope]
+        for scope in ("case", "group", "channel")
+    }
+    if not all(clause.holds(case, ()) for clause in by_scope["case"]):
+        return found
+    for group in case.process_groups:
+        if not all(clause.holds(case, group) for clause in by_scope["group"]):
+            continue
+        channels = np.ones(case.channels, np.bool_)
+        for clause in by_scope["channel"]:
+            channels &= clause.holds(case, group)
+        if channels.any():
+            found.update(dict.fromkeys(group, channels))
+    return found
+
+
+def load(path: Path) -> tuple[Entry, ...]:
+    """Return the entries of the file at `path`.
+
+    Raises:
+        KnownError: If it cannot be read, is no TOML, or an entry is not as expected.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise KnownError(
+            f"Expected a readable file of known discrepancies, but got {path}: {error}"
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise KnownError(
+            f"Expected at most {MAX_BYTES} bytes of known discrepancies, but got {len(data)} bytes."
+        )
+    return parse(data.decode("utf-8", "replace"), source=str(path))
+
+
+def parse(text: str, *, source: str = "known") -> tuple[Entry, ...]:
+    """Return the entries that the TOML `text` describes; `source` names it in errors.
+
+    Raises:
+        KnownError: If it is no TOML, or an entry is not as expected.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise KnownError(f"Expected TOML, but got {source}: {error}") from None
+    tables = data.get("known", [])
+    _require(
+        set(data) <= {"known"} and isinstance(tables, list),
+        source,
+        "only [[known]] tables",
+        keys=sorted(data),
+    )
+    entries = tuple(_entry(table, source) for table in tables)
+    ids = [entry.id for entry in entries]
+    _require(len(set(ids)) == len(ids), source, "each id once", ids=ids)
+    return entries
+
+
+def _require(condition: object, where: str, expected: str, **given: object) -> None:
+    if not condition:
+        values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise KnownError(f"{where}: Expected {expected}, but got {values}.")
+
+
+def _entry(table: Any, source: str) -> Entry:
+    _require(isinstance(table, dict), source, "a table", known=table)
+    where = f"{source}, {table.get('id', 'an entry without id')}"
+    unknown, missing = set(table) - _KEYS, {"id", "reason", "case", "when", "properties"} - set(table)
+    _require(not unknown, where, f"keys among {', '.join(sorted(_KEYS))}", keys=sorted(unknown))
+    _require(not missing, where, "id, reason, case, when and properties", missing=sorted(missing))
+    for name in ("id", "reason", "case", "link"):
+        _require(isinstance(table.get(name, ""), str), where, f"a text as {name}", **{name: table.get(name)})
+    _require(table["id"] and table["reason"], where, "an id and a reason", id=table["id"])
+    try:
+        case = decode(table["case"])
+    except CaseError as error:
+        raise KnownError(f"{where}: {error}") from None
+    _require(isinstance(table["when"], list) and table["when"], where, "clauses", when=table["when"])
+    endings = _texts(table, "endings", where)
+    _require(set(endings) <= set(_ENDINGS), where, f"endings among {', '.join(_ENDINGS)}", endings=endings)
+    properties = _texts(table, "properties", where)
+    _require(properties, where, "at least one property", properties=properties)
+    entry = Entry(
+        id=table["id"],
+        reason=table["reason"],
+        link=table.get("link", ""),
+        case=case,
+        when=tuple(_clause(clause, where) for clause in table["when"]),
+        properties=properties,
+        quantities=_texts(table, "quantities", where),
+        endings=endings,
+    )
+    try:
+        own = extent(entry, case)
+    except TypeError as error:  # a text compared with a number
+        raise KnownError(f"{where}: Expected values that can be compared with their facts: {error}") from None
+    _require(own, where, "a case that meets its own clauses", case=table["case"])
+    return entry
+
+
+def _texts(table: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    values = table.get(name, [])
+    _require(
+        isinstance(values, list) and all(isinstance(value, str) for value in values),
+        where,
+        f"a list of texts as {name}",
+        **{name: values},
+    )
+    return tuple(values)
+
+
+def _clause(data: Any, where: str) -> Clause:
+    _require(isinstance(data, dict) and len(data) == 2, where, "a fact and one operator", clause=data)
+    fact = data.get("fact")
+    _require(fact in FACTS, where, f"a fact among {', '.join(FACTS)}", fact=fact)
+    name = next((key for key in data if key != "fact"), "")
+    _require(name in OPERATORS, where, f"an operator among {', '.join(OPERATORS)}", operator=name)
+    value = data[name]
+    if name == "in":
+        _require(isinstance(value, list), where, "a list", **{"in": value})
+        value = tuple(value)
+    if name in _ORDERING:
+        _require(
+            isinstance(value, int | float) and not isinstance(value, bool), where, "a number", **{name: value}
+        )
+    if FACTS[fact].scope == "channel":
+        _require(name in _ORDERING, where, "at_least, at_most, above or below for a channel", operator=name)
+    return Clause(fact, name, value)

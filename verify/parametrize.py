@@ -1,0 +1,58 @@
+"""`@verify.parametrize(SPEC)`: a subject's campaign inside a user's own test suite.
+
+    @verify.parametrize("my_kernels:SyncBN")
+    def test_syncbn_is_batch_norm_over_the_whole_batch(check):
+        check()
+
+The function runs once a shard; shards draw disjoint cases, so that pytest-xdist may spread them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from verify.shards import SHARDS, Check, Shard
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def parametrize(
+    spec: str,
+    *,
+    shards: int = SHARDS,
+    cases: int | None = None,
+    seconds: float | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    backend: str | None = None,
+) -> Callable[[Function], Function]:
+    """Return a decorator that runs a test function with a `check` of each shard of the subject's campaign.
+
+    Args:
+        spec: module:factory, file.py:factory, or a built-in's short name.
+        shards: Into how many items the campaign is cut.
+        cases: Cases of the whole campaign (300, or 60 seconds).
+        seconds: Seconds of the whole campaign.
+        seed: Of the draws; that of the pytest run unless given.
+        device: cpu or cuda.
+        backend: gloo or nccl.
+    """
+    if shards < 1:
+        raise ValueError(f"Expected at least one shard, but got shards={shards}.")
+    parameters = []
+    for number in range(shards):
+        shard = Shard(
+            spec=spec,
+            number=number,
+            shards=shards,
+            cases=cases,
+            seconds=seconds,
+            seed=seed,
+            device=device,
+            backend=backend,
+        )
+        parameters.append(pytest.param(Check(shard), id=shard.title))
+    return pytest.mark.parametrize("check", parameters)

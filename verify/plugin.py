@@ -1,0 +1,159 @@
+"""The pytest plugin: `--subject SPEC` runs a subject's campaign as items, `--case ID` replays one case.
+
+Light: importing it imports neither torch, jax nor hypothesis; an item does when it runs. With --subject and
+no paths on the command line only the subject's items run, so that the reproduce line of a failure does just
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verify.environment import one_line
+from verify.shards import SHARDS, Check, Shard, Undecided, Violated, close_runs, default_seed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("syncbn-verify", "synchronized batch norm against its reference")
+    group.addoption(
+        "--subject", action="append", default=[], metavar="SPEC", help="judge this SyncBN; may be repeated"
+    )
+    group.addoption(
+        "--case", default=None, metavar="ID", help="with --subject: only this case (id, file or JSON)"
+    )
+    group.addoption(
+        "--verify-seed",
+        type=int,
+        default=None,
+        metavar="N",
+        help="with --subject: seed of the draws (random)",
+    )
+    group.addoption(
+        "--verify-cases",
+        type=int,
+        default=None,
+        metavar="N",
+        help="with --subject: cases of the whole campaign",
+    )
+    group.addoption(
+        "--verify-device", choices=("cpu", "cuda"), default="cpu", help="with --subject: cpu or cuda"
+    )
+    group.addoption(
+        "--verify-backend", choices=("gloo", "nccl"), default=None, help="with --subject: gloo or nccl"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fix what all workers of a distributed run must agree on: the seed, and whether other tests run."""
+    option = config.option
+    if option.case is not None and not option.subject:
+        raise pytest.UsageError("Expected --subject with --case, but got none; say whose case it is.")
+    if option.verify_seed is None:
+        option.verify_seed = default_seed()
+    if not hasattr(option, "verify_alone"):  # workers receive the controller's options, this one included
+        paths_given = config.args_source is pytest.Config.ArgsSource.ARGS
+        option.verify_alone = bool(option.subject) and not paths_given
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Name subject, versions, device and backend."""
+    option = config.option
+    if not option.subject:
+        return []
+    where = one_line(device=option.verify_device, backend=option.verify_backend or "default backend")
+    return [where, f"subjects: {', '.join(option.subject)}; seed {option.verify_seed}"]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave other tests alone when only a subject was asked for."""
+    del collection_path
+    return True if config.option.verify_alone else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Add the items of the subjects asked for."""
+    if config.option.subject:
+        collector = Subjects.from_parent(session, name="syncbn-verify", nodeid="syncbn-verify")
+        items.extend(collector.collect())
+
+
+def pytest_unconfigure() -> None:
+    """End the ranks."""
+    close_runs()
+
+
+class Subjects(pytest.Collector):
+    """Collects the items of all subjects on the command line."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Yield one item a subject and shard, or one a subject and case."""
+        option = self.config.option
+        for spec in dict.fromkeys(option.subject):
+            if option.case is not None:
+                yield CaseItem.from_parent(
+                    self, name=f"{spec}-case-{option.case[:12]}", spec=spec, case=option.case
+                )
+                continue
+            for number in range(SHARDS):
+                shard = Shard(
+                    spec=spec,
+                    number=number,
+                    cases=option.verify_cases,
+                    seed=option.verify_seed,
+                    device=option.verify_device,
+                    backend=option.verify_backend,
+                )
+                yield ShardItem.from_parent(self, name=shard.title, shard=shard)
+
+
+class _Item(pytest.Item):
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **more: Any) -> Any:
+        """Show the message alone where it says everything."""
+        if isinstance(excinfo.value, Violated | Undecided):
+            return str(excinfo.value)
+        from properties.case import CaseError
+        from properties.domain import DomainError
+        from verify.errors import SubjectError
+
+        if isinstance(excinfo.value, CaseError | DomainError | SubjectError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, *args, **more)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Name the item in reports."""
+        return self.config.rootpath, None, f"syncbn-verify {self.name}"
+
+
+class ShardItem(_Item):
+    """One shard of a subject's campaign; it judges all properties."""
+
+    def __init__(self, *, shard: Shard, **more: Any) -> None:
+        super().__init__(**more)
+        self._check = Check(shard)
+
+    def runtest(self) -> None:
+        """Run the shard."""
+        self._check()
+
+
+class CaseItem(_Item):
+    """One case of a subject."""
+
+    def __init__(self, *, spec: str, case: str, **more: Any) -> None:
+        super().__init__(**more)
+        self._spec, self._case = spec, case
+
+    def runtest(self) -> None:
+        """Run the case once, and fail with one section a violated property."""
+        from verify.replay import examine_again
+
+        option = self.config.option
+        examine_again(self._case, self._spec, device=option.verify_device, backend=option.verify_backend)

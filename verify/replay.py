@@ -1,0 +1,75 @@
+"""The command `replay`: one case, run once more, and everything it violates explained."""
+
+from __future__ import annotations
+
+import io
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TextIO
+
+from properties.verdict import Outcome
+from verify import exits
+from verify.explain import Occurrence, explain
+from verify.record import data_folder, find_case
+from verify.run import Run
+from verify.run_command import settings_from
+from verify.shards import Undecided, Violated, shared_run
+from verify.subject import Subject
+from verify.trial import Trial
+from verify.wording import case_words, ratio
+
+
+def replay_command(arguments: Namespace) -> int:
+    """Do `python -m verify replay` and return its exit code."""
+    folders = ((Path(arguments.record),) if arguments.record else ()) + (data_folder(),)
+    case = find_case(arguments.case, folders)
+    with Run(settings_from(arguments)) as run:
+        subject = run.subject(arguments.subject)
+        trial = run.examiner(subject).examine(case)
+        run.keep(trial)
+        if not run.parts.admits(subject.promise.domain, case):
+            sys.stdout.write(f"The case lies outside the domain of {subject.label}.\n")
+    return tell(trial, subject, sys.stdout)
+
+
+def tell(trial: Trial, subject: Subject, stream: TextIO) -> int:
+    """Write what `trial` said to `stream` and return the exit code."""
+    case = trial.case
+    stream.write(f"{subject.label}: case {case.id}, {case_words(case)}; seed {case.seed}\n")
+    if trial.internal:
+        stream.write(f"UNDECIDED: our own machinery failed.\n{trial.internal}")
+        return exits.INTERNAL
+    for name in trial.violated:
+        text = explain(Occurrence(property_id=name, trial=trial, subject=subject, minimal=None))[1]
+        stream.write(f"\n{text}\n")
+    stream.write("\n")
+    for verdict in trial.verdicts:
+        size = f", greatest ratio {ratio(verdict.max_ratio)}" if verdict.max_ratio else ""
+        reason = f", {verdict.reason}" if verdict.reason else ""
+        stream.write(f"  {verdict.property:<20} {verdict.outcome.value}{size}{reason}\n")
+    for excused in trial.excused:
+        stream.write(f"  {excused.property:<20} excused by {excused.entry}\n")
+    stream.write(f"{trial.outcome.value}\n")
+    codes = {Outcome.HOLDS: exits.OK, Outcome.VIOLATED: exits.NOT_MET, Outcome.UNDECIDED: exits.UNDECIDED}
+    return codes[trial.outcome]
+
+
+def examine_again(text: str, spec: str, *, device: str, backend: str | None) -> None:
+    """Run the case that `text` names on `spec` once, in this process's shared run.
+
+    Raises:
+        Violated: With one section a violated property.
+        Undecided: If nothing was decided, or our own machinery failed.
+    """
+    run = shared_run(device, backend)
+    case = find_case(text, (data_folder(),))
+    subject = run.subject(spec)
+    trial = run.examiner(subject).examine(case)
+    run.keep(trial)
+    written = io.StringIO()
+    code = tell(trial, subject, written)
+    if code == exits.NOT_MET:
+        raise Violated(written.getvalue())
+    if code != exits.OK:
+        raise Undecided(written.getvalue())

@@ -1,0 +1,1 @@
+"""Reports: handlers of the one stream of events, one format a module."""

@@ -1,0 +1,98 @@
+"""The JSON document: one object for a whole run, with a schema number.
+
+    {"schema": 1, "environment", "command", "seed", "subjects": [{"subject", "expectation",
+     "domain", "excluded", "contract", "verdict", "grade", "cases", "seconds", "undecided_elements",
+     "blind_elements", "known", "properties", "failures", "accounting"}]}
+
+Non-finite numbers are the strings "nan", "inf" and "-inf".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from verify.events import CampaignEnded, Event
+from verify.plain import plain
+from verify.result import Failure, SubjectResult
+
+SCHEMA = 1
+
+
+class Document:
+    """Collects results, and writes them to `path` each time one is complete.
+
+    Args:
+        path: The file to write; replaced if it exists.
+        environment: As `verify.environment` tells it.
+        command: The command line.
+        seed: Of the run.
+    """
+
+    def __init__(self, path: Path, *, environment: dict[str, Any], command: list[str], seed: int) -> None:
+        self._path = path
+        self._head = {"schema": SCHEMA, "environment": environment, "command": command, "seed": seed}
+        self._subjects: list[dict[str, Any]] = []
+        self._write()
+
+    def handle(self, event: Event) -> None:
+        """Take one event; only results matter."""
+        if isinstance(event, CampaignEnded):
+            self._subjects.append(subject_data(event.result))
+            self._write()
+
+    def _write(self) -> None:
+        document = {**self._head, "subjects": self._subjects}
+        self._path.write_text(json.dumps(document, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+
+
+def subject_data(result: SubjectResult) -> dict[str, Any]:
+    """Return one result as the document has it."""
+    return {
+        "subject": result.subject,
+        "expectation": result.expectation,
+        "domain": plain(result.domain),
+        "excluded": result.excluded,
+        "contract": plain(result.contract),
+        "verdict": result.verdict,
+        "grade": result.grade,
+        "cases": result.accounting.cases,
+        "seconds": result.seconds,
+        "undecided_elements": result.accounting.undecided,
+        "blind_elements": result.accounting.blind,
+        "known": [{"id": known.id, "state": known.state} for known in result.known],
+        "properties": {
+            name: {
+                "holds": found.holds,
+                "violated": found.violated,
+                "undecided": found.undecided,
+                "max_ratio": plain(found.max_ratio),
+            }
+            for name, found in result.properties.items()
+        },
+        "failures": [_failure(failure) for failure in result.failures],
+        "accounting": {
+            **plain(result.accounting),
+            "required_grade": result.required,
+            "stopped": result.stopped,
+        },
+    }
+
+
+def _failure(failure: Failure) -> dict[str, Any]:
+    found = failure.discrepancy
+    return {
+        "property": failure.property,
+        "case": plain(failure.case),
+        "minimised": failure.minimised,
+        "quantity": found.quantity,
+        "rank": found.rank,
+        "index": list(found.index),
+        "observed": plain(found.observed),
+        "expected": plain(found.expected),
+        "bound": plain(found.bound),
+        "ratio": plain(found.ratio),
+        "resembles": list(failure.resembles),
+        "ending": found.ending,
+    }

@@ -1,0 +1,153 @@
+"""A result: what a campaign found out about one subject, as plain data with all its counts.
+
+Merge order, from case to property to subject, as `properties.verdict` has it. Counts are of drawn cases and
+stored cases of known discrepancies; runs that only serve to minimise a failure are not counted.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from properties.case import Case
+from properties.verdict import Discrepancy
+
+COARSE_SHARE = 0.1
+
+
+class PropertyResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How many cases a property held on, was violated by, or could not be decided on.
+
+    Attributes:
+        holds, violated, undecided: Cases by outcome, after known discrepancies are set aside.
+        excused: Cases whose violation a known discrepancy excused (wholly or in part).
+        max_ratio: Greatest |observed - expected| / bound over all elements that no known discrepancy excuses.
+    """
+
+    holds: int = 0
+    violated: int = 0
+    undecided: int = 0
+    excused: int = 0
+    max_ratio: float = 0.0
+
+
+class KnownResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A known discrepancy and its state: `seen`, `not exercised`, or `stale`; how many cases it excused.
+
+    Attributes:
+        skipped: Drawn cases that were not run because the discrepancy kills or hangs a rank.
+    """
+
+    id: str
+    state: str
+    reason: str = ""
+    link: str = ""
+    excused: int = 0
+    skipped: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A violated property with the smallest case found for it.
+
+    Attributes:
+        property: Its id.
+        case: The smallest case.
+        found: Id of the drawn case in which it was found.
+        minimised: Whether the search for a smaller case ended by itself rather than by its time bound.
+        repeats: Whether the smallest case failed again when it was run once more.
+        discrepancy: The greatest discrepancy.
+        text: The whole message for people.
+        resembles: Names of faults that predict the observation; none are looked up yet.
+    """
+
+    property: str
+    case: Case
+    found: str
+    minimised: bool
+    repeats: bool = True
+    discrepancy: Discrepancy
+    text: str
+    resembles: tuple[str, ...] = ()
+
+
+class Accounting(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was counted, so that nothing is silently left out.
+
+    Attributes:
+        cases: Cases judged.
+        skipped: Drawn cases not run because a known discrepancy kills or hangs a rank on them.
+        pairs: (case, property) pairs judged.
+        coarse_pairs: Pairs with more than a tenth of their elements undecided or blind.
+        elements, undecided, blind: Elements (or facts) over all pairs.
+        internal: Cases that our own machinery failed on; UNDECIDED, never counted as held.
+        hung, died: Cases on which a rank was still running at the end of its time, or its process ended.
+        minimising: Additional runs that only served to minimise failures.
+    """
+
+    cases: int = 0
+    skipped: int = 0
+    pairs: int = 0
+    coarse_pairs: int = 0
+    elements: int = 0
+    undecided: int = 0
+    blind: int = 0
+    internal: int = 0
+    hung: int = 0
+    died: int = 0
+    minimising: int = 0
+
+    @property
+    def coarse_share(self) -> float:
+        """Share of pairs with more than a tenth of their elements undecided or blind."""
+        return self.coarse_pairs / self.pairs if self.pairs else 0.0
+
+    @property
+    def undecided_share(self) -> float:
+        """Share of elements that could not be decided."""
+        return self.undecided / self.elements if self.elements else 0.0
+
+    @property
+    def blind_share(self) -> float:
+        """Share of elements whose bound exceeds the expected magnitude."""
+        return self.blind / self.elements if self.elements else 0.0
+
+
+class SubjectResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a campaign found out about one subject.
+
+    Attributes:
+        subject: The SPEC as given.
+        label: How messages call it.
+        expectation: HOLDS, or VIOLATED for a control.
+        verdict: HOLDS, VIOLATED or UNDECIDED.
+        grade: The best grade that every judged case of an input dtype satisfied; `none` if not even C.
+        required: The grade it was judged by.
+        domain, contract: As plain data.
+        excluded: Share of the default domain that the subject's domain leaves out.
+        stopped: Why the campaign ended before its budget; empty if it did not.
+    """
+
+    subject: str
+    label: str
+    expectation: str
+    verdict: str
+    grade: dict[str, str]
+    required: str
+    domain: dict[str, object]
+    contract: dict[str, object]
+    excluded: float
+    seconds: float
+    accounting: Accounting
+    known: tuple[KnownResult, ...] = ()
+    properties: dict[str, PropertyResult] = {}
+    failures: tuple[Failure, ...] = ()
+    stopped: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the verdict is the expected one."""
+        return self.verdict == self.expectation
+
+    @property
+    def max_ratio(self) -> float:
+        """Greatest ratio over all properties."""
+        return max((p.max_ratio for p in self.properties.values()), default=0.0)

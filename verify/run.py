@@ -1,0 +1,158 @@
+"""A run: campaigns over one or more subjects, with one rank pool, one seed and one set of handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from verify import exits
+from verify.campaign import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Campaign, Policy
+from verify.events import Event, GroupLost, Handler
+from verify.ranks.pool import LostGroup, RankPool
+from verify.record import Record, data_folder, keep_case
+from verify.result import SubjectResult
+from verify.subject import NO_OVERRIDES, Overrides, Subject, subject_from
+from verify.subjects.catalogue import BUILTINS
+from verify.trial import Examiner, Machinery, Trial, machinery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all campaigns of a run share.
+
+    Attributes:
+        seed: Of the draws.
+        device, backend: Where the ranks run; backend None for the device's default.
+        budget, policy: Of each campaign.
+        overrides: Settings that replace what a factory promises.
+        only: Ids of the properties to judge; None for all.
+        timeout: Seconds that a case may take on the ranks.
+    """
+
+    seed: int
+    device: str = "cpu"
+    backend: str | None = None
+    budget: Budget = DEFAULT_BUDGET
+    policy: Policy = DEFAULT_POLICY
+    overrides: Overrides = NO_OVERRIDES
+    only: tuple[str, ...] | None = None
+    timeout: float = 10.0
+
+
+class Run:
+    """An open run; a context manager that ends its ranks.
+
+    Args:
+        settings: Shared by its campaigns.
+        handlers: Take the events.
+        record: Takes the trials, too.
+        keep: Folder for failing cases.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        handlers: Sequence[Handler] = (),
+        *,
+        record: Record | None = None,
+        keep: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self._handlers = tuple(handlers)
+        self._record = record
+        self._folder = keep or data_folder()
+        self._parts: Machinery | None = None
+        self._spec = ""
+        self.pool = RankPool(
+            device=settings.device, backend=settings.backend, timeout=settings.timeout, on_lost=self._lost
+        )
+
+    def __enter__(self) -> Self:
+        """Open it; ranks start when they are needed."""
+        self.pool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the ranks."""
+        self.pool.__exit__(kind, error, trace)
+
+    @property
+    def parts(self) -> Machinery:
+        """The reference and the properties, imported on first use."""
+        if self._parts is None:
+            self._parts = machinery()
+        return self._parts
+
+    def subject(
+        self, spec: str, *, expectation: str = "HOLDS", overrides: Overrides | None = None
+    ) -> Subject:
+        """Return the subject `spec`, as a rank describes it, with the settings of the run.
+
+        Raises:
+            SubjectError: If it cannot be loaded.
+            DomainError: If its promise, or the overrides, are not as expected.
+            KnownError: If its file of known discrepancies is not.
+        """
+        builtin = BUILTINS.get(spec)
+        return subject_from(
+            spec,
+            self.pool.describe(spec),
+            label=builtin.label_on(self.settings.device) if builtin else spec,
+            expectation=expectation,
+            device=self.settings.device,
+            backend=self.settings.backend,
+            overrides=overrides or self.settings.overrides,
+        )
+
+    def examiner(self, subject: Subject) -> Examiner:
+        """Return what makes trials of `subject`."""
+        return Examiner(subject=subject, ranks=self.pool, parts=self.parts, only=self.settings.only)
+
+    def campaign(
+        self, subject: Subject, *, settings: Settings | None = None, excluded: float | None = None
+    ) -> SubjectResult:
+        """Run one campaign and return its result."""
+        chosen = settings or self.settings
+        self._spec = subject.spec
+        if excluded is None:
+            excluded = self.parts.excluded_share(subject.promise.domain)
+        return Campaign(
+            examiner=self.examiner(subject),
+            budget=chosen.budget,
+            seed=chosen.seed,
+            emit=self.emit,
+            keep=self.keep,
+            policy=chosen.policy,
+            excluded=excluded,
+        ).run()
+
+    def emit(self, event: Event) -> None:
+        """Give `event` to every handler."""
+        for handler in self._handlers:
+            handler.handle(event)
+
+    def keep(self, trial: Trial) -> None:
+        """Record `trial`, and keep its case if it fails."""
+        if self._record is not None:
+            self._record.keep(trial)
+        if trial.violated:
+            keep_case(trial.case, self._folder)
+
+    def _lost(self, group: LostGroup) -> None:
+        self.emit(GroupLost(subject=self._spec, world_size=group.world_size, reason=group.reason))
+
+
+def exit_code(results: Sequence[SubjectResult]) -> int:
+    """Return the exit code of a run with these results."""
+    if any(result.verdict == "VIOLATED" and not result.met for result in results):
+        return exits.NOT_MET
+    if any(result.accounting.internal for result in results):
+        return exits.INTERNAL
+    if any(result.verdict == "UNDECIDED" for result in results):
+        return exits.UNDECIDED
+    return exits.OK if all(result.met for result in results) else exits.NOT_MET

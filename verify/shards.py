@@ -1,0 +1,129 @@
+"""Shards: a subject's campaign cut into items that test runners can spread, with disjoint seeds.
+
+Light until a shard runs. One run (one set of rank groups) serves all shards of a process that share a device;
+the plugin closes them at the end, and so does the interpreter.
+"""
+
+from __future__ import annotations
+
+import atexit
+import secrets
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from verify.result import SubjectResult
+    from verify.run import Run
+
+SHARDS = 4
+_runs: dict[tuple[str, str | None], Run] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One of `shards` parts of a subject's campaign.
+
+    Attributes:
+        cases, seconds: Budget of the whole campaign; None for the default.
+        seed: Of the draws of the whole campaign; None for that of the test run.
+    """
+
+    spec: str
+    number: int
+    shards: int = SHARDS
+    cases: int | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    device: str = "cpu"
+    backend: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Name for test ids."""
+        return f"{self.spec}-shard{self.number + 1}of{self.shards}"
+
+
+class Violated(AssertionError):
+    """The subject violated properties; the message has one section a property."""
+
+
+class Undecided(RuntimeError):
+    """Nothing could be decided, or our own machinery failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a test function receives: call it to run the shard.
+
+    Raises:
+        Violated: With one section a violated property.
+        Undecided: If nothing could be decided, or our own machinery failed on a case.
+    """
+
+    shard: Shard = field()
+
+    def __call__(self) -> SubjectResult:
+        """Run the shard; return its result if it holds."""
+        result = run_shard(self.shard)
+        judge_result(result)
+        return result
+
+
+@lru_cache(maxsize=1)
+def default_seed() -> int:
+    """Return the seed of this process's test run, unless the plugin sets one."""
+    return secrets.randbelow(2**32)
+
+
+def shared_run(device: str, backend: str | None) -> Run:
+    """Return this process's open run for a device; `close_runs` ends it."""
+    from verify.run import Run, Settings
+
+    key = (device, backend)
+    if key not in _runs:
+        if not _runs:
+            atexit.register(close_runs)
+        _runs[key] = Run(Settings(seed=0, device=device, backend=backend)).__enter__()
+    return _runs[key]
+
+
+def close_runs() -> None:
+    """End the ranks of all shared runs."""
+    while _runs:
+        _, run = _runs.popitem()
+        run.__exit__(None, None, None)
+
+
+def run_shard(shard: Shard) -> SubjectResult:
+    """Run the campaign of one shard and return its result."""
+    from verify.campaign import Budget, derive
+    from verify.run import Settings
+
+    run = shared_run(shard.device, shard.backend)
+    whole = Budget.of(shard.cases, shard.seconds)
+    settings = Settings(
+        seed=derive(default_seed() if shard.seed is None else shard.seed, shard.number),
+        device=shard.device,
+        backend=shard.backend,
+        budget=Budget(
+            cases=None if whole.cases is None else -(-whole.cases // shard.shards),
+            seconds=None if whole.seconds is None else whole.seconds / shard.shards,
+        ),
+    )
+    return run.campaign(run.subject(shard.spec), settings=settings, excluded=0.0)
+
+
+def judge_result(result: SubjectResult) -> None:
+    """Raise unless `result` holds.
+
+    Raises:
+        Violated: With one section a violated property.
+        Undecided: If nothing could be decided, or our own machinery failed on a case.
+    """
+    from verify.report.summary import summary
+
+    if result.failures:
+        raise Violated("\n\n".join(("", *(failure.text for failure in result.failures), *summary(result))))
+    if result.accounting.internal or result.verdict != "HOLDS":
+        raise Undecided("\n".join(("", *summary(result))))

@@ -1,0 +1,134 @@
+"""Simplifying: cases that are simpler than a given one in a single respect, for a greedy descent.
+
+Hypothesis shrinks the choices a case was drawn by; what a draw derives from the seed it cannot shrink one by
+one. These candidates change the case itself. A candidate that is no possible case is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from properties.case import Case, CaseError, Step, encode
+
+_DEFAULT = Case()
+_RESETTABLE = (
+    "wrong",
+    "probe",
+    "groups",
+    "specials",
+    "input_layout",
+    "cotangent_layout",
+    "strided_buffers",
+    "frozen",
+    "input_grad",
+    "affine",
+    "tracking",
+    "random_parameters",
+    "rank_offset",
+    "values",
+    "cotangent_exponent",
+    "affine_exponent",
+    "momentum",
+    "eps",
+    "seed",
+)
+
+
+def weight(case: Case) -> tuple[Any, ...]:
+    """Return the key by which cases are compared: ranks, steps, values, channels, then length of the JSON."""
+    values = sum(case.count_of(rank) for rank in range(case.world_size))
+    text = encode(case)
+    return case.world_size, len(case.steps), values * case.channels, case.channels, len(text), text
+
+
+def simpler(case: Case) -> Iterator[Case]:
+    """Yield cases that are simpler than `case`, the boldest first."""
+    for changes in _changes(case):
+        try:
+            candidate = msgspec.structs.replace(case, **changes)
+        except CaseError:
+            continue
+        if weight(candidate) < weight(case):
+            yield candidate
+
+
+def _changes(case: Case) -> Iterator[dict[str, Any]]:
+    yield from _fewer_ranks(case)
+    yield from _fewer_steps(case)
+    yield from _smaller(case)
+    if case.param_dtype != case.dtype and case.dtype == "float64":
+        yield {"dtype": "float32", "param_dtype": "float32"}
+    yield {"dtype": "float32", "param_dtype": "float32"}
+    yield {"param_dtype": "float32"}
+    for name in _RESETTABLE:
+        if getattr(case, name) != getattr(_DEFAULT, name):
+            yield {name: getattr(_DEFAULT, name)}
+    for index in range(len(case.specials)):
+        yield {"specials": case.specials[:index] + case.specials[index + 1 :]}
+
+
+def _fewer_ranks(case: Case) -> Iterator[dict[str, Any]]:
+    """Yield changes that keep two ranks, or drop one."""
+    world = case.world_size
+    pairs = [(a, b) for a in range(world) for b in range(a + 1, world)] if 2 < world <= 8 else []
+    for keep in [*pairs, *(tuple(r for r in range(world) if r != drop) for drop in range(world))]:
+        if keep:
+            yield _only_ranks(case, keep)
+
+
+def _only_ranks(case: Case, keep: tuple[int, ...]) -> dict[str, Any]:
+    number = {rank: index for index, rank in enumerate(keep)}
+    groups = tuple(tuple(number[r] for r in group if r in number) for group in case.groups)
+    groups = tuple(group for group in groups if group)
+    return {
+        "batches": tuple(case.batches[rank] for rank in keep),
+        "spatial": tuple(case.spatial[rank] for rank in keep) if len(case.spatial) > 1 else case.spatial,
+        "groups": () if len(groups) == 1 else groups,
+        "input_grad": tuple(case.input_grad[rank] for rank in keep) if case.input_grad else (),
+        "specials": tuple(
+            msgspec.structs.replace(special, rank=number[special.rank % case.world_size])
+            for special in case.specials
+            if special.rank % case.world_size in number
+        ),
+    }
+
+
+def _fewer_steps(case: Case) -> Iterator[dict[str, Any]]:
+    for index in range(len(case.steps)):
+        rest = case.steps[:index] + case.steps[index + 1 :]
+        if rest:
+            yield {"steps": rest}
+    for index, step in enumerate(case.steps):
+        for plain in (Step(), msgspec.structs.replace(step, recompute=False, accumulate=False)):
+            if step != plain:
+                yield {"steps": (*case.steps[:index], plain, *case.steps[index + 1 :])}
+
+
+def _smaller(case: Case) -> Iterator[dict[str, Any]]:
+    """Yield changes to fewer channels, samples and positions."""
+    for channels in _less(case.channels, least=1):
+        yield {"channels": channels}
+    if case.spatial != ((),):
+        plain = {"input_layout": "contiguous", "cotangent_layout": "contiguous"}
+        yield {"spatial": ((),), **plain}
+        yield {"spatial": (tuple(1 for _ in case.spatial[0]),)}
+    if len(case.spatial) > 1:
+        yield from ({"spatial": (sizes,)} for sizes in dict.fromkeys(case.spatial))
+    for rank, sizes in enumerate(case.spatial):
+        for axis, size in enumerate(sizes):
+            for less in _less(size, least=1):
+                new = (*sizes[:axis], less, *sizes[axis + 1 :])
+                yield {"spatial": (*case.spatial[:rank], new, *case.spatial[rank + 1 :])}
+    yield {"batches": tuple(min(n, 1) for n in case.batches)}
+    yield {"batches": tuple(min(n, 2) for n in case.batches)}
+    for rank, samples in enumerate(case.batches):
+        for less in _less(samples, least=0):
+            yield {"batches": (*case.batches[:rank], less, *case.batches[rank + 1 :])}
+
+
+def _less(size: int, *, least: int) -> tuple[int, ...]:
+    """Return a few sizes below `size`: the least, half, one less."""
+    return tuple(dict.fromkeys(n for n in (least, least + 1, size // 2, size - 1) if least <= n < size))

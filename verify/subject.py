@@ -1,0 +1,130 @@
+"""A subject as a campaign sees it: its SPEC, its promise, its known discrepancies, and how messages call it.
+
+A rank loads the user's module and answers `describe`; the parent never imports it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from properties.domain import Promise, override, promise_from
+from verify.known import Entry, KnownError, load
+
+DEFAULT_PROMISE = Promise()
+
+
+class Describes(Protocol):
+    """The part of a subject's description that is needed here (`verify.ranks.pool.Description`)."""
+
+    @property
+    def promise(self) -> dict[str, object]: ...  # noqa: D102
+
+    @property
+    def file(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A SyncBN under test.
+
+    Attributes:
+        spec: As given by the user.
+        label: How messages call it.
+        promise: Domain, contract and grade it is judged by.
+        known: Its known discrepancies.
+        expectation: HOLDS, or VIOLATED for a control.
+        device, backend: Where its ranks run.
+        options: Command-line options that a replay needs to be the same.
+    """
+
+    spec: str
+    label: str
+    promise: Promise = DEFAULT_PROMISE
+    known: tuple[Entry, ...] = ()
+    expectation: str = "HOLDS"
+    device: str = "cpu"
+    backend: str = "gloo"
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """Settings of a command line that replace what the factory promises."""
+
+    domain: Mapping[str, str]
+    contract: Mapping[str, str]
+    grade: str | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options that repeat these settings, quoted for a shell; a replay needs no domain."""
+        parts = [f"--contract {shlex.quote(f'{key}={value}')}" for key, value in self.contract.items()]
+        if self.grade:
+            parts.append(f"--grade {self.grade}")
+        return tuple(parts)
+
+
+NO_OVERRIDES = Overrides(domain={}, contract={})
+
+
+def subject_from(
+    spec: str,
+    description: Describes,
+    *,
+    label: str | None = None,
+    expectation: str = "HOLDS",
+    device: str = "cpu",
+    backend: str | None = None,
+    overrides: Overrides = NO_OVERRIDES,
+) -> Subject:
+    """Return the subject that a rank described, with the command line's settings.
+
+    Args:
+        spec: As given by the user.
+        description: What a rank answered.
+        label: How messages call it; the SPEC unless given.
+        expectation: HOLDS, or VIOLATED for a control.
+        device: cpu or cuda.
+        backend: gloo or nccl; None for the device's default.
+        overrides: Settings of the command line.
+
+    Raises:
+        DomainError: On an unknown key or value.
+        KnownError: If the file of known discrepancies cannot be read.
+    """
+    promise = override(
+        promise_from(description.promise),
+        domain=overrides.domain,
+        contract=overrides.contract,
+        grade=overrides.grade,
+    )
+    default_backend = "nccl" if device == "cuda" else "gloo"
+    options = (
+        *((f"--device {device}",) if device != "cpu" else ()),
+        *((f"--backend {backend}",) if backend not in (None, default_backend) else ()),
+        *overrides.options,
+    )
+    return Subject(
+        spec=spec,
+        label=label or spec,
+        promise=promise,
+        known=_known(promise.known, description.file),
+        expectation=expectation,
+        device=device,
+        backend=backend or default_backend,
+        options=options,
+    )
+
+
+def _known(path: str, file: str) -> tuple[Entry, ...]:
+    if not path:
+        return ()
+    beside = Path(file).parent / path if file else Path(path)
+    for candidate in (beside, Path(path)):
+        if candidate.is_file():
+            return load(candidate)
+    raise KnownError(f"Expected a file of known discrepancies, but got known={path!r}; looked at {beside}.")

@@ -1,0 +1,138 @@
+"""A tally: counts over the trials of a campaign, from which its result is made."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from properties.catalogue import PROPERTIES
+from properties.verdict import Outcome, Verdict, merge_outcomes
+from verify.known import Entry
+from verify.result import COARSE_SHARE, Accounting, KnownResult, PropertyResult
+from verify.trial import GRADES, Trial
+
+_ORDER = (*GRADES, "none")
+
+
+class Tally:
+    """Counts trials; `accounting`, `properties`, `grades`, `known` and `outcome` read them off."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._outcomes: dict[str, Counter[str]] = {}
+        self._ratios: dict[str, float] = {}
+        self._grades: dict[str, str] = {}
+        self._excused: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
+
+    @property
+    def cases(self) -> int:
+        """Cases judged."""
+        return self._counts["cases"]
+
+    @property
+    def internal(self) -> int:
+        """Cases that our own machinery failed on."""
+        return self._counts["internal"]
+
+    @property
+    def hung(self) -> int:
+        """Cases on which a rank was still running when its time was over."""
+        return self._counts["hung"]
+
+    def add(self, trial: Trial) -> None:
+        """Count one trial."""
+        self._counts["cases"] += 1
+        self._counts["internal"] += bool(trial.internal)
+        self._counts["hung"] += "timeout" in trial.endings
+        self._counts["died"] += "died" in trial.endings
+        excused = {item.property for item in trial.excused}
+        self._excused.update({item.entry for item in trial.excused})
+        for verdict in trial.verdicts:
+            self._add_verdict(verdict, excused=verdict.property in excused)
+        if trial.satisfied:
+            known = self._grades.get(trial.case.dtype, _ORDER[0])
+            self._grades[trial.case.dtype] = max(known, trial.satisfied, key=_ORDER.index)
+
+    def _add_verdict(self, verdict: Verdict, *, excused: bool) -> None:
+        outcomes = self._outcomes.setdefault(verdict.property, Counter())
+        outcomes[verdict.outcome.value] += 1
+        outcomes["excused"] += excused
+        ratio = math.inf if math.isnan(verdict.max_ratio) else verdict.max_ratio
+        self._ratios[verdict.property] = max(self._ratios.get(verdict.property, 0.0), ratio)
+        self._counts["pairs"] += 1
+        self._counts["elements"] += verdict.elements
+        self._counts["undecided"] += verdict.undecided
+        self._counts["blind"] += verdict.blind
+        self._counts["coarse"] += verdict.undecided + verdict.blind > COARSE_SHARE * verdict.elements
+
+    def skip(self, entry: str) -> None:
+        """Count one drawn case that is not run because `entry` kills or hangs a rank on it."""
+        self._counts["skipped"] += 1
+        self._skipped[entry] += 1
+
+    def minimising(self) -> None:
+        """Count one run that only serves to minimise a failure."""
+        self._counts["minimising"] += 1
+
+    def accounting(self) -> Accounting:
+        """Return all counts."""
+        c = self._counts
+        return Accounting(
+            cases=c["cases"],
+            skipped=c["skipped"],
+            pairs=c["pairs"],
+            coarse_pairs=c["coarse"],
+            elements=c["elements"],
+            undecided=c["undecided"],
+            blind=c["blind"],
+            internal=c["internal"],
+            hung=c["hung"],
+            died=c["died"],
+            minimising=c["minimising"],
+        )
+
+    def properties(self) -> dict[str, PropertyResult]:
+        """Return the counts by property."""
+        return {
+            name: PropertyResult(
+                holds=outcomes["HOLDS"],
+                violated=outcomes["VIOLATED"],
+                undecided=outcomes["UNDECIDED"],
+                excused=outcomes["excused"],
+                max_ratio=self._ratios[name],
+            )
+            for name, outcomes in sorted(self._outcomes.items(), key=lambda item: _place(item[0]))
+        }
+
+    def grades(self) -> dict[str, str]:
+        """Return, by input dtype, the best grade that every judged case satisfied."""
+        return dict(sorted(self._grades.items()))
+
+    def known(self, entries: tuple[Entry, ...], states: dict[str, str]) -> tuple[KnownResult, ...]:
+        """Return the state and counts of each known discrepancy."""
+        return tuple(
+            KnownResult(
+                id=entry.id,
+                state="seen" if self._excused[entry.id] else states.get(entry.id, "not exercised"),
+                reason=entry.reason,
+                link=entry.link,
+                excused=self._excused[entry.id],
+                skipped=self._skipped[entry.id],
+            )
+            for entry in entries
+        )
+
+    def outcome(self) -> Outcome:
+        """Return VIOLATED if any property was, else UNDECIDED if none was decided, else HOLDS."""
+        return merge_outcomes(
+            Outcome(name)
+            for outcomes in self._outcomes.values()
+            for name in outcomes
+            if name in Outcome.__members__
+        )
+
+
+def _place(property_id: str) -> tuple[int, str]:
+    order = tuple(PROPERTIES)
+    return (order.index(property_id) if property_id in order else len(order), property_id)

@@ -1,0 +1,235 @@
+"""A trial: one case, run on the ranks, expected in the parent meanwhile, and judged once.
+
+A failure of our own machinery (the rank group, the reference, the judge) never becomes a verdict about the
+subject: the trial carries its traceback and counts as UNDECIDED.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from properties.case import Case
+from properties.domain import Contract, Domain, Grade
+from properties.expected import Expected
+from properties.observation import Observation
+from properties.verdict import Outcome, Verdict, merge_outcomes
+from verify.errors import RankError
+from verify.excuse import Excused, excuse
+from verify.subject import Subject
+
+GRADES: tuple[Grade, ...] = ("A", "B", "C")
+NUMERIC = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias")
+
+
+class Ranks(Protocol):
+    """The part of a rank pool that a trial needs (`verify.ranks.pool.RankPool`)."""
+
+    def submit(self, spec: str, case: Case) -> None:
+        """Give the ranks a case; returns at once."""
+
+    def observation(self) -> Observation:
+        """Wait, bounded, for what the ranks gave back."""
+
+
+class Expects(Protocol):
+    """The signature of `properties.expectation.expect`."""
+
+    def __call__(self, case: Case, contract: Contract, grade: Grade, *, device: str) -> Expected:
+        """Return what the reference says of `case`."""
+
+
+class Judges(Protocol):
+    """The signature of `properties.catalogue.judge`."""
+
+    def __call__(
+        self,
+        case: Case,
+        observation: Observation,
+        expected: Expected,
+        contract: Contract,
+        *,
+        only: Collection[str] | None,
+    ) -> tuple[Verdict, ...]:
+        """Return the verdicts of all properties that apply."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machinery:
+    """The three parts a campaign is made of, so that tests can replace them.
+
+    Attributes:
+        expect: The reference.
+        judge: The properties.
+        cases: Strategy of the cases of a domain (a Hypothesis `SearchStrategy[Case]`).
+        admits: Whether a case lies in a domain.
+        excluded_share: Share of the default domain's cases that a domain leaves out.
+    """
+
+    expect: Expects
+    judge: Judges
+    cases: Callable[[Domain], Any]
+    admits: Callable[[Domain, Case], bool]
+    excluded_share: Callable[[Domain], float]
+
+
+def machinery() -> Machinery:
+    """Return the real parts; importing them imports jax and hypothesis."""
+    from properties.admission import admits
+    from properties.catalogue import judge
+    from properties.expectation import expect
+    from properties.strategies import cases, excluded_share
+
+    return Machinery(expect=expect, judge=judge, cases=cases, admits=admits, excluded_share=excluded_share)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What one case said.
+
+    Attributes:
+        verdicts: After known discrepancies are set aside.
+        excused: What they were set aside for.
+        observation: What the ranks gave back; None if our machinery failed.
+        expected: What it was judged by.
+        satisfied: The tightest grade whose bounds hold on this case; "none"; "" if it says nothing of grades.
+        internal: The traceback if our machinery failed.
+        seconds: Wall time.
+    """
+
+    case: Case
+    verdicts: tuple[Verdict, ...] = ()
+    excused: tuple[Excused, ...] = ()
+    observation: Observation | None = None
+    expected: Expected | None = None
+    satisfied: str = ""
+    graded: dict[str, dict[str, float]] = field(default_factory=dict)
+    internal: str = ""
+    seconds: float = 0.0
+
+    @property
+    def violated(self) -> tuple[str, ...]:
+        """Ids of the violated properties, in the order of the catalogue."""
+        return tuple(v.property for v in self.verdicts if v.outcome is Outcome.VIOLATED)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Merged over the properties; UNDECIDED if our machinery failed."""
+        return merge_outcomes(verdict.outcome for verdict in self.verdicts)
+
+    @property
+    def endings(self) -> frozenset[str]:
+        """How its ranks ended."""
+        return frozenset(rank.ending for rank in self.observation.ranks) if self.observation else frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examiner:
+    """Makes trials of one subject.
+
+    Attributes:
+        ranks: Where cases run.
+        parts: The reference and the properties.
+        only: Ids of the properties to judge; None for all.
+    """
+
+    subject: Subject
+    ranks: Ranks
+    parts: Machinery
+    only: Collection[str] | None = None
+
+    def examine(self, case: Case, *, grades: bool = True) -> Trial:
+        """Run and judge `case` once.
+
+        Args:
+            case: The case.
+            grades: On a violation, also judge by the looser grades, to tell which one the subject satisfies.
+        """
+        started = time.monotonic()
+        try:
+            observation, expected = self._run(case)
+            verdicts, excused = self._judge(case, observation, expected)
+            satisfied, graded = self._grade(case, observation, verdicts, more=grades)
+        except Exception:  # Ours, not the subject's: the pool never raises for what a subject does.
+            return Trial(case=case, internal=traceback.format_exc(), seconds=time.monotonic() - started)
+        return Trial(
+            case=case,
+            verdicts=verdicts,
+            excused=excused,
+            observation=observation,
+            expected=expected,
+            satisfied=satisfied,
+            graded=graded,
+            seconds=time.monotonic() - started,
+        )
+
+    def _run(self, case: Case) -> tuple[Observation, Expected]:
+        """Run `case` on the ranks while the parent computes what is expected."""
+        self.ranks.submit(self.subject.spec, case)
+        try:
+            expected = self._expect(case, self.subject.promise.grade)
+        except Exception:  # One case is in flight: it must be taken back also when the reference failed.
+            self.ranks.observation()
+            raise
+        observation = self.ranks.observation()
+        _check_digests(observation, expected)
+        return observation, expected
+
+    def _expect(self, case: Case, grade: Grade) -> Expected:
+        subject = self.subject
+        return self.parts.expect(case, subject.promise.contract, grade, device=subject.device)
+
+    def _judge(
+        self, case: Case, observation: Observation, expected: Expected
+    ) -> tuple[tuple[Verdict, ...], tuple[Excused, ...]]:
+        contract = self.subject.promise.contract
+
+        def rejudge(other: Expected, property_id: str) -> Verdict | None:
+            found = self.parts.judge(case, observation, other, contract, only=(property_id,))
+            return found[0] if found else None
+
+        verdicts = self.parts.judge(case, observation, expected, contract, only=self.only)
+        return excuse(verdicts, self.subject.known, case=case, expected=expected, rejudge=rejudge)
+
+    def _grade(
+        self, case: Case, observation: Observation, verdicts: tuple[Verdict, ...], *, more: bool
+    ) -> tuple[str, dict[str, dict[str, float]]]:
+        """Return the tightest grade found to hold, and the ratios by every grade that was tried.
+
+        A case that holds by the required grade is not judged by tighter ones.
+        """
+        required = self.subject.promise.grade
+        graded: dict[str, dict[str, float]] = {required: _ratios(verdicts)}
+        if not any(verdict.property in NUMERIC for verdict in verdicts):
+            return "", graded
+        if not _breaks(verdicts):
+            return required, graded
+        if more:
+            for grade in GRADES[GRADES.index(required) + 1 :]:
+                looser, _ = self._judge(case, observation, self._expect(case, grade))
+                graded[grade] = _ratios(looser)
+                if not _breaks(looser):
+                    return grade, graded
+        return "none", graded
+
+
+def _breaks(verdicts: tuple[Verdict, ...]) -> bool:
+    return any(v.property in NUMERIC and v.outcome is Outcome.VIOLATED for v in verdicts)
+
+
+def _ratios(verdicts: tuple[Verdict, ...]) -> dict[str, float]:
+    return {v.property: v.max_ratio for v in verdicts if v.property in NUMERIC}
+
+
+def _check_digests(observation: Observation, expected: Expected) -> None:
+    """Raise if a rank that returned did not draw the inputs that the reference drew."""
+    for rank in observation.ranks:
+        wanted = expected.digests.get(rank.rank)
+        if rank.ending == "returned" and wanted and rank.digest and rank.digest != wanted:
+            raise RankError(
+                f"Expected rank {rank.rank} to draw the inputs {wanted}, but got digest={rank.digest!r}; "
+                "the ranks and the parent disagree on the case's data."
+            )
