@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -137,6 +137,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         _check_shapes(self)
         _check_groups(self)
         _check_options(self)
+        msgspec.structs.force_setattr(self, "eps", float(self.eps) + 0.0)  # 1 and 1.0, -0.0 and 0.0 are one.
+        if self.momentum is not None:
+            msgspec.structs.force_setattr(self, "momentum", float(self.momentum) + 0.0)
 
     @property
     def world_size(self) -> int:
@@ -196,8 +199,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 
 
 def encode(case: Case) -> bytes:
-    """Return the canonical JSON of `case`: keys sorted, fields at their default left out."""
-    return msgspec.json.encode(case, order="sorted")
+    """Return the canonical JSON of `case`: keys sorted, fields that equal their default left out.
+
+    Equal cases have equal JSON. (msgspec's own `omit_defaults` leaves out what *is* the default object, so
+    that a decoded 1e-05 would stay.)
+    """
+    return msgspec.json.encode(_sparse(case), order="sorted")
 
 
 def decode(data: bytes | str) -> Case:
@@ -232,6 +239,18 @@ def events(case: Case) -> tuple[tuple[Literal["forward", "backward"], int], ...]
             order.append(("backward", index))
     order.extend(("backward", late) for late in waiting)
     return tuple(order)
+
+
+def _sparse(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        names, defaults = value.__struct_fields__, value.__struct_defaults__
+        required = [msgspec.NODEFAULT] * (len(names) - len(defaults))
+        pairs = zip(names, (*required, *defaults), strict=True)
+        fields = ((name, getattr(value, name), default) for name, default in pairs)
+        return {name: _sparse(field) for name, field, default in fields if field != default}
+    if isinstance(value, tuple):
+        return [_sparse(item) for item in value]
+    return value
 
 
 def _shorten(data: bytes | str) -> str:

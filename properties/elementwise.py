@@ -7,7 +7,9 @@ Rules
   property `nonfinite` and is not counted here.
 - Where a finite value is expected, a NaN has the ratio infinity; so has an infinity, unless the expected
   magnitude plus bound rounds to infinity in the stored dtype and the sign is right.
-- An element is blind if its bound exceeds |expected|: the comparison would not notice a zero there.
+- An element is blind if its bound exceeds |expected|: the comparison would not notice a zero there. An
+  expected zero whose bound is only the allowance for subnormal numbers (a weight of 0, a gradient of an empty
+  rank) is not: whatever else an implementation may put there is noticed.
 - Absent and surplus tensors are discrepancies of their quantity; a wrong dtype or shape is one of
   `dtype_and_layout`, and such a tensor is left out here.
 
@@ -35,6 +37,7 @@ from properties.verdict import Discrepancy, Outcome, Verdict, undecided
 Floats = NDArray[np.float64]
 
 _MISFIT = "every tensor has another dtype or shape than expected: see dtype_and_layout"
+_ALLOWANCE = {"float64": 2.0**-900, "float32": 2.0**-116, "bfloat16": 2.0**-116, "float16": 2.0**-22}
 _NARROWER = {"float64": 3, "float32": 2, "float16": 1, "bfloat16": 1}
 
 
@@ -157,6 +160,7 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
     regular = np.isfinite(value) | ~bounded_elements
     elements = int(np.count_nonzero(regular))
     unknown = elements - int(np.count_nonzero(regular & bounded_elements))
+    visible = np.maximum(np.abs(value), _ALLOWANCE[pairs[0].interval.dtype])
     discrepancies = _merge_presence(matching.discrepancies)
     if greatest > 1:
         discrepancies += _trace(pairs, ratio)
@@ -165,7 +169,7 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
         outcome=_outcome(discrepancies, elements=elements, unknown=unknown),
         elements=elements,
         undecided=unknown,
-        blind=int(np.count_nonzero(regular & bounded_elements & (bound > np.abs(value)))),
+        blind=int(np.count_nonzero(regular & bounded_elements & (bound > visible))),
         max_ratio=greatest,
         ratios={f"{quantity} {pairs[0].interval.dtype}": greatest} if elements > unknown else {},
         discrepancies=tuple(sorted(discrepancies, key=lambda d: -d.ratio)),

@@ -168,20 +168,24 @@ def _channel_words(case: Case, tag: int, *, step: int, rank: int = 0) -> tuple[W
 
 
 def _channel_scale(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
-    """Return center and spread of the channels on one rank, shapes (C,); a spread is a power of two or zero."""
+    """Return center and spread of the channels on one rank, each (C,); a spread is a power of two or zero."""
     a, b, c, _ = _channel_words(case, _CHANNEL_TAG, step=step)
     center = 4.0 * _unit(a) - 2.0
     pick = (b >> np.uint64(4)).astype(np.int64)
+    fine = _MANTISSA_BITS[case.dtype] - 4  # A mean of 2^fine spreads leaves the spread some 32 steps.
     match case.values:
         case "ordinary" | "mixed":
             spread = np.ldexp(1.0, pick % 3 - 1)
         case "large_offset":
             spread = np.ones(case.channels)
-            center = np.where(c % np.uint64(2) == 0, -1.0, 1.0) * np.ldexp(1.0 + _unit(a), 4 + pick % 10)
+            exponent = np.where(pick % 16 < 15, 4 + pick % 6, 10 + pick % 4)
+            sign = np.where(c % np.uint64(2) == 0, -1.0, 1.0)
+            center = sign * np.ldexp(1.0 + _unit(a), np.minimum(exponent, fine))
         case "tiny_spread":
             root = math.frexp(case.eps or 1e-5)[1] // 2
             spread = np.ldexp(1.0, root - pick % 8)
-            center = np.where(c % np.uint64(2) == 0, 0.0, center)
+            limit = np.ldexp(spread, min(fine, 10))
+            center = np.where(c % np.uint64(2) == 0, 0.0, np.clip(center, -limit, limit))
         case "constant":
             spread = np.zeros(case.channels)
         case "subnormal":
@@ -189,12 +193,14 @@ def _channel_scale(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]
             center = np.zeros(case.channels)
         case "near_overflow":
             low, high = _huge_exponents(case.dtype)
-            spread = np.ldexp(1.0, np.where(pick % 2 == 0, low, high))
+            rarity = 2 if case.dtype == "float16" else 16  # Its squares do not overflow in float32.
+            spread = np.ldexp(1.0, np.where(pick % rarity == 0, high, low))
             center = np.zeros(case.channels)
     if case.rank_offset:
         words = _channel_words(case, _RANK_TAG, step=step, rank=rank)
         unit = np.where(spread > 0, spread, 1.0)
-        center = center + unit * (case.rank_offset * _triangular(words[0], words[1]))
+        with np.errstate(over="ignore"):
+            center = center + unit * (case.rank_offset * _triangular(words[0], words[1]))
     return center, spread
 
 
@@ -209,7 +215,7 @@ def _huge_exponents(dtype: Dtype) -> tuple[int, int]:
 def _input(case: Case, words: tuple[Words, Words, Words, Words], center: Floats, spread: Floats) -> Floats:
     t = _triangular(words[0], words[1])
     if case.values == "mixed":
-        t = np.ldexp(t, (words[0] & np.uint64(0xF)).astype(np.int64) - 8)
+        t = np.ldexp(t, (words[0] & np.uint64(0x7)).astype(np.int64) - 4)
     return center[None, :, None] + spread[None, :, None] * t
 
 
