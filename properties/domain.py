@@ -87,7 +87,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         momentum: `torch`, weight of the new value; `decay`, weight of the old one.
         buffer_update: `accumulate`, computed in the accumulation dtype and rounded once; `in_dtype`, every
             step rounded in the buffer's dtype.
-        accumulate: The accumulation dtype: `default` (float32 for half inputs, else the input's), or as named.
+        accumulate: The accumulation dtype; `default` is float32 for half inputs, else the input's.
         deterministic: The same case twice gives the same bits.
         inplace: The subject may write its output over its input.
     """

@@ -9,9 +9,9 @@ With x of shape (positions, C), over the ranks of one process group, per channel
 `pmean` alone is unweighted: sums and counts travel together, so that ranks of different sizes weigh what they
 hold. Ranks of different sizes share one mapped axis by padding and a mask; a fully masked rank adds nothing.
 
-The function is mapped by `jax.vmap(axis_name=...)` (any number of ranks on one device) or `jax.shard_map` (real
-devices). Gradients are those of the mapped function by `jax.vjp`, never a second formula. The loss is each
-rank's own, so weight and bias get each rank's own gradient, while grad_input sees every rank's cotangent
+The function is mapped by `jax.vmap(axis_name=...)` (any number of ranks on one device) or `jax.shard_map`
+(real devices). Gradients are those of the mapped function by `jax.vjp`, never a second formula. The loss is
+each rank's own, so weight and bias get each rank's own gradient, while grad_input sees every rank's cotangent
 through the mean and the variance.
 
 References:
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 
     mean: Array
     var: Array
-    count: Array
+    number: Array
 
 
 def moments(x: Array, mask: Array, *, axis: str = AXIS) -> Moments:

@@ -53,7 +53,7 @@ def error_of(pair: Pair) -> Array | float:
 
 
 def rounded(value: Array, error: Array | float, arithmetic: Arithmetic, *, units: Any = 1.0) -> Pair:
-    """Return the pair after a rounding of `units` u: adds it, the underflow, and turns overflow into infinity."""
+    """Return the pair after a rounding of `units` u, with underflow; overflow makes it undecided."""
     total = error + units * arithmetic.u * (jnp.abs(value) + error) + arithmetic.eta
     return Pair(value, undecided_beyond(value, total, arithmetic.largest))
 
@@ -111,14 +111,18 @@ def interpret(closed: ClosedJaxpr, arithmetic: Arithmetic, pairs: Sequence[Pair]
 
 
 EXACT_WHEN_EXACT = frozenset(
-    "broadcast_in_dim reshape squeeze transpose select_n convert_element_type copy gt lt ge le eq ne and or not "
-    "neg abs max min slice concatenate iota stop_gradient".split()
+    {
+        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "concatenate", "iota", "copy"),
+        *("select_n", "convert_element_type", "stop_gradient", "neg", "abs", "max", "min"),
+        *("gt", "lt", "ge", "le", "eq", "ne", "and", "or", "not"),
+    }
 )
 
 
 def evaluate(closed: ClosedJaxpr, *pairs: Pair) -> Array:
     """Return the first result of the closed jaxpr on the pairs' values, without errors."""
-    return jaxpr_as_fun(closed)(*(pair.value for pair in pairs))[0]
+    result: Array = jaxpr_as_fun(closed)(*(pair.value for pair in pairs))[0]
+    return result
 
 
 def _evaluate(equation: Any, arguments: Sequence[Pair]) -> Sequence[Array]:

@@ -1,35 +1,36 @@
-r"""Forms: the algebraically equal ways in which right subjects compute each stage, written for the bound only.
+r"""Forms: the algebraically equal ways in which right subjects compute a stage, for the bound only.
 
 Each function is the per-rank computation under a mapped axis, as in `reference.batchnorm`; a test shows that
 every form's value equals the reference's, gradients included. At the end of a stage the bounds of all forms
 are merged by an elementwise maximum and the next stage starts from it, so mixtures are covered.
 
-Derivations of the named sub-computations (rules in `reference.rules`), with D the depth, u the unit roundoff:
+Derivations of the named sub-computations (rules in `reference.rules`), with D the depth and u the roundoff:
 
 `mean_sum`. Plain sums err by D u sum|x|. A running (Welford) or merged mean rounds u|mean_k| a step, which
-    weighs k in n times the mean: at most D u sum|x|; and 2u|x_k - mean_(k-1)|/k a step, at most
-    2u (1 + 1 + ln n) sum|x| by |mean_(k-1)| <= sum|x|/(k-1). A merge of two ranks as mean_a + delta n_b/n
-    rounds 3u|delta| n_b, and |delta| is at most twice the largest distance of a rank's mean: 6u n shift.
+    weighs k in n times the mean: at most D u sum|x|; and 2u|x_k - mean_(k-1)|/k a step, together at most
+    2u (2 + ln n) sum|x| by |mean_(k-1)| <= sum|x|/(k-1). A merge of two ranks as mean_a + delta n_b/n
+    rounds 3u|delta| n_b, and |delta| is at most twice the largest distance of a rank's mean from the mean
+    (`shift`): 6u n shift.
 
-`common_mean_square_sum`, sum (x - m)^2 with one rounded mean m + e on all ranks: sum (d - e)^2 = sum d^2 + n e^2
-    exactly, as sum d = 0; so the mean's error enters in second order only, and each term meets three roundings
-    (difference, twice, and product) and the D of the sum.
+`common_mean_square_sum`, sum (x - m)^2 with one rounded mean m + e on all ranks: sum (d - e)^2 = sum d^2 + n
+    e^2 exactly, as sum d = 0; so the mean's error enters in second order only, and each term meets three
+    roundings (difference, twice, and product) and the D of the sum.
 
-`merged_square_sum`, M2 = sum_b M2_b + sum over merges w delta^2 with w = n_a n_b/(n_a + n_b): the errors e_a, e_b of
-    the two means enter in first order. By Cauchy-Schwarz over the merges, as sum w delta^2 = M2,
-    |error| <= 2 sqrt(M2) sqrt(sum w (e_a + e_b)^2) + sum w (e_a + e_b)^2, and w (e_a + e_b)^2 <= n_a e_a^2 + n_b e_b^2;
-    with e_b <= D u mean|x|_b this is at most (D u)^2 sum x^2 for the deepest level, whose square root
-    D u sqrt(sum x^2) is the rule's delta. Over a tree of L levels with e at level l of at most (3l + 2) u the
-    sum over the levels is at most (3 L^1.5 + ...) u, and over a sequential chain of n steps n^1.5 / sqrt(12) u
-    mean|x|: both below D of their grade. A rank's merge error 6u shift adds sqrt(n) 6u shift. Relative
+`merged_square_sum`, M2 = sum_b M2_b + sum over merges w delta^2 with w = n_a n_b/(n_a + n_b): the errors e_a
+    and e_b of the two means enter in first order. By Cauchy-Schwarz over the merges, as sum w delta^2 <= M2,
+    |error| <= 2 sqrt(M2) sqrt(S) + S with S = sum w (e_a + e_b)^2, and w (e_a + e_b)^2 <= n_a e_a^2 + n_b
+    e_b^2. With e_b <= D u mean|x|_b, one level of merges adds (D u)^2 sum x^2 at most. Over a tree of L
+    levels, where e at level l is at most (3 l + 2) u, sqrt(S) is at most sqrt(3) (L + 1)^1.5 u sqrt(sum
+    x^2); over a chain of n steps it is n^1.5 u mean|x| / sqrt(12): both below (D + 4) u sqrt(sum x^2) of
+    their grade. A merge of ranks, whose means err by 6u shift more, adds sqrt(n) 6u shift. Relative
     roundings: D of the additions and 8 of a merge's own products.
 
-`inverse_root` and `inverse_root_at_once`, 1/sqrt(var + eps) and rsqrt(var + eps): a centred variance is a sum of
-    squares and never negative, so the interval of var + eps starts at max(var - e, 0) + eps.
+`inverse_root` and `inverse_root_at_once`, 1/sqrt(var + eps) and rsqrt(var + eps): a centred variance is a
+    sum of squares and never negative, so the interval of var + eps starts at max(var - e, 0) + eps.
 
 References:
-    Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American Statistician 37 (1983).
-    Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 1.9 and chapter 4.
+    Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American Statistician 37
+    (1983). Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 1.9 and chapter 4.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ Array = jax.Array
 
 
 def _total(values: Array, mask: Array) -> Array:
-    return lax.psum(jnp.sum(jnp.where(mask[:, None], values, 0.0), axis=0), AXIS)
+    total: Array = lax.psum(jnp.sum(jnp.where(mask[:, None], values, 0.0), axis=0), AXIS)
+    return total
 
 
 @jax.jit
@@ -79,17 +81,20 @@ def inverse_root_at_once(var: Array, eps: Array) -> Array:
 
 def mean(x: Array, mask: Array, n: Array, shift: Array) -> Array:
     """Return the mean; times 1/n, which rounds once more than a division by n."""
-    return mean_sum(x, mask, n, shift) * (1.0 / n)
+    total: Array = mean_sum(x, mask, n, shift)
+    return total * (1.0 / n)
 
 
 def variance_two_pass(x: Array, m: Array, mask: Array, n: Array) -> Array:
     """Return the biased variance, centred by the common mean."""
-    return common_mean_square_sum(x, m, mask, n) * (1.0 / n)
+    squares: Array = common_mean_square_sum(x, m, mask, n)
+    return squares * (1.0 / n)
 
 
 def variance_merged(x: Array, m: Array, mask: Array, n: Array, shift: Array) -> Array:
     """Return the biased variance by Welford's or Chan's update."""
-    return merged_square_sum(x, m, mask, n, shift) * (1.0 / n)
+    squares: Array = merged_square_sum(x, m, mask, n, shift)
+    return squares * (1.0 / n)
 
 
 def variance_one_pass(x: Array, m: Array, mask: Array, n: Array) -> Array:
@@ -148,8 +153,9 @@ def grad_input_chain(
 ) -> Array:
     """Return the gradient as automatic differentiation builds it, through the variance and the mean.
 
-    With gw = g weight: dvar = -1/2 sum(gw (x - mean)) invstd^3, dmean = -sum(gw) invstd - 2 dvar sum(x - mean) / n,
-    dx = gw invstd + 2 dvar (x - mean) / n + dmean / n. The sum of x - mean is zero but for rounding.
+    With gw = g weight: dvar = -1/2 sum(gw (x - mean)) invstd^3,
+    dmean = -sum(gw) invstd - 2 dvar sum(x - mean) / n, dx = gw invstd + 2 dvar (x - mean) / n + dmean / n.
+    The sum of x - mean is zero but for rounding.
     """
     weighted = g * weight
     along = _total(((weighted * (x - m)) * invstd) * invstd, mask)

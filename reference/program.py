@@ -1,8 +1,8 @@
-"""The program: expected values and bounds of one step of one process group, in one call of one compiled function.
+"""The program: values and bounds of one step of one process group, in one call of one compiled function.
 
 Everything that varies from case to case but not in shape is a run-time argument, dtype facts and options
-included, so that a bucket of padded shapes (`reference.shards`) is compiled once, and kept by jax's persistent
-compilation cache in the user's cache folder.
+included, so that a bucket of padded shapes (`reference.shards`) is compiled once, and kept by jax's
+persistent compilation cache in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import platformdirs
-from numpy.typing import NDArray
 
 from reference import batchnorm, forms
 from reference.bounds import Pair, bound, error_of, exact
@@ -26,7 +24,7 @@ from reference.rounding import Arithmetic
 from reference.shards import Bucket
 
 Array = jax.Array
-Floats = NDArray[np.float64]
+CACHE_OPTION = "jax_compilation_cache_dir"
 
 
 class StepInput(NamedTuple):
@@ -41,13 +39,13 @@ class StepInput(NamedTuple):
         scalars: As `StepScalars`.
     """
 
-    x: Floats
-    g: Floats
-    mask: NDArray[np.bool_]
-    owner: NDArray[np.int32]
-    parameters: Floats
-    depths: Floats
-    scalars: Floats
+    x: Any
+    g: Any
+    mask: Any
+    owner: Any
+    parameters: Any
+    depths: Any
+    scalars: Any
 
 
 class StepScalars(NamedTuple):
@@ -60,27 +58,28 @@ class StepScalars(NamedTuple):
         eps, eps_error: Epsilon and the error of holding it.
         training: Normalise with the batch's moments.
         one_pass: Admit E[x^2] - E[x]^2 (grade C).
-        store_u, store_underflow: Rounding of output and grad_input to their dtype; 0 if they are accumulated in it.
+        store_u, store_underflow: Rounding of output and grad_input to their dtype; 0 in the accumulation
+            dtype.
         parameter_u, parameter_underflow: The same for grad_weight and grad_bias.
     """
 
-    u: float
-    eta: float
-    largest: float
-    depth_u: float
-    div: float
-    sqrt: float
-    rsqrt: float
-    n: float
-    n_error: float
-    eps: float
-    eps_error: float
-    training: float
-    one_pass: float
-    store_u: float
-    store_underflow: float
-    parameter_u: float
-    parameter_underflow: float
+    u: Any
+    eta: Any
+    largest: Any
+    depth_u: Any
+    div: Any
+    sqrt: Any
+    rsqrt: Any
+    n: Any
+    n_error: Any
+    eps: Any
+    eps_error: Any
+    training: Any
+    one_pass: Any
+    store_u: Any
+    store_underflow: Any
+    parameter_u: Any
+    parameter_underflow: Any
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -225,13 +224,13 @@ def _stored(pair: Pair, u: Array, underflow: Array) -> Array:
 
 
 def _step(bucket: Bucket, given: StepInput) -> StepOutput:
-    scalars = StepScalars(*given.scalars)  # type: ignore[call-arg]
+    scalars = StepScalars(*given.scalars)
     training, weight, bias = scalars.training > 0.5, given.parameters[0], given.parameters[1]
     x, g = jnp.asarray(given.x), jnp.asarray(given.g)
     running = (jnp.asarray(given.parameters[2]), jnp.asarray(given.parameters[4]))
     rank_weight = jnp.broadcast_to(weight, (bucket.ranks, bucket.channels))
     rank_bias = jnp.broadcast_to(bias, (bucket.ranks, bucket.channels))
-    mapped = batchnorm.over_vmap(given.mask, running=running, training=training, eps=scalars.eps)  # type: ignore[arg-type]
+    mapped = batchnorm.over_vmap(given.mask, running=running, training=training, eps=scalars.eps)
 
     def by_rank(x: Array, weight: Array, bias: Array) -> Any:
         return mapped(x, weight[given.owner], bias[given.owner])
@@ -246,11 +245,11 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
         eps=Pair(jnp.asarray(scalars.eps), scalars.eps_error),
         weight=exact(weight),
         bias=exact(bias),
-        training=training,  # type: ignore[arg-type]
-        one_pass=scalars.one_pass > 0.5,  # type: ignore[arg-type]
+        training=training,
+        one_pass=scalars.one_pass > 0.5,
         arithmetic=scalars.arithmetic,
     )
-    shift = exact(_rank_shift(x, jnp.asarray(given.mask), given.owner, bucket.ranks, mean))  # type: ignore[arg-type]
+    shift = exact(_rank_shift(x, jnp.asarray(given.mask), given.owner, bucket.ranks, mean))
     batch_mean, batch_var = _statistics(s, shift)
 
     def choose(batch: Pair, row: int) -> Pair:
@@ -261,15 +260,15 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
     invstd = _inverse_root(s, used_var)
     y, grad_input = _output(s, used_mean, invstd), _grad_input(s, used_mean, invstd)
     grad_weight, grad_bias = (
-        _by_rank(pair, given.owner, bucket.ranks)  # type: ignore[arg-type]
-        for pair in _grad_parameters(s, used_mean, invstd, given.depths)  # type: ignore[arg-type]
+        _by_rank(pair, given.owner, bucket.ranks)
+        for pair in _grad_parameters(s, used_mean, invstd, given.depths)
     )
     store = (scalars.store_u, scalars.store_underflow)
     return StepOutput(
         y=result.y,
-        y_bound=_stored(y, *store),  # type: ignore[arg-type]
+        y_bound=_stored(y, *store),
         grad_input=result.grad_input,
-        grad_input_bound=_stored(grad_input, *store),  # type: ignore[arg-type]
+        grad_input_bound=_stored(grad_input, *store),
         grad_weight=result.grad_weight,
         grad_weight_bound=error_of(grad_weight),
         grad_bias=result.grad_bias,
@@ -295,21 +294,21 @@ def compiled_step(bucket: Bucket) -> Any:
 class BufferInput(NamedTuple):
     """One update of a running buffer, each array (C,); see `reference.forms.buffer_weighted`.
 
-    `scalars`: u, eta, largest of the arithmetic, momentum, its error, 1 - momentum, its error, then n, its error
-    and n - 1 for an unbiased variance (n - 1 = 0 for none), then the rounding of the stored dtype (u,
+    `scalars`: u, eta, largest of the arithmetic, momentum, its error, 1 - momentum, its error, then n, its
+    error and n - 1 for an unbiased variance (0 for a biased one), then the rounding of the stored dtype (u,
     underflow).
     """
 
-    old: Floats
-    old_error: Floats
-    new: Floats
-    new_error: Floats
-    scalars: Floats
+    old: Any
+    old_error: Any
+    new: Any
+    new_error: Any
+    scalars: Any
 
 
 def _update(given: BufferInput) -> tuple[Array, Array]:
     u, eta, largest, m, m_error, rest, rest_error, n, n_error, below, store_u, underflow = given.scalars
-    arithmetic = Arithmetic(u, eta, largest, 0.0, 1.0, 1.0, 1.0)  # type: ignore[arg-type]
+    arithmetic = Arithmetic(u, eta, largest, 0.0, 1.0, 1.0, 1.0)
     new = Pair(jnp.asarray(given.new), given.new_error)
     divisor = jnp.where(below > 0, below, 1.0)
     corrected = bound(forms.unbiased)(arithmetic, new, Pair(jnp.asarray(n), n_error), Pair(divisor, n_error))
@@ -323,7 +322,7 @@ def _update(given: BufferInput) -> tuple[Array, Array]:
         bound(forms.buffer_weighted)(arithmetic, *arguments),
         bound(forms.buffer_stepped)(arithmetic, *arguments),
     )
-    return result.value, _stored(result, store_u, underflow)  # type: ignore[arg-type]
+    return result.value, _stored(result, store_u, underflow)
 
 
 @cache
@@ -335,8 +334,9 @@ def compiled_update() -> Any:
 
 @contextlib.contextmanager
 def precise() -> Iterator[None]:
-    """In this context jax computes in float64 on the CPU, whatever devices it finds and the caller configured."""
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    """Let jax compute in float64 on the CPU inside, whatever devices it finds and the caller configured."""
+    double = True
+    with jax.enable_x64(double), jax.default_device(jax.local_devices(backend="cpu")[0]):
         yield
 
 
@@ -346,10 +346,10 @@ def configure_cache() -> Path:
 
     A cache folder that the user has configured for jax is left alone.
     """
-    configured = jax.config.jax_compilation_cache_dir
+    configured: str | None = getattr(jax.config, CACHE_OPTION)
     folder = Path(configured) if configured else Path(platformdirs.user_cache_dir("syncbn-verify")) / "jax"
     if not configured and os.access(_nearest_existing(folder), os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update(CACHE_OPTION, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder

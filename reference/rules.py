@@ -1,8 +1,8 @@
 """Rules: how each primitive carries a value and its error bound.
 
-A rule takes the arithmetic, the equation and the arguments' pairs, and returns the results' pairs. Each rule's
-soundness is a Hypothesis test in four dtypes. The named rules stand for a whole sub-computation, by the name
-of its `jax.jit`-ed function in `reference.forms`, where each derivation is written.
+A rule takes the arithmetic, the equation and the arguments' pairs, and returns the results' pairs. Each
+rule's soundness is a Hypothesis test in four dtypes. The named rules stand for a whole sub-computation, by
+the name of its `jax.jit`-ed function in `reference.forms`, where each derivation is written.
 """
 
 from __future__ import annotations

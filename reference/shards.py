@@ -1,9 +1,9 @@
 """Shards: how the values of ranks of different sizes lie in one padded array.
 
-A rank's positions are cut into shards of `length` positions, each shard belongs to one rank, and the mapped axis
-of `reference.batchnorm` runs over the shards of a process group: since sums and counts travel together, a
-pmean over shards equals a pmean over ranks, while the padding is less than one shard a rank (padding by rank
-would cost ranks x the largest rank). The bucket sizes are few, so that few programs are compiled.
+A rank's positions are cut into shards of `length` positions, each shard belongs to one rank, and the mapped
+axis of `reference.batchnorm` runs over the shards of a process group: since sums and counts travel together,
+a pmean over shards equals a pmean over ranks, while the padding is less than one shard a rank (padding by
+rank would cost ranks x the largest rank). The bucket sizes are few, so that few programs are compiled.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_masked_rank_gives_neither_nan_nor_weight():
     assert np.isfinite(result.y).all()
     assert np.isfinite(result.grad_input).all()
     assert np.asarray(result.moments.mean)[0, 0] == 2.0
-    assert np.asarray(result.moments.count)[0] == 3.0
+    assert np.asarray(result.moments.number)[0] == 3.0
 
 
 def test_evaluation_uses_the_buffers_and_couples_nothing(problem):

@@ -1,0 +1,81 @@
+"""Running buffers: how expected (value, bound) pairs go from one update to the next."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from properties.walk import Estimate, Walk, accumulation_dtype, storing
+from reference.program import BufferInput, compiled_update
+from reference.rounding import FACTS, REFERENCE_U, DtypeFacts, constant_error
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def update_buffers(walk: Walk, k: int) -> None:
+    """Update the group's buffers with step k's moments; a globally empty batch only counts."""
+    case, contract, buffers = walk.case, walk.contract, walk.buffers
+    buffers.tracked += 1
+    n = case.total_of(walk.group)
+    if n == 0:
+        return
+    step = next(iter(walk.steps[k].values()))
+    momentum, c = _momentum(walk), case.channels
+    below = float(n - 1) if contract.running_var == "unbiased" else 0.0
+    update = partial(_updated, walk, momentum=momentum, poisoned=step.poisoned)
+    mean = Estimate(step.output.mean[:c], step.output.mean_bound[:c])
+    var = Estimate(step.output.var[:c], step.output.var_bound[:c])
+    buffers.mean = update(buffers.mean, mean, n=n, below=0.0)
+    buffers.var = update(buffers.var, var, n=n, below=below)
+
+
+def _momentum(walk: Walk) -> float:
+    case = walk.case
+    if case.momentum is None:
+        return 1.0 / walk.buffers.tracked
+    return case.momentum if walk.contract.momentum == "torch" else 1.0 - case.momentum
+
+
+def _updated(
+    walk: Walk, old: Estimate, new: Estimate, *, momentum: float, poisoned: Bools, n: int, below: float
+) -> Estimate:
+    case = walk.case
+    accumulated = accumulation_dtype(case, walk.contract)
+    computed = case.param_dtype if walk.contract.buffer_update == "in_dtype" else accumulated
+    facts: DtypeFacts = FACTS[computed]
+    known = np.isfinite(old.value)
+    before = (_pad(np.where(known, old.value, 0.0)), _pad(np.where(known, old.bound, 0.0)))
+    scalars = (
+        facts.u + REFERENCE_U,
+        facts.smallest_normal,
+        facts.largest,
+        momentum,
+        constant_error(momentum, computed),
+        1.0 - momentum,
+        constant_error(1.0 - momentum, computed) + constant_error(momentum, computed),
+        float(n),
+        n * facts.u if n > 1 / facts.u else 0.0,
+        below,
+        *storing(case.param_dtype, computed),
+    )
+    result = compiled_update()(BufferInput(*before, _pad(new.value), _pad(new.bound), np.asarray(scalars)))
+    value, bound = (np.array(array)[: case.channels] for array in result)
+    value[poisoned | ~known] = np.nan
+    if momentum == 0.0:
+        bound[poisoned], value[poisoned] = np.inf, old.value[poisoned]
+    if momentum == 1.0:
+        forgotten = ~known & ~poisoned
+        bound[forgotten], value[forgotten] = np.inf, new.value[forgotten]
+    return Estimate(value, bound)
+
+
+def _pad(array: Floats) -> Floats:
+    size = 8
+    while size < len(array):
+        size *= 4
+    padded = np.zeros(size)
+    padded[: len(array)] = array
+    return padded

@@ -1,0 +1,94 @@
+"""One step of one process group: from the case to the reference's program and back."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from properties import values
+from properties.case import Case
+from properties.walk import RankStep, Walk, accumulation_dtype, storing
+from reference.program import StepInput, StepOutput, StepScalars, compiled_step
+from reference.rounding import FACTS, REFERENCE_U, arithmetic, constant_error, depth
+from reference.shards import Layout, layout, pack
+
+Floats = NDArray[np.float64]
+
+
+def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) -> dict[int, RankStep]:
+    """Return each member's share of step k, normalised over `members`."""
+    case = walk.case
+    where = layout([case.count_of(rank) for rank in members], case.channels)
+    arrays = [_positions_of(case, rank, walk.inputs[rank, k]) for rank in members]
+    bad = [~np.isfinite(x) for x, _ in arrays]
+    poisoned = np.zeros(case.channels, np.bool_)
+    for mask in bad:
+        poisoned |= mask.any(axis=(0, 2))
+    given = StepInput(
+        x=pack(where, [np.where(mask, 0.0, x) for mask, (x, _) in zip(bad, arrays, strict=True)]),
+        g=pack(where, [g for _, g in arrays]),
+        mask=where.mask,
+        owner=where.owner,
+        parameters=_parameter_rows(walk, where),
+        depths=_depths(walk, where),
+        scalars=_scalars(walk, members, training=training),
+    )
+    output = StepOutput(*(np.asarray(array) for array in compiled_step(where.bucket)(given)))
+    if not training:
+        return {
+            rank: RankStep(
+                where, slot, output, mask.any(axis=(0, 2)) | np.isnan(walk.buffers.mean.value), mask
+            )
+            for slot, (rank, mask) in enumerate(zip(members, bad, strict=True))
+        }
+    return {rank: RankStep(where, slot, output, poisoned, None) for slot, rank in enumerate(members)}
+
+
+def _positions_of(case: Case, rank: int, drawn: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    x, g = drawn
+    return x, np.broadcast_to(g, x.shape)
+
+
+def _parameter_rows(walk: Walk, where: Layout) -> Floats:
+    case, start = walk.case, values.parameters(walk.case)
+    rows = np.zeros((6, where.bucket.channels))
+    rows[0], rows[4] = 1.0, 1.0
+    c = case.channels
+    if case.has_weight:
+        rows[0, :c] = start.weight
+    if case.has_bias:
+        rows[1, :c] = start.bias
+    for row, estimate in ((2, walk.buffers.mean), (4, walk.buffers.var)):
+        known = np.isfinite(estimate.value)
+        rows[row, :c] = np.where(known, estimate.value, 1.0)
+        rows[row + 1, :c] = np.where(known, estimate.bound, np.inf)
+    return rows
+
+
+def _depths(walk: Walk, where: Layout) -> Floats:
+    facts = FACTS[accumulation_dtype(walk.case, walk.contract)]
+    by_rank = [depth(n, 1, walk.grade) * facts.u + n * REFERENCE_U for n in where.counts]
+    by_rank += [0.0] * (where.bucket.ranks + 1 - len(by_rank))
+    return np.asarray(by_rank)[where.owner][:, None]
+
+
+def _scalars(walk: Walk, members: tuple[int, ...], *, training: bool) -> Floats:
+    case, dtype = walk.case, accumulation_dtype(walk.case, walk.contract)
+    n = sum(case.count_of(rank) for rank in members)
+    contributing = sum(case.count_of(rank) > 0 for rank in members)
+    store_u, store_underflow = storing(case.dtype, dtype)
+    parameter_u, parameter_underflow = storing(case.param_dtype, dtype)
+    scalars = StepScalars(
+        *arithmetic(dtype, n=n, ranks=contributing, grade=walk.grade, device=walk.device),
+        n=float(max(n, 1)),
+        n_error=n * FACTS[dtype].u if n > 1 / FACTS[dtype].u else 0.0,
+        eps=case.eps,
+        eps_error=constant_error(case.eps, dtype),
+        training=float(training),
+        one_pass=float(walk.grade == "C"),
+        store_u=store_u,
+        store_underflow=store_underflow,
+        parameter_u=parameter_u,
+        parameter_underflow=parameter_underflow,
+    )
+    return np.asarray(scalars, np.float64)

@@ -1,0 +1,96 @@
+"""The walk of one process group through a case's schedule: its state, and the expected tensors it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from properties.case import Case
+from properties.domain import Contract, Grade
+from properties.expected import Interval
+from reference.program import StepOutput
+from reference.rounding import FACTS
+from reference.shards import Layout
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class Estimate(NamedTuple):
+    """Value and bound of a buffer, each (C,); NaN for a value that is expected to be non-finite."""
+
+    value: Floats
+    bound: Floats
+
+
+@dataclass(slots=True)
+class Buffers:
+    """Expected running buffers and the exact count of tracked batches."""
+
+    mean: Estimate
+    var: Estimate
+    tracked: int
+
+
+@dataclass(slots=True)
+class Walk:
+    """The state of one process group on its way through the schedule.
+
+    Attributes:
+        inputs: Input and cotangent by (rank, step).
+        buffers: As they stand.
+        steps: Each rank's share of the steps that ran, by step and rank.
+        sums: Accumulated parameter gradients by name and rank.
+        tensors, tracked: As in `properties.expected.Expected`.
+    """
+
+    case: Case
+    contract: Contract
+    grade: Grade
+    device: str
+    group: tuple[int, ...]
+    inputs: dict[tuple[int, int], tuple[Floats, Floats]]
+    buffers: Buffers
+    steps: dict[int, dict[int, RankStep]] = field(default_factory=dict)
+    sums: dict[tuple[str, int], Estimate] = field(default_factory=dict)
+    tensors: dict[str, dict[int, Interval]] = field(default_factory=dict)
+    tracked: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RankStep:
+    """One rank's share of one step: the program's output and where the rank lies in it."""
+
+    where: Layout
+    slot: int
+    output: StepOutput
+    poisoned: Bools
+    poisoned_elements: Bools | None
+
+
+def accumulation_dtype(case: Case, contract: Contract) -> str:
+    """Return the dtype that the subject accumulates in."""
+    if contract.accumulate != "default":
+        return contract.accumulate
+    return "float32" if case.dtype in ("float16", "bfloat16") else case.dtype
+
+
+def storing(stored: str, accumulated: str) -> tuple[float, float]:
+    """Return the rounding of storing a result in a dtype: none in the dtype it was accumulated in."""
+    if stored == accumulated or FACTS[stored].u < FACTS[accumulated].u:
+        return 0.0, 0.0
+    return FACTS[stored].u, FACTS[stored].underflow
+
+
+def put(
+    walk: Walk, name: str, rank: int, value: Floats, bound: Floats, *, dtype: str, optional: bool = False
+) -> None:
+    """Put the expected tensor `name` of `rank`, stored in `dtype`, among the walk's tensors."""
+    facts = FACTS[dtype]
+    with np.errstate(invalid="ignore"):
+        overflows = np.abs(value) + bound >= facts.overflow
+    interval = Interval(value=value, bound=bound, overflows=overflows, optional=optional, dtype=dtype)
+    walk.tensors.setdefault(name, {})[rank] = interval
