@@ -1,9 +1,10 @@
-"""A memory file: anonymous shared memory of parent and rank, through which the tensors of an observation travel.
+"""A memory file: anonymous memory shared by parent and rank, for the tensors of an observation.
 
-The parent makes one for each rank and hands its descriptor over. The rank writes all tensors of a case with one gathered
-write, the parent reads them with one read after the report has come; there is no mapping to keep in step. On Linux it is
-a memfd, which has no name to leave behind and is not limited by the size of /dev/shm; elsewhere an unlinked temporary
-file. An observation above half of the free memory goes through a named file in the group's folder instead.
+The parent makes one for each rank and hands its descriptor over. The rank writes all tensors of a case with
+one gathered write, the parent reads them with one read after the report has come; there is no mapping to keep
+in step. On Linux it is a memfd, which has no name to leave behind and is not limited by the size of /dev/shm;
+elsewhere an unlinked temporary file. An observation above half of the free memory goes through a named file
+in the group's folder instead.
 """
 
 from __future__ import annotations
@@ -105,9 +106,9 @@ def _tensor(header: TensorHeader, buffer: NDArray[np.uint8]) -> Tensor:
 
 def _write_all(descriptor: int, arrays: Sequence[NDArray[Any]], starts: list[int], total: int) -> None:
     pieces: list[memoryview] = []
-    for array, start, end in zip(arrays, starts, [*starts[1:], total], strict=True):
+    for array, start, end in zip(arrays, starts, [*starts[1:], total][: len(starts)], strict=True):
         if array.nbytes:
-            pieces.append(memoryview(array.reshape(-1).view(np.uint8)))
+            pieces.append(array.reshape(-1).view(np.uint8).data)
             pieces.append(memoryview(bytes(end - start - array.nbytes)))
     at = 0
     for first in range(0, len(pieces), _AT_ONCE):
@@ -127,7 +128,7 @@ def _rest(pieces: list[memoryview], written: int) -> list[memoryview]:
 
 
 def _read_all(descriptor: int, buffer: NDArray[np.uint8]) -> None:
-    view, at = memoryview(buffer), 0
+    view, at = buffer.data, 0
     while at < len(view):
         got = os.preadv(descriptor, [view[at:]], at)
         if not got:
