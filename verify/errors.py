@@ -1,7 +1,7 @@
 """Errors: three families, so that the type says who is to blame.
 
-`CaseError` (the caller asked for something impossible; see `properties.case`), `SubjectError` (the subject could not be
-loaded), `RankError` (our own machinery failed: its case is undecided).
+`CaseError` (the caller asked for something impossible; see `properties.case`), `SubjectError` (the subject
+could not be loaded), `RankError` (our own machinery failed: its case is undecided).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["CaseError", "RankError", "SubjectError"]
 
 
 class SubjectError(Exception):
-    """The subject could not be loaded or described; the message is one line: what was wanted, what was found."""
+    """The subject could not be loaded; the message is one line: what was wanted, what was found."""
 
 
 class RankError(Exception):

@@ -19,11 +19,12 @@ def build(
 ) -> torch.nn.Module:
     """Return the module that `factory` makes for `case`.
 
-    Only `keywords` are passed. Parameters and buffers are copied in, each in the dtype it was built with; a factory that
-    takes no device or dtype has its module moved.
+    Only `keywords` are passed. Parameters and buffers are copied in, each in the dtype it was built with; a
+    factory that takes no device or dtype has its module moved.
 
     Raises:
-        TypeError: If the factory returns no module, or one without a parameter or buffer that the case asks for.
+        TypeError: If the factory returns no module, or one without a parameter or buffer that the case asks
+        for.
     """
     arguments = {
         "eps": case.eps,
@@ -61,7 +62,7 @@ def _fill(case: Case, module: torch.nn.Module) -> None:
     for name in case.frozen:
         parameter = getattr(module, name, None)
         if isinstance(parameter, torch.Tensor):
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(requires_grad=False)
 
 
 def _copy(module: torch.nn.Module, name: str, values: NDArray[np.float64]) -> torch.Tensor:

@@ -70,7 +70,7 @@ def capture(tensor: torch.Tensor, *, beside: torch.Tensor | None = None) -> Capt
 def shares_storage(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Return whether two tensors share a storage that is not empty."""
     storage = first.untyped_storage()
-    return storage.nbytes() > 0 and storage.data_ptr() == second.untyped_storage().data_ptr()
+    return bool(storage.nbytes() and storage.data_ptr() == second.untyped_storage().data_ptr())
 
 
 def _array(plain: torch.Tensor) -> NDArray[Any]:

@@ -19,7 +19,7 @@ _LARGEST_INTEGER = 2.0**53
 
 @dataclass(slots=True, kw_only=True)
 class StepData:
-    """Input leaf and cotangent of a step, copies of their storage from before, and the output once it is there."""
+    """Input leaf and cotangent of a step, copies of their storage from before, and the output once known."""
 
     input: Laid
     cotangent: Laid
@@ -28,7 +28,7 @@ class StepData:
     output: torch.Tensor | None = None
 
     def modified(self) -> tuple[str, ...]:
-        """Return which of input and cotangent are not, bit for bit, what they were, gaps in memory included."""
+        """Return which of input and cotangent are not what they were, bit for bit, gaps in memory too."""
         pairs = (
             ("input", self.input.storage, self.input_before),
             ("cotangent", self.cotangent.storage, self.cotangent_before),
@@ -36,9 +36,10 @@ class StepData:
         return tuple(name for name, now, before in pairs if not same_bits(now, before))
 
 
-def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[StepData, Floats]:
-    """Return the data of `step` on `rank`, and the values of its (right) input for the digest."""
-    values, cotangents = tensors(case, rank, step=step)
+def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[StepData, tuple[Floats, Floats]]:
+    """Return the data of `step` on `rank`, and the values of the right input and cotangent for the digest."""
+    values, right_cotangents = tensors(case, rank, step=step)
+    cotangents = right_cotangents
     inputs: NDArray[Any] = values
     shape, layout, dtype = case.shape_of(rank), case.input_layout, dtype_of(case.dtype)
     requires_grad = case.input_requires_grad(rank)
@@ -60,7 +61,7 @@ def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[Ste
     g = lay_out(cotangents, cotangent_layout, dtype=dtype_of(case.dtype), device=device, shape=shape)
     data = StepData(input=x, cotangent=g, input_before=x.storage.clone(), cotangent_before=g.storage.clone())
     x.tensor.requires_grad_(requires_grad)
-    return data, values
+    return data, (values, right_cotangents)
 
 
 def _with_one_more_channel(case: Case) -> Case:

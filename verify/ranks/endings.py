@@ -1,4 +1,4 @@
-"""Endings: what is told of a rank that could not tell itself, and whether a group may go on after a case. Pure."""
+"""Endings: what is told of a rank that cannot tell itself, and whether a group may go on. Pure."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def blames_a_lost_peer(seen: RankObservation) -> bool:
 def unfit(ranks: Sequence[RankObservation]) -> str:
     """Return why a group cannot run another case after this one, or nothing.
 
-    It can if every rank has answered and, in each process group, all its ranks issued the same sequence of operations:
-    then none is left waiting, and none of the next case's would meet one of this case's.
+    It can if every rank has answered and, in each process group, all its ranks issued the same sequence of
+    operations: then none is left waiting, and none of the next case's would meet one of this case's.
     """
     for seen in ranks:
         if seen.ending in ("timeout", "died", "stopped"):

@@ -8,10 +8,10 @@ Rules
 
 Theory of operation
 -------------------
-Messages are sent ahead: set-up, load and the first case go out before the server has forked the ranks, which find them
-in their sockets. The parent then collects one answer a message from each rank. When one rank has raised or died, the
-others get a short grace, because they may be waiting for it in a collective for ever; who has not answered then is
-`stopped`. Without that, who has not answered when the time is over is a `timeout`.
+Messages are sent ahead: set-up, load and the first case go out before the server has forked the ranks, which
+find them in their sockets. The parent then collects one answer a message from each rank. When one rank has
+raised or died, the others get a short grace, because they may be waiting for it in a collective for ever; who
+has not answered then is `stopped`. Without that, who has not answered when the time is over is a `timeout`.
 """
 
 from __future__ import annotations

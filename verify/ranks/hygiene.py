@@ -33,7 +33,7 @@ class Hygiene:
             (
                 torch.are_deterministic_algorithms_enabled,
                 False,
-                lambda: torch.use_deterministic_algorithms(False),
+                lambda: torch.use_deterministic_algorithms(mode=False),
             ),
             (torch.is_anomaly_enabled, False, lambda: torch.autograd.set_detect_anomaly(False)),
             (_flushes_subnormals, False, lambda: torch.set_flush_denormal(False)),
@@ -46,9 +46,10 @@ class Hygiene:
         )
 
     def restore(self, seed: int) -> bool:
-        """Put settings right and seed every generator; return whether the process is as at its start.
+        """Put settings right, seed every generator; return whether the process is as at its start.
 
-        False if something cannot be undone (the process group was destroyed, a mode was entered and never left).
+        False if something cannot be undone (the process group was destroyed, a mode was entered and never
+        left).
         """
         try:
             for read, wanted, write in self._settings:

@@ -1,6 +1,7 @@
 """Layouts: how the tensors of a case lie in memory.
 
-A laid-out tensor has the values and the logical shape of the case whatever its layout; only strides and storage differ.
+A laid-out tensor has the values and the logical shape of the case whatever its layout; only strides and
+storage differ.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from properties.case import CotangentLayout, InputLayout
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A tensor as the subject sees it and, for comparison, a dense tensor over the storage it is a view of."""
+    """A tensor as the subject sees it and, for comparison, a dense tensor over the storage it views."""
 
     tensor: torch.Tensor
     storage: torch.Tensor
@@ -39,9 +40,9 @@ def lay_out(
 ) -> Laid:
     """Return `values`, in logical order, as a tensor of `shape` in this layout.
 
-    contiguous: C order. channels_last: torch's memory format of 4-D and 5-D tensors. permuted: all dimensions in
-    reverse order in memory. sliced: every second position of the last dimension of a longer tensor, from the second
-    sample and channel on. expanded: `values` is (1, C, 1), every other dimension has stride 0.
+    contiguous: C order. channels_last: torch's memory format of 4-D and 5-D tensors. permuted: all dimensions
+    in reverse order in memory. sliced: every second position of the last dimension of a longer tensor, from
+    the second sample and channel on. expanded: `values` is (1, C, 1), every other dimension has stride 0.
     """
     plain = torch.from_numpy(values).to(device=device, dtype=dtype)
     match layout:
@@ -64,7 +65,7 @@ def lay_out(
 
 
 def _sliced(plain: torch.Tensor) -> Laid:
-    """Lay `plain` as a view with gaps, whose gaps hold a number far from most values, that must never be read."""
+    """Lay `plain` as a view with gaps; they hold a number far from most values, never to be read."""
     longer = [size + 1 for size in plain.shape[:-1]] + [2 * plain.shape[-1] + 1]
     storage = torch.full(longer, 24.0, dtype=plain.dtype, device=plain.device)
     view = storage[tuple(slice(1, None) for _ in longer[:-1])][..., 1::2]
@@ -82,6 +83,6 @@ def strided(plain: torch.Tensor) -> torch.Tensor:
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Return whether two tensors of the same shape and dtype hold the same bits (a NaN equals itself)."""
     if not first.is_floating_point():
-        return torch.equal(first, second)
+        return bool(torch.equal(first, second))
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
-    return torch.equal(first.view(integer), second.view(integer))
+    return bool(torch.equal(first.view(integer), second.view(integer)))

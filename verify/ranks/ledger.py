@@ -7,12 +7,12 @@ Rules
 
 Theory of operation
 -------------------
-Every call of a process group's method, from Python, from C++ or from a functional collective, goes through an operator
-of the namespace `c10d`. A kernel registered for it at the dispatch key BackendSelect, which lies under autograd and above
-every backend and is always switched on, runs first, writes an entry and hands over to the backend. Unlike a
-TorchDispatchMode it costs nothing for other operators, works in autograd's threads, and does not make torch.compile step
-aside. A reduction is an opaque object there: it is noted by a wrapper around the group's Python methods, and left empty
-for a call from C++.
+Every call of a process group's method, from Python, from C++ or from a functional collective, goes through an
+operator of the namespace `c10d`. A kernel registered for it at the dispatch key BackendSelect, which lies
+under autograd and above every backend and is always switched on, runs first, writes an entry and hands over
+to the backend. Unlike a TorchDispatchMode it costs nothing for other operators, works in autograd's threads,
+and does not make torch.compile step aside. A reduction is an opaque object there: it is noted by a wrapper
+around the group's Python methods, and left empty for a call from C++.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def _reduction_of(values: tuple[Any, ...]) -> str:
     for value in values:
         operation = getattr(value, "reduceOp", value)
         if isinstance(operation, dist.ReduceOp.RedOpType):
-            return operation.name.lower()
+            return str(operation.name).lower()
         if isinstance(operation, dist.ReduceOp):
-            return operation.op.name.lower()
+            return str(operation.op.name).lower()
     return "sum"
 
 

@@ -1,6 +1,7 @@
 """The link: the parent's side of the server, which it starts and asks for ranks.
 
-Starting it costs the parent nothing (torch is imported over there), and a request may be sent before the server can
+Starting it costs the parent nothing (torch is imported over there), and a request may be sent before the
+server can
 answer: replies come in order and are read when they are needed.
 """
 

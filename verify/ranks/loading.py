@@ -45,7 +45,8 @@ def load(target: Target) -> tuple[Factory, Description]:
         found = getattr(found, part)
     if not callable(found):
         raise SubjectError(
-            f"Expected {target.attribute} of {_place(target)} to be callable, but it is {type(found).__name__!r}."
+            f"Expected {target.attribute} of {_place(target)} to be callable, "
+            f"but it is of type {type(found).__name__}."
         )
     return found, _describe(target, found, module)
 
@@ -58,8 +59,8 @@ def _from_name(target: Target) -> ModuleType:
             target.module == error.name or target.module.startswith(error.name + ".")
         ):
             raise SubjectError(
-                f"Expected a module {target.module!r} for the subject {target.spec!r}, but there is no module "
-                f"{error.name!r} on the path; a file is given as ./{error.name.split('.')[-1]}.py:{target.attribute}."
+                f"Expected a module {target.module!r} for the subject {target.spec!r}, but there is no "
+                f"{error.name!r} on the path; a file is given as ./{error.name.split('.')[-1]}.py:factory."
             ) from None
         raise SubjectError(_import_failed(target, error)) from error
     except BaseException as error:
@@ -109,7 +110,7 @@ def _describe(target: Target, factory: Factory, module: ModuleType) -> Descripti
         data = msgspec.json.decode(msgspec.json.encode(promise))
     except Exception as error:
         raise SubjectError(
-            f"Expected plain data in {target.attribute}.syncbn_verify, but it cannot be written as JSON: {error}."
+            f"Expected plain data in {target.attribute}.syncbn_verify, but it is not JSON: {error}."
         ) from None
     if not isinstance(data, dict):
         raise SubjectError(

@@ -1,7 +1,7 @@
 """Messages: what parent, server and ranks say to each other, as tagged JSON in frames of known length.
 
-A frame is four bytes, the little-endian length, and as many bytes of JSON. Neither torch nor numpy here: the parent,
-the server and the ranks import this module.
+A frame is four bytes, the little-endian length, and as many bytes of JSON. Neither torch nor numpy here: the
+parent, the server and the ranks import this module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HEADER = 4
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a subject is: an importable module or a file, and the attribute in it; `spec` as the user wrote it."""
+    """Where a subject is: an importable module or a file, and the attribute; `spec` as the user wrote it."""
 
     spec: str
     attribute: str
@@ -87,7 +87,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor whose bytes lie at `offset` of the rank's memory file; `numpy` names the dtype of the bytes."""
+    """A tensor with its bytes at `offset` of the rank's memory file; `numpy` names their dtype."""
 
     dtype: str
     numpy: str
@@ -127,7 +127,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Parent to server: fork `world_size` ranks. Beside it travel two descriptors a rank: socket, memory file."""
+    """Parent to server: fork the ranks. Beside it travel two descriptors a rank: socket, memory file."""
 
     world_size: int
     folder: str

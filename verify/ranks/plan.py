@@ -39,8 +39,8 @@ def plan(*, device: str, backend: str | None, world_size: int, cuda_devices: int
 
     Args:
         device: `cpu` or `cuda`.
-        backend: `gloo` or `nccl`; None for gloo on the CPU, and on CUDA for nccl where there is a GPU for each
-            rank, else gloo.
+        backend: `gloo` or `nccl`; None for gloo on the CPU, and on CUDA for nccl where there is a GPU for
+            each rank, else gloo.
         world_size: Number of ranks, 1 to 64.
         cuda_devices: Number of visible GPUs.
 

@@ -1,4 +1,4 @@
-"""The pool: rank groups by subject and world size, made when they are needed and made anew when they are lost.
+"""The pool: rank groups by subject and world size, made when needed and made anew when lost.
 
 One case is in flight at a time; the parent computes its expected values between `submit` and `observation`.
 """
@@ -58,7 +58,8 @@ class RankPool:
     Args:
         device: `cpu` or `cuda`.
         backend: `gloo` or `nccl`; None for the device's usual one.
-        timeout: Seconds that a small case may take; large cases and crowded machines get more. May be changed.
+        timeout: Seconds that a small case may take; large cases and crowded machines get more. May be
+            changed.
         on_lost: Called with each group that is lost.
 
     Raises:

@@ -2,10 +2,10 @@
 
 Rules
 -----
-- Whatever leaves the subject's code, SystemExit and KeyboardInterrupt included, becomes a `Raised` and ends the case on
-  this rank; what goes wrong outside the subject's code is our own failure and is not caught here.
-- The subject sees only what is written in the case: a module built by its factory, parameters and buffers copied in,
-  one fresh leaf a step.
+- Whatever leaves the subject's code, SystemExit and KeyboardInterrupt included, becomes a `Raised` and ends
+  the case on this rank; what goes wrong outside the subject's code is our own failure and is not caught here.
+- The subject sees only what is written in the case: a module built by its factory, parameters and buffers
+  copied in, one fresh leaf a step.
 - A tensor is captured as soon as it exists, since later steps may change it.
 """
 
@@ -45,7 +45,7 @@ class Place:
     ledger: Ledger
 
 
-class _Left(Exception):  # noqa: N818 - not an error of ours: the subject's exception, described
+class _Left(Exception):
     """An exception has left the subject."""
 
     def __init__(self, raised: Raised) -> None:
@@ -60,7 +60,7 @@ class Execution:
         modified: Names of inputs, cotangents and parameters that the subject changed.
         raised: The exception that left the subject, if any.
         seconds: Time spent in the subject.
-        digest: Of the inputs drawn.
+        digest: Of the inputs and cotangents drawn.
     """
 
     def __init__(self, case: Case, factory: Factory, *, keywords: tuple[str, ...], place: Place) -> None:
@@ -75,7 +75,7 @@ class Execution:
         )
         drawn = [draw(case, place.rank, step=step, device=place.device) for step in range(len(case.steps))]
         self._data = [data for data, _ in drawn]
-        self.digest = digest(*(values for _, values in drawn))
+        self.digest = digest(*(array for _, arrays in drawn for array in arrays))
         self._module: torch.nn.Module
         self._before: dict[str, torch.Tensor] = {}
 

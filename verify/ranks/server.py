@@ -4,12 +4,14 @@ Rules
 -----
 - It never runs a subject's code, starts no thread and no CUDA context: a fork of it is a clean start.
 - It is the parent of all ranks: it alone kills and reaps them, so that no process id is ever reused under it.
-- When its connection to the parent ends, whatever the cause, it kills every rank, removes the folder and leaves.
+- When its connection to the parent ends, whatever the cause, it kills every rank, removes the folder and
+  leaves.
 
 Theory of operation
 -------------------
-Each rank leads a session of its own (`setsid`): a terminal's Ctrl-C does not reach it, and killing its process group
-takes its children along. On Linux it also asks for SIGKILL when the server dies (`PR_SET_PDEATHSIG`), and the server is
+Each rank leads a session of its own (`setsid`): a terminal's Ctrl-C does not reach it, and killing its
+process group takes its children along. On Linux it also asks for SIGKILL when the server dies
+(`PR_SET_PDEATHSIG`), and the server is
 a subreaper: what escapes from a rank's process group becomes the server's child and is killed with the group.
 """
 

@@ -1,7 +1,7 @@
 """The transport: how a judge, wherever it is, speaks to a group of ranks, wherever they are.
 
-`verify.ranks.group` implements it for one machine, by sockets and memory files. Under torchrun it will be a control
-group beside rank 0.
+`verify.ranks.group` implements it for one machine, by sockets and memory files. Under torchrun it will be a
+control group beside rank 0.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ _LOG_BYTES = 1 << 20
 
 
 def main(connection: socket.socket, memory: int) -> None:
-    """Serve the parent at the other end of `connection` until it is gone; tensors go into the file `memory`."""
+    """Serve the parent at the other end of `connection` until it is gone; tensors go into `memory`."""
     decoder = msgspec.json.Decoder(ToRank)
     frames = Frames()
     worker: Worker | None = None
@@ -74,7 +74,7 @@ def main(connection: socket.socket, memory: int) -> None:
 
 
 class Worker:
-    """A rank in its group: the torch process group, the loaded subject, and what must be right between cases."""
+    """A rank in its group: torch's process group, the subject, and what must be right between cases."""
 
     def __init__(self, setup: Setup, memory: int) -> None:
         folder = Path(setup.folder)
