@@ -10,10 +10,11 @@ with that same case.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from properties.case import Case
@@ -35,12 +36,18 @@ from verify.result import Failure, SubjectResult
 from verify.tally import Tally
 from verify.trial import Examiner, Trial
 
+MIN_DRAWS = 100
+"""Draws that a round may make beyond the budget, since cases judged before do not count."""
 MAX_DEADLY_RUNS = 5
 """Drawn cases that run although a known discrepancy may kill or hang a rank on them."""
-MAX_HUNG = 6
+MAX_HUNG = 4
 """Hung cases, each of which costs a time limit, after which drawing ends."""
 MAX_HUNG_MINIMISING = 8
 """Hung runs in one minimising."""
+MAX_LOST = 20
+"""Cases that cost a rank group, after which drawing ends: whatever they say was said."""
+SHORT_TIMEOUT = 2.5
+"""Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +181,8 @@ class Campaign:
                 subject=self.examiner.subject.spec, case=case, number=self.tally.cases + 1, stored=stored
             )
         )
-        trial = self.examiner.examine(case)
+        with self._hurried() if self._hangs else contextlib.nullcontext():
+            trial = self.examiner.examine(case)
         self.tally.add(trial)
         self._judged[case.id] = trial.violated
         self.keep(trial)
@@ -217,7 +225,8 @@ class Campaign:
                 self._take,
                 self._fails_within(),
                 seed=derive(self.seed, number),
-                limit=self._remaining(),
+                # Cases that were judged before cost nothing: `_take` ends the draws, not Hypothesis.
+                limit=self._remaining() + MIN_DRAWS,
                 seconds=self._minimise_seconds(),
                 clock=self.clock,
             )
@@ -251,6 +260,8 @@ class Campaign:
         trial = self._trial(case)
         if self.tally.hung >= MAX_HUNG:
             self.stopped = f"{self.tally.hung} cases hung"
+        elif self.tally.lost >= MAX_LOST:
+            self.stopped = f"{self.tally.lost} cases cost a rank group"
         fresh = [name for name in trial.violated if name not in self._failures]
         if fresh:
             self._found_at = self.clock()
@@ -288,11 +299,27 @@ class Campaign:
             if hung >= MAX_HUNG_MINIMISING:
                 raise Over
             self.tally.minimising()
-            trial = self.examiner.examine(case, grades=False)
+            with self._hurried():
+                trial = self.examiner.examine(case, grades=False)
             hung += "timeout" in trial.endings
             return property_id in trial.violated
 
         return fails
+
+    @property
+    def _hangs(self) -> bool:
+        """Whether a hang was already found and told, so that another one tells nothing new."""
+        return "ending" in self._failures and self._failures["ending"].discrepancy.ending == "timeout"
+
+    @contextlib.contextmanager
+    def _hurried(self) -> Iterator[None]:
+        """Give cases little time on the ranks."""
+        ranks = self.examiner.ranks
+        usual, ranks.timeout = ranks.timeout, min(ranks.timeout, SHORT_TIMEOUT)
+        try:
+            yield
+        finally:
+            ranks.timeout = usual
 
     def _conclude(self, minimum: Minimum) -> None:
         """Run the smallest case once more and tell every property that it violates for the first time."""

@@ -23,6 +23,7 @@ from verify.wording import case_words, count, ranks, ratio, rough, shown
 
 MAX_CASE_CHARACTERS = 400
 _MAX_STACK_LINES = 14
+_MACHINERY = ("/verify/ranks/", '"<string>"', "/torch/nn/modules/module.py")
 _INDENT = " " * 9
 
 _WITHIN = "|observed - expected| <= bound must hold."
@@ -183,13 +184,26 @@ def _stack(rank: RankObservation) -> Iterator[str]:
     text = rank.stack or (rank.raised.traceback if rank.raised else "")
     if rank.ending in ("returned", "stopped") or not text:
         return
-    lines = text.rstrip().splitlines()
+    lines = _own_frames(text.rstrip().splitlines())
     yield f"Stack of rank {rank.rank}"
     if len(lines) > _MAX_STACK_LINES:
         # faulthandler writes the innermost frame first, a traceback last: keep both ends.
         half = _MAX_STACK_LINES // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half} lines left out ...", *lines[-half:]]
     yield from (textwrap.indent(line, "  ") for line in lines)
+
+
+def _own_frames(lines: list[str]) -> list[str]:
+    """Return a stack without the frames of the machinery around the subject."""
+    kept, keep = [], True
+    for line in lines:
+        if line.lstrip().startswith('File "'):
+            keep = not any(part in line for part in _MACHINERY)
+        elif not line.startswith("  "):
+            keep = True
+        if keep:
+            kept.append(line)
+    return kept
 
 
 def _grades(occurrence: Occurrence) -> Iterator[str]:

@@ -50,7 +50,7 @@ def table(results: list[SubjectResult]) -> Iterator[str]:
         if seen := [known.id for known in result.known if known.state == "seen"]:
             yield f"{result.label}: known discrepancies seen: {listing(seen)}"
         if stale := [known.id for known in result.known if known.state == "stale"]:
-            yield f"{result.label}: known discrepancies gone stale, to be taken off the list: {listing(stale)}"
+            yield f"{result.label}: known discrepancies gone stale, to be removed: {listing(stale)}"
         if idle := [known.id for known in result.known if known.state == "not exercised"]:
             yield f"{result.label}: known discrepancies not exercised: {listing(idle)}"
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity
-from hypothesis.errors import Flaky, FlakyStrategyDefinition
+from hypothesis.errors import Flaky
 
 from properties.case import Case
 from verify.simplify import simpler, weight
@@ -156,19 +156,16 @@ def hunt(
     def body(case: Case) -> None:
         state(case)
 
-    complete = True
     try:
         body()
-    except PropertyFailed:
+    except (PropertyFailed, Over):
         pass
-    except (Flaky, FlakyStrategyDefinition):
-        # A subject that fails now and then: the case kept is replayed by the caller, who reports it.
-        complete = False
-    except Over:
-        complete = False
+    except Flaky:
+        # A subject that fails now and then: the caller runs the case kept once more, and says so.
+        pass
     if state.property is None or state.best is None or state.found is None:
         return None
-    complete = _descend(state) and complete
+    complete = _descend(state)
     return Minimum(property=state.property, found=state.found, case=state.best, complete=complete)
 
 

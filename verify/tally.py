@@ -40,12 +40,20 @@ class Tally:
         """Cases on which a rank was still running when its time was over."""
         return self._counts["hung"]
 
+    @property
+    def lost(self) -> int:
+        """Cases that a rank group did not survive, known discrepancies set aside."""
+        return self._counts["lost"]
+
     def add(self, trial: Trial) -> None:
         """Count one trial."""
         self._counts["cases"] += 1
         self._counts["internal"] += bool(trial.internal)
         self._counts["hung"] += "timeout" in trial.endings
         self._counts["died"] += "died" in trial.endings
+        self._counts["lost"] += (
+            bool({"timeout", "died", "stopped"} & trial.endings) and "ending" in trial.violated
+        )
         excused = {item.property for item in trial.excused}
         self._excused.update({item.entry for item in trial.excused})
         for verdict in trial.verdicts:

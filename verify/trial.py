@@ -26,7 +26,13 @@ NUMERIC = ("forward", "running_mean", "running_var", "grad_input", "grad_weight"
 
 
 class Ranks(Protocol):
-    """The part of a rank pool that a trial needs (`verify.ranks.pool.RankPool`)."""
+    """The part of a rank pool that a trial needs (`verify.ranks.pool.RankPool`).
+
+    Attributes:
+        timeout: Seconds that a small case may take; may be changed.
+    """
+
+    timeout: float
 
     def submit(self, spec: str, case: Case) -> None:
         """Give the ranks a case; returns at once."""

@@ -20,6 +20,7 @@ from verify.wording import count
 
 INTERVAL = 15.0
 """Seconds between lines of progress."""
+MAX_LOST_LINES = 3
 
 
 class Lines:
@@ -34,13 +35,14 @@ class Lines:
         self._stream, self._clock = stream, clock
         self._told = 0.0
         self._label = ""
-        self._internal = 0
+        self._internal = self._groups = 0
 
     def handle(self, event: Event) -> None:
         """Write the lines of one event."""
         match event:
             case CampaignStarted():
-                self._label, self._told, self._internal = event.label, self._clock(), 0
+                self._label, self._told = event.label, self._clock()
+                self._internal = self._groups = 0
                 self._write(started_line(event))
             case CaseEnded():
                 self._case(event)
@@ -49,11 +51,20 @@ class Lines:
             case FailureMinimised():
                 self._write("\n" + event.failure.text + "\n")
             case GroupLost():
-                self._write(f"{self._label}: group of {event.world_size} lost: {event.reason}")
+                self._lost(event)
             case CampaignEnded():
                 self._write(*summary(event.result))
             case _:
                 pass
+
+    def _lost(self, event: GroupLost) -> None:
+        """Tell the first lost groups one by one; the summary counts them all."""
+        self._groups += 1
+        if self._groups <= MAX_LOST_LINES:
+            last = "; further ones are not told" if self._groups == MAX_LOST_LINES else ""
+            self._write(
+                f"{self._label}: group of {count(event.world_size, 'rank')} lost: {event.reason}{last}"
+            )
 
     def _case(self, event: CaseEnded) -> None:
         if event.internal:
