@@ -91,7 +91,7 @@ class RankGroup:
         plan, target: What it was made for.
         groupings: Process groups that its ranks have made for cases so far.
         lost: Why it cannot be used again, or an empty string.
-        pids: Process ids of the ranks, once they are known.
+        pids: Process ids of the ranks, once they are known; also when they are gone.
     """
 
     def __init__(self, link: Link, plan: Plan, target: Target, *, folder: Path) -> None:
@@ -100,6 +100,8 @@ class RankGroup:
         self.groupings: set[tuple[tuple[int, ...], ...]] = set()
         self.lost = ""
         self.pids: tuple[int, ...] = ()
+        self._alive = False
+        self._ticket = 0
         self._link = link
         self._folder = folder
         self._decoder = msgspec.json.Decoder(FromRank)
@@ -170,21 +172,21 @@ class RankGroup:
         Returns:
             By rank in `dead`, which have ended by themselves: its exit code, negative for a signal.
         """
-        pids, self.pids = self.pids, ()
-        if not pids:
+        pids = self.pids
+        if not self._alive:
             return {}
+        self._alive = False
         request = Stop(pids=pids, dead=tuple(pids[k] for k in dead), trace=tuple(pids[k] for k in trace))
         stopped = self._link.request(request, seconds=_STOP_SECONDS)
         assert isinstance(stopped, Stopped)
         return {rank: stopped.codes[pid] for rank, pid in enumerate(pids) if pid in stopped.codes}
 
     def close(self) -> None:
-        """Kill the ranks if they are alive and free what the parent holds of them."""
-        if not self.pids and self._description is None:
+        """Kill the ranks if they, and the server, are alive, and free what the parent holds of them."""
+        if self._link.alive:
             with contextlib.suppress(RankError):
                 self._await_pids()
-        with contextlib.suppress(RankError):
-            self.stop()
+                self.stop()
         self._selector.close()
         for rank in self._ranks:
             rank.connection.close()
@@ -223,11 +225,13 @@ class RankGroup:
                 rank.connection.sendall(data)
 
     def _await_pids(self) -> None:
+        if self.pids:
+            return
         spawned = self._link.reply(self._ticket)
         assert isinstance(spawned, Spawned)
         if spawned.error:
             raise RankError(f"Expected {self.plan.world_size} ranks, but the server {spawned.error}.")
-        self.pids = spawned.pids
+        self.pids, self._alive = spawned.pids, True
 
     def _await_start(self) -> Description:
         self._await_pids()

@@ -170,7 +170,6 @@ class RankPool:
             self._link.close()
             self._link = None
         for group in self._groups.values():
-            group.pids = ()
             group.close()
         self._groups.clear()
 
@@ -235,7 +234,6 @@ class RankPool:
             return
         if self._flight is not None and self._flight[0] is group:
             self._flight = None
-        pids = group.pids
         self._drop(group)
         if self._on_lost is not None:
             self._on_lost(
@@ -244,6 +242,6 @@ class RankPool:
                     world_size=group.plan.world_size,
                     reason=group.lost,
                     case=case.id if case else "",
-                    pids=pids,
+                    pids=group.pids,
                 )
             )

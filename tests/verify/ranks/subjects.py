@@ -146,7 +146,8 @@ class RefusesEverywhere(Synced):
     """Every rank raises before any collective."""
 
     def forward(self, x):
-        raise ValueError(f"Expected something else than {tuple(x.shape)}")
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"Expected something else than {tuple(x.shape)} {dtype}")
 
 
 class _UnspeakableError(Exception):
@@ -218,8 +219,59 @@ class Daemon(Local):
     def forward(self, x):
         import subprocess
 
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(601)"], start_new_session=True)
         time.sleep(600)
+
+
+class HangsLater(Local):
+    """Hangs, with the interpreter locked, when the momentum is None."""
+
+    def forward(self, x):
+        if self.momentum is None:
+            sum(iter(int, 1))
+        return super().forward(x)
+
+
+class Sleeps(Local):
+    """Takes half a second."""
+
+    def forward(self, x):
+        time.sleep(0.5)
+        return super().forward(x)
+
+
+class Identity(Local):
+    """Gives its input back."""
+
+    def forward(self, x):
+        return x.view_as(x)
+
+
+class Talkative(Local):
+    """Issues one collective of each kind, the last ones functional and in inference mode."""
+
+    def forward(self, x):
+        from torch.distributed import _functional_collectives as functional
+
+        world, some = dist.get_world_size(), torch.ones(2)
+        dist.all_gather([torch.empty(2) for _ in range(world)], some)
+        dist.all_gather_into_tensor(torch.empty(2 * world), some)
+        dist.broadcast(some, 0)
+        dist.reduce(some, 0)
+        dist.barrier()
+        functional.all_reduce(some, "sum", dist.group.WORLD).sum()
+        with torch.inference_mode():
+            dist.all_reduce(torch.ones(2))
+        return super().forward(x)
+
+
+class SendsWithoutReceiver(Local):
+    """Rank 0 starts a collective that it never waits for, and that nobody else joins."""
+
+    def forward(self, x):
+        if dist.get_rank() == 0:
+            self.work = dist.all_reduce(torch.ones(2), async_op=True)
+        return super().forward(x)
 
 
 class TakesLittle(torch.nn.Module):
