@@ -77,13 +77,13 @@ _COTANGENTS: tuple[tuple[CotangentLayout, float], ...] = (
     *(("contiguous", 54), ("channels_last", 20), ("permuted", 16), ("expanded", 10)),
 )
 _EPS = ((1e-5, 48), (1e-3, 14), (0.1, 8), (1.0, 7), (1e-8, 7), (1e-12, 7), (0.0, 6))
-_MOMENTA: tuple[tuple[float | None, float], ...] = ((0.1, 42), (0.3, 20), (1.0, 11), (0.0, 9), (None, 18))
+_MOMENTA: tuple[tuple[float | None, float], ...] = ((0.1, 42), (0.3, 20), (1.0, 11), (0.0, 7), (None, 18))
 _AFFINE: tuple[tuple[Affine, float], ...] = (("both", 62), ("weight", 19), ("none", 19))
 _FROZEN: tuple[tuple[tuple[Literal["weight", "bias"], ...], float], ...] = (
     *(((), 82), (("weight",), 7), (("bias",), 7), (("weight", "bias"), 4)),
 )
 _FAMILIES: tuple[tuple[Family, float], ...] = (
-    *(("ordinary", 67), ("large_offset", 14), ("mixed", 10), ("tiny_spread", 6)),
+    *(("ordinary", 67), ("large_offset", 12), ("mixed", 10), ("tiny_spread", 6)),
     *(("constant", 0.3), ("subnormal", 0.3), ("near_overflow", 0.6)),
 )
 _OFFSETS = ((0, 34), (1, 26), (4, 22), (16, 12), (256, 3), (1024, 1))

@@ -37,7 +37,7 @@ from properties.verdict import Discrepancy, Outcome, Verdict, undecided
 Floats = NDArray[np.float64]
 
 _MISFIT = "every tensor has another dtype or shape than expected: see dtype_and_layout"
-_ALLOWANCE = {"float64": 2.0**-900, "float32": 2.0**-116, "bfloat16": 2.0**-116, "float16": 2.0**-22}
+_ALLOWANCE = {"float64": 2.0**-900, "float32": 2.0**-100, "bfloat16": 2.0**-100, "float16": 2.0**-22}
 _NARROWER = {"float64": 3, "float32": 2, "float16": 1, "bfloat16": 1}
 
 
