@@ -179,9 +179,9 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     groups = _partitions(world, tables.domain.groups)[shape[2]]
     batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups)
     dtype, param_dtype = tables.dtypes[options[0]]
-    cotangents = tables.cotangents[dims]
-    if _is_lonely(batches, groups):  # An expanded cotangent would be constant: the gradient is zero.
-        cotangents = tuple(one for one in cotangents if one != "expanded") or cotangents
+    cotangent = tables.cotangents[dims][options[2]]
+    if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
+        cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
     affine = tables.affine[options[5]]
     present = {"both": ("weight", "bias"), "weight": ("weight",), "none": ()}[affine]
     return Case(
@@ -192,7 +192,7 @@ def case_from(choices: bytes, tables: Tables) -> Case:
         dtype=dtype,
         param_dtype=param_dtype,
         input_layout=tables.inputs[dims][options[1]],
-        cotangent_layout=cotangents[options[2] * len(cotangents) // 256],
+        cotangent_layout=cotangent,
         eps=_EPS_TABLE[options[3]],
         momentum=tables.momenta[options[4]],
         affine=affine,

@@ -216,7 +216,8 @@ def _input(case: Case, words: tuple[Words, Words, Words, Words], center: Floats,
     t = _triangular(words[0], words[1])
     if case.values == "mixed":
         t = np.ldexp(t, (words[0] & np.uint64(0x7)).astype(np.int64) - 4)
-    return center[None, :, None] + spread[None, :, None] * t
+    with np.errstate(over="ignore"):
+        return center[None, :, None] + spread[None, :, None] * t
 
 
 def _place_specials(case: Case, rank: int, x: Floats) -> None:

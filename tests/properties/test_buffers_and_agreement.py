@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from properties.observation import Tensor
+
 
 @pytest.mark.parametrize("value", [0, 2, None])
 def test_a_wrong_count_of_batches_is_a_violation(scene, tensor, value):
@@ -49,8 +51,6 @@ def test_nans_agree_by_class_and_zeros_of_different_sign_do_not(scene, tensor):
 
 
 def test_bfloat16_nans_agree_by_class(scene):
-    from properties.observation import Tensor
-
     one = scene(batches=(2, 2), channels=1, dtype="bfloat16", param_dtype="bfloat16")
     for rank, bits in ((0, 0x7FC0), (1, 0xFFC1)):
         one.put(rank, "running_mean.0", Tensor(dtype="bfloat16", array=np.array([bits], np.uint16)))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from properties.case import Step
 from properties.elementwise import ratios
 from properties.verdict import Outcome
 
@@ -73,8 +74,6 @@ def test_a_right_observation_satisfies_every_property(scene):
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_one_element_beyond_its_bound_violates_the_property_of_its_quantity(scene, name, property_id, dtype):
-    from properties.case import Step
-
     one = scene(
         batches=(2, 3),
         channels=3,
@@ -101,8 +100,6 @@ def test_one_element_beyond_its_bound_violates_the_property_of_its_quantity(scen
 
 
 def test_discrepancies_are_one_a_name_with_the_greatest_ratio_first_and_counts_over_all_ranks(scene):
-    from properties.case import Step
-
     one = scene(batches=(2, 3), channels=4, steps=(Step(), Step()))
     one.spoil(0, "output.0", (1, 3), 10.0)
     one.spoil(1, "output.0", (0, 1), 100.0)

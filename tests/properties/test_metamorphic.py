@@ -1,0 +1,170 @@
+"""repeatable and scaling, and the second case they rest on."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from properties.case import Case, Special, Step
+from properties.domain import Contract
+from properties.probe import AFFINE_SHIFT, COTANGENT_SHIFT, second
+
+SHIFTS = {
+    "output": AFFINE_SHIFT,
+    "grad_input": COTANGENT_SHIFT + AFFINE_SHIFT,
+    "grad_weight": COTANGENT_SHIFT,
+    "grad_bias": COTANGENT_SHIFT,
+}
+
+
+def times(held, factor):
+    if held.dtype == "bfloat16":
+        bits = (held.values * factor).astype(np.float32).view(np.uint32) >> np.uint32(16)
+        return msgspec.structs.replace(held, array=bits.astype(np.uint16))
+    return msgspec.structs.replace(held, array=held.array * np.asarray(factor, held.array.dtype))
+
+
+def probed(scene, probe, **fields):
+    """A scene whose second run is what a right subject gives."""
+    one = scene(batches=(2, 2), channels=3, probe=probe, **fields)
+    one.again = list(one.ranks)
+    if probe == "scaling":
+        for rank in range(one.case.world_size):
+            for name, held in one.ranks[rank].tensors.items():
+                shift = SHIFTS.get(name.partition(".")[0], 0)
+                if not one.case.has_weight:
+                    shift -= AFFINE_SHIFT if name.startswith(("output", "grad_input")) else 0
+                one.put(rank, name, times(held, 2**shift), again=True)
+    return one
+
+
+def nudge(one, rank, name, bits=1):
+    held = one.again[rank].tensors[name]
+    array = held.array.copy()
+    array.view(f"u{array.itemsize}").reshape(-1)[0] += np.asarray(bits, f"u{array.itemsize}")
+    one.put(rank, name, msgspec.structs.replace(held, array=array), again=True)
+
+
+@pytest.mark.parametrize("probe", ["repeatable", "scaling"])
+@pytest.mark.parametrize("fields", [{}, {"affine": "none"}, {"dtype": "float16"}, {"dtype": "bfloat16"}])
+def test_a_right_second_run_holds(scene, probe, fields):
+    one = probed(scene, probe, **fields)
+    assert one.outcomes()[probe] == "HOLDS"
+    assert one.violated() == set()
+    assert one.verdicts()[probe].undecided == 0
+
+
+@pytest.mark.parametrize("probe", ["repeatable", "scaling"])
+@pytest.mark.parametrize(
+    "name", ["output.0", "grad_input.0", "grad_weight.0", "grad_bias.0", "running_var.0"]
+)
+def test_a_single_bit_in_the_second_run_is_a_violation(scene, probe, name):
+    one = probed(scene, probe)
+    nudge(one, 1, name)
+    assert one.violated() == {probe}
+    found = one.verdicts()[probe].discrepancies[0]
+    assert (found.quantity, found.rank, found.mismatched) == (name, 1, 1)
+
+
+@pytest.mark.parametrize("probe", ["repeatable", "scaling"])
+def test_a_missing_or_reshaped_tensor_in_the_second_run_is_a_violation(scene, tensor, probe):
+    one = probed(scene, probe)
+    one.put(0, "grad_bias.0", None, again=True)
+    assert one.violated() == {probe}
+    one.put(0, "grad_bias.0", tensor([1.0]), again=True)
+    assert one.violated() == {probe}
+
+
+@pytest.mark.parametrize("probe", ["repeatable", "scaling"])
+def test_a_second_run_that_does_not_return_is_a_violation(scene, probe):
+    one = probed(scene, probe)
+    one.again[1] = msgspec.structs.replace(one.again[1], ending="died", exit="signal SIGABRT")
+    one.again[0] = msgspec.structs.replace(one.again[0], ending="stopped")
+    assert one.violated() == {probe}
+    (found,) = one.verdicts()[probe].discrepancies
+    assert (found.rank, found.ending) == (1, "died")
+
+
+@pytest.mark.parametrize("probe", ["repeatable", "scaling"])
+def test_nothing_is_asked_of_a_subject_that_is_not_deterministic_or_of_a_case_without_second_run(
+    scene, probe
+):
+    one = probed(scene, probe)
+    nudge(one, 0, "output.0")
+    one.contract = Contract(deterministic=False)
+    assert probe not in one.verdicts()
+    one.contract = Contract()
+    one.again = None
+    assert probe not in one.verdicts()
+
+
+def test_nans_repeat_by_class(scene, tensor):
+    one = probed(scene, "repeatable")
+    payloads = [np.array([bits] * 3, np.uint32).view(np.float32) for bits in (0x7FC00000, 0xFFC00001)]
+    one.put(0, "running_mean.0", tensor(payloads[0]))
+    one.put(0, "running_mean.0", tensor(payloads[1]), again=True)
+    assert one.outcomes()["repeatable"] == "HOLDS"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "open_"),
+    [
+        ("float16", 2.0**-14, True),
+        ("float16", 0.0, True),
+        ("float16", 2.0**-9, False),
+        ("float16", 60000.0, True),
+        ("float16", 4096.0, False),
+        ("float32", 2.0**-124, True),
+        ("float32", 2.0**-100, False),
+        ("bfloat16", 2.0**-124, True),
+    ],
+)
+def test_scaling_is_not_decided_near_under_or_overflow(scene, tensor, dtype, value, open_):
+    one = probed(scene, "scaling", dtype=dtype)
+    values = np.full((2, 3), 1.5)
+    values[0, 1] = value
+    one.put(0, "output.0", tensor(values, dtype, requires_grad=True))
+    wrong = np.full((2, 3), 6.0)
+    wrong[0, 1] = 1.0
+    one.put(0, "output.0", tensor(wrong, dtype, requires_grad=True), again=True)
+    verdict = one.verdicts()["scaling"]
+    assert verdict.undecided == int(open_)
+    assert ("scaling" in one.violated()) is not open_
+
+
+def test_what_an_undecided_gradient_was_accumulated_into_stays_undecided(scene, tensor):
+    steps = (Step(), Step(accumulate=True))
+    one = probed(scene, "scaling", steps=steps, dtype="float16", param_dtype="float16")
+    one.put(0, "grad_weight.0", tensor([2.0**-20, 1.5, 1.5], "float16"))
+    one.put(0, "grad_weight.0", tensor([2.0**-17, 12.0, 12.0], "float16"), again=True)
+    nudge(one, 0, "grad_weight.1")
+    verdict = one.verdicts()["scaling"]
+    assert (verdict.outcome.value, verdict.undecided) == ("HOLDS", 2)
+
+
+def test_the_second_case_of_repeatable_is_the_case_itself():
+    case = Case(probe="repeatable", values="subnormal")
+    assert second(case) is case
+
+
+def test_the_second_case_of_scaling_moves_the_exponents_and_nothing_else():
+    case = Case(probe="scaling", seed=3)
+    moved = second(case)
+    assert moved is not None
+    assert (moved.cotangent_exponent, moved.affine_exponent) == (COTANGENT_SHIFT, AFFINE_SHIFT)
+    assert msgspec.structs.replace(moved, cotangent_exponent=0, affine_exponent=0) == case
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"probe": "scaling", "values": "subnormal"},
+        {"probe": "scaling", "values": "near_overflow"},
+        {"probe": "scaling", "specials": (Special("zero"),)},
+        {"probe": "scaling", "affine_exponent": 60},
+        {"probe": "repeatable", "wrong": "channels"},
+        {"probe": "repeatable", "input_grad": (True, False)},
+    ],
+)
+def test_some_cases_have_no_second_run(fields):
+    assert second(Case(**fields)) is None
