@@ -16,14 +16,24 @@ from reference.rounding import Arithmetic
 
 
 def _add(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
+    """Add or subtract; a term that is exactly zero causes no rounding."""
     value = equation.primitive.bind(a.value, b.value, **equation.params)
-    return [rounded(value, error_of(a) + error_of(b), arithmetic)]
+    error = error_of(a) + error_of(b)
+    free = _is_exactly(a, 0.0) | _is_exactly(b, 0.0)
+    return [Pair(value, jnp.where(free, error, error_of(rounded(value, error, arithmetic))))]
 
 
 def _mul(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
+    """Multiply; a factor that is exactly 0, 1 or -1 causes no rounding."""
     ea, eb = error_of(a), error_of(b)
     error = _times(jnp.abs(a.value), eb) + _times(jnp.abs(b.value), ea) + _times(ea, eb)
-    return [rounded(a.value * b.value, error, arithmetic)]
+    free = _is_exactly(a, 0.0) | _is_exactly(b, 0.0) | _is_exactly(a, 1.0) | _is_exactly(b, 1.0)
+    value = a.value * b.value
+    return [Pair(value, jnp.where(free, error, error_of(rounded(value, error, arithmetic))))]
+
+
+def _is_exactly(pair: Pair, magnitude: float) -> Array:
+    return (jnp.abs(pair.value) == magnitude) & (jnp.asarray(error_of(pair)) == 0.0)
 
 
 def _times(magnitude: Array | float, error: Array | float) -> Array | float:
@@ -71,7 +81,8 @@ def _reduce_sum(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
         length *= a.value.shape[axis]
     magnitude = jnp.sum(jnp.abs(a.value) + e, axis=axes)
     carried = jnp.sum(jnp.broadcast_to(e, a.value.shape), axis=axes)
-    error = carried + arithmetic.depth_u * magnitude + length * arithmetic.eta
+    flushed = jnp.where(magnitude > 0, length * arithmetic.eta, 0.0)  # a sum of exact zeros is zero
+    error = carried + arithmetic.depth_u * magnitude + flushed
     return [Pair(value, undecided_beyond(value, error, arithmetic.largest))]
 
 
