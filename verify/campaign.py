@@ -115,6 +115,7 @@ class Campaign:
     _began: float = 0.0
     _minimised: float = 0.0
     _found_at: float = 0.0
+    _found_trial: Trial | None = None
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
@@ -181,7 +182,7 @@ class Campaign:
                 subject=self.examiner.subject.spec, case=case, number=self.tally.cases + 1, stored=stored
             )
         )
-        with self._hurried() if self._hangs else contextlib.nullcontext():
+        with self._hurried(self._hangs):
             trial = self.examiner.examine(case)
         self.tally.add(trial)
         self._judged[case.id] = trial.violated
@@ -264,7 +265,7 @@ class Campaign:
             self.stopped = f"{self.tally.lost} cases cost a rank group"
         fresh = [name for name in trial.violated if name not in self._failures]
         if fresh:
-            self._found_at = self.clock()
+            self._found_at, self._found_trial = self.clock(), trial
             self.emit(FailureFound(subject=self.examiner.subject.spec, property=fresh[0], case=case))
             return fresh[0]
         if self.stopped:
@@ -299,7 +300,8 @@ class Campaign:
             if hung >= MAX_HUNG_MINIMISING:
                 raise Over
             self.tally.minimising()
-            with self._hurried():
+            found = self._found_trial
+            with self._hurried(found is not None and "timeout" in found.endings):
                 trial = self.examiner.examine(case, grades=False)
             hung += "timeout" in trial.endings
             return property_id in trial.violated
@@ -312,10 +314,12 @@ class Campaign:
         return "ending" in self._failures and self._failures["ending"].discrepancy.ending == "timeout"
 
     @contextlib.contextmanager
-    def _hurried(self) -> Iterator[None]:
-        """Give cases little time on the ranks."""
+    def _hurried(self, hurried: bool) -> Iterator[None]:  # noqa: FBT001 - the only argument
+        """Give cases little time on the ranks, if `hurried`."""
         ranks = self.examiner.ranks
-        usual, ranks.timeout = ranks.timeout, min(ranks.timeout, SHORT_TIMEOUT)
+        usual = ranks.timeout
+        if hurried:
+            ranks.timeout = min(usual, SHORT_TIMEOUT)
         try:
             yield
         finally:
@@ -326,8 +330,8 @@ class Campaign:
         self.tally.minimising()
         trial = self.examiner.examine(minimum.case)
         repeats = minimum.property in trial.violated
-        if not repeats:  # it fails now and then: tell what the drawn case says
-            trial = self.examiner.examine(minimum.found)
+        if not repeats and self._found_trial is not None:  # it fails now and then: tell what was drawn
+            trial = self._found_trial
         self.keep(trial)
         for property_id in dict.fromkeys((minimum.property, *trial.violated)):
             if property_id not in self._failures:

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 from properties.case import Case
 from verify import exits
-from verify.environment import cores, environment, shared_memory
+from verify.environment import backend_words, cores, environment, shared_memory
 from verify.errors import RankError, SubjectError
 from verify.ranks.pool import RankPool
 from verify.record import data_folder
@@ -18,7 +18,7 @@ MEGABYTE = 1 << 20
 
 def doctor_command(arguments: Namespace) -> int:
     """Do `python -m verify doctor` and return its exit code: 0 if a rank group works, else 70."""
-    backend = arguments.backend or "default backend"
+    backend = backend_words(arguments.device, arguments.backend)
     facts = environment(device=arguments.device, backend=backend)
     for package, version in facts["versions"].items():
         sys.stdout.write(f"{package:<16} {version}\n")

@@ -35,6 +35,11 @@ def shared_memory() -> int:
     return shutil.disk_usage(folder).free if folder.is_dir() else 0
 
 
+def backend_words(device: str, backend: str | None) -> str:
+    """Return how messages call the backend; on CUDA the number of GPUs decides unless one was asked for."""
+    return backend or ("gloo" if device == "cpu" else "nccl or gloo")
+
+
 def environment(*, device: str, backend: str) -> dict[str, Any]:
     """Return versions, platform, cores, device and backend."""
     return {

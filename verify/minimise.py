@@ -89,14 +89,21 @@ class _Hunt:
 
     def __call__(self, case: Case) -> None:
         if self.property is None:
-            self.property = self._draw(case)
-            if self.property is None:
-                return
-            self.found = self.best = case
-            self.deadline = self._clock() + self._seconds
+            failed = self._first(case)
+        else:
+            failed = self.fails(case, until=self.deadline - self._seconds / 2)
+        if failed and self.property is not None:
+            # The only place that raises: Hypothesis also tells failures apart by their line.
             raise failure_class(self.property)(case.id)
-        if self.fails(case, until=self.deadline - self._seconds / 2):
-            raise failure_class(self.property)(case.id)
+
+    def _first(self, case: Case) -> bool:
+        """Draw; return whether a property failed, which is from then on the one that is hunted."""
+        self.property = self._draw(case)
+        if self.property is None:
+            return False
+        self.found = self.best = case
+        self.deadline = self._clock() + self._seconds
+        return True
 
     def fails(self, case: Case, *, until: float) -> bool:
         """Return whether `case` violates the property hunted; each case is run once.

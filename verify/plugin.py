@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from verify.environment import one_line
+from verify.environment import backend_words, one_line
 from verify.shards import SHARDS, Check, Shard, Undecided, Violated, close_runs, default_seed
 
 
@@ -65,7 +65,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     option = config.option
     if not option.subject:
         return []
-    where = one_line(device=option.verify_device, backend=option.verify_backend or "default backend")
+    backend = backend_words(option.verify_device, option.verify_backend)
+    where = one_line(device=option.verify_device, backend=backend)
     return [where, f"subjects: {', '.join(option.subject)}; seed {option.verify_seed}"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from verify.arguments import UsageError, pairs
 from verify.campaign import Budget, Policy
-from verify.environment import environment, one_line
+from verify.environment import backend_words, environment, one_line
 from verify.events import Handler
 from verify.record import Record
 from verify.report.document import Document
@@ -77,7 +77,7 @@ def open_run(arguments: Namespace, settings: Settings) -> Iterator[Run]:
 
 def _open(stack: ExitStack, arguments: Namespace, settings: Settings) -> Run:
     """Return an open run that reports to the terminal and to the files that `arguments` name."""
-    backend = settings.backend or "gloo"
+    backend = backend_words(settings.device, settings.backend)
     facts: dict[str, Any] = environment(device=settings.device, backend=backend)
     command = ["verify", *arguments.words]
     sys.stdout.write(f"{one_line(device=settings.device, backend=backend)}; seed {settings.seed}\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from properties.domain import Promise, override, promise_from
+from verify.environment import backend_words
 from verify.known import Entry, KnownError, load
 
 DEFAULT_PROMISE = Promise()
@@ -102,10 +103,9 @@ def subject_from(
         contract=overrides.contract,
         grade=overrides.grade,
     )
-    default_backend = "nccl" if device == "cuda" else "gloo"
     options = (
         *((f"--device {device}",) if device != "cpu" else ()),
-        *((f"--backend {backend}",) if backend not in (None, default_backend) else ()),
+        *((f"--backend {backend}",) if backend and device != "cpu" else ()),
         *overrides.options,
     )
     return Subject(
@@ -115,7 +115,7 @@ def subject_from(
         known=_known(promise.known, description.file),
         expectation=expectation,
         device=device,
-        backend=backend or default_backend,
+        backend=backend_words(device, backend),
         options=options,
     )
 

@@ -41,7 +41,7 @@ def SyncBatchNorm(
     return module
 
 
-SyncBatchNorm.syncbn_verify = {"known": "verify/subjects/known/torch.toml"}  # type: ignore[attr-defined]
+SyncBatchNorm.syncbn_verify = {"known": "known/torch.toml"}  # type: ignore[attr-defined]
 
 _backend_name = torch._C._get_privateuse1_backend_name
 

@@ -1,0 +1,244 @@
+"""A campaign finds, minimises, counts and tells; over fake ranks, reference and properties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from properties.case import Case
+from properties.observation import Observation
+from tests.verify.fakes import FakeRanks, Heard, ended, examiner, returned
+from verify.campaign import MAX_DEADLY_RUNS, MAX_HUNG, SHORT_TIMEOUT, Budget, Campaign, Policy, derive
+from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, FailureMinimised, to_json
+from verify.known import parse
+from verify.result import SubjectResult
+from verify.subject import Subject
+
+
+def campaign(*args: Any, cases: int = 60, seed: int = 1, heard: Heard | None = None, **more: Any) -> Campaign:
+    policy = more.pop("policy", Policy(minimise_seconds=3.0))
+    return Campaign(
+        examiner=examiner(*args, **more),
+        budget=Budget(cases=cases, seconds=30.0),
+        seed=seed,
+        emit=(heard if heard is not None else Heard()).handle,
+        policy=policy,
+    )
+
+
+def run(*args: Any, **more: Any) -> SubjectResult:
+    return campaign(*args, **more).run()
+
+
+def test_a_subject_that_violates_nothing_holds_with_all_its_counts() -> None:
+    result = run({"forward": lambda case: False, "purity": lambda case: False})
+    assert result.verdict == "HOLDS"
+    assert result.accounting.cases == 60
+    assert result.accounting.pairs == 120
+    assert result.accounting.elements == 480
+    assert result.properties["forward"].holds == 60
+    assert result.grade == {"float32": "A"}
+
+
+def test_several_faults_are_all_reported_each_with_its_smallest_case() -> None:
+    result = run(
+        {
+            "forward": lambda case: len(case.batches) > 1 and case.batches[0] != case.batches[1],
+            "grad_input": lambda case: case.channels > 4,
+        }
+    )
+    found = {failure.property: failure for failure in result.failures}
+    assert result.verdict == "VIOLATED"
+    assert set(found) == {"forward", "grad_input"}
+    assert sorted(found["forward"].case.batches) == [0, 1]
+    assert found["forward"].case.channels == 1
+    assert found["grad_input"].case.channels == 5
+    assert sum(found["grad_input"].case.batches) == 0
+    assert all(failure.minimised for failure in found.values())
+
+
+def test_what_else_the_smallest_case_violates_is_told_with_it() -> None:
+    heard = Heard()
+    result = run({"forward": lambda case: True, "agreement": lambda case: True}, heard=heard)
+    first, second = result.failures
+    assert first.case == second.case
+    assert [event.failure.property for event in heard.of(FailureMinimised)] == ["forward", "agreement"]
+
+
+def test_the_same_seed_draws_the_same_cases_and_another_seed_others() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        heard = Heard()
+        run({"forward": lambda case: False}, seed=seed, heard=heard)
+        drawn.append([event.case.id for event in heard.of(CaseDrawn)])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_each_case_is_judged_once() -> None:
+    heard = Heard()
+    run({"forward": lambda case: case.channels > 5}, heard=heard)
+    ids = [event.case.id for event in heard.of(CaseDrawn)]
+    assert len(ids) == len(set(ids)) == 60
+
+
+def test_fail_fast_ends_at_the_first_failure() -> None:
+    heard = Heard()
+    result = run(
+        {"forward": lambda case: case.channels > 3, "grad_input": lambda case: case.batches[0] > 5},
+        policy=Policy(fail_fast=True),
+        heard=heard,
+    )
+    assert len(result.failures) == 1
+    assert result.stopped == "first failure"
+    assert len(heard.of(CaseEnded)) < 60
+
+
+def test_a_failure_of_our_own_machinery_is_counted_apart_and_judges_nothing() -> None:
+    def expect(case: Case, contract: object, grade: str, *, device: str) -> Any:
+        raise ZeroDivisionError("the reference broke")
+
+    heard = Heard()
+    result = run({"forward": lambda case: True}, expect=expect, heard=heard)
+    assert result.verdict == "UNDECIDED"
+    assert result.accounting.internal == result.accounting.cases == 60
+    assert result.accounting.pairs == 0
+    assert "the reference broke" in heard.of(CaseEnded)[0].internal
+
+
+def test_an_interrupt_tells_the_result_so_far_and_goes_on_to_the_caller() -> None:
+    def behave(case: Case) -> Observation:
+        if len(ranks.cases) == 10:
+            raise KeyboardInterrupt
+        return returned(case)
+
+    ranks, heard = FakeRanks(behave), Heard()
+    with pytest.raises(KeyboardInterrupt):
+        run({"forward": lambda case: False}, ranks=ranks, heard=heard)
+    (end,) = heard.of(CampaignEnded)
+    assert end.interrupted
+    assert end.result.accounting.cases == 9
+    assert end.result.stopped == "interrupted"
+
+
+def test_a_subject_that_hangs_costs_few_and_short_waits() -> None:
+    ranks = FakeRanks(lambda case: ended(case, "timeout") if 0 in case.batches else returned(case))
+    result = run({"ending": lambda case: 0 in case.batches}, ranks=ranks, cases=300)
+    assert result.stopped == f"{MAX_HUNG} cases hung"
+    assert result.accounting.hung == MAX_HUNG
+    assert ranks.timeout == 10.0
+    assert SHORT_TIMEOUT in ranks.timeouts
+
+
+def test_a_failure_that_does_not_repeat_is_told_as_such() -> None:
+    seen: dict[str, int] = {}
+
+    def rule(case: Case) -> bool:
+        seen[case.id] = seen.get(case.id, 0) + 1
+        return case.channels > 2 and seen[case.id] == 1
+
+    result = run({"forward": rule}, cases=20)
+    assert result.verdict == "VIOLATED"
+    assert not result.failures[0].repeats
+    assert "comes and goes" in result.failures[0].text
+
+
+KNOWN = """
+[[known]]
+id = "empty"
+reason = "An empty rank."
+case = '{"batches":[2,0]}'
+when = [{fact = "empty_ranks", at_least = 1}]
+properties = ["ending", "forward"]
+endings = ["died"]
+"""
+
+
+def known_subject() -> Subject:
+    return Subject(spec="fake:Subject", label="fake:Subject", known=parse(KNOWN))
+
+
+def test_a_known_discrepancy_excuses_and_is_seen() -> None:
+    result = run({"forward": lambda case: 0 in case.batches}, subject=known_subject())
+    assert result.verdict != "VIOLATED"
+    assert result.known[0].state == "seen"
+    assert result.known[0].excused >= 1
+    assert not result.failures
+
+
+def test_a_known_discrepancy_that_nothing_shows_is_stale() -> None:
+    result = run({"forward": lambda case: False}, subject=known_subject())
+    assert result.known[0].state == "stale"
+
+
+def test_a_known_discrepancy_outside_the_domain_is_not_exercised() -> None:
+    result = run(
+        {"forward": lambda case: False},
+        subject=known_subject(),
+        admits=lambda domain, case: 0 not in case.batches,
+        cases=5,
+    )
+    assert result.known[0].state == "not exercised"
+
+
+def test_of_cases_that_a_known_discrepancy_kills_few_are_run_and_the_rest_counted() -> None:
+    ranks = FakeRanks()
+    result = run({"ending": lambda case: False}, subject=known_subject(), ranks=ranks, cases=100)
+    ran = sum(0 in case.batches for case in ranks.cases)
+    assert ran <= MAX_DEADLY_RUNS + 1  # and its stored case
+    assert result.accounting.skipped > 10
+    assert result.known[0].skipped == result.accounting.skipped
+
+
+def test_what_a_known_discrepancy_does_not_cover_is_violated_as_ever() -> None:
+    result = run({"grad_input": lambda case: 0 in case.batches}, subject=known_subject())
+    assert [failure.property for failure in result.failures] == ["grad_input"]
+
+
+def test_every_event_is_strict_json() -> None:
+    heard = Heard()
+    run({"forward": lambda case: case.channels > 5}, heard=heard)
+    assert isinstance(heard[0], CampaignStarted)
+    assert isinstance(heard[-1], CampaignEnded)
+    assert all(f'"event":"{type(event).__name__}"' in to_json(event) for event in heard)
+
+
+def test_a_looser_grade_that_holds_is_told() -> None:
+    def judge(case: Case, observation: Any, expected: Any, contract: Any, *, only: Any) -> Any:
+        from tests.verify.fakes import judge_by
+
+        rules = {"forward": lambda case: expected.grade == "A" and case.channels > 3}
+        return judge_by(rules)(case, observation, expected, contract, only=only)
+
+    result = run({}, judge=judge)
+    assert result.verdict == "VIOLATED"
+    assert result.grade == {"float32": "B"}
+    assert "satisfies grade B" in result.failures[0].text
+
+
+@pytest.mark.parametrize(
+    ("cases", "seconds", "budget"),
+    [
+        (None, None, Budget(cases=300, seconds=60.0)),
+        (5, None, Budget(cases=5, seconds=None)),
+        (None, 2.0, Budget(cases=None, seconds=2.0)),
+        (5, 2.0, Budget(cases=5, seconds=2.0)),
+    ],
+)
+def test_a_limit_that_is_given_alone_is_the_whole_budget(
+    cases: int | None, seconds: float | None, budget: Budget
+) -> None:
+    assert Budget.of(cases, seconds) == budget
+
+
+def test_a_budget_of_seconds_ends_the_drawing() -> None:
+    made = campaign({"forward": lambda case: False}, cases=None)
+    made.budget = Budget(cases=None, seconds=0.3)
+    result = made.run()
+    assert result.accounting.cases > 3
+    assert result.seconds < 5
+
+
+def test_derived_seeds_differ_by_path() -> None:
+    seeds = {derive(seed, *path) for seed in range(20) for path in ((), (0,), (1,), (0, 1))}
+    assert len(seeds) == 80

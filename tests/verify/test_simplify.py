@@ -1,0 +1,59 @@
+"""Simpler cases are possible cases, and strictly lighter ones."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+
+from properties.case import Case, Special, Step
+from properties.domain import Domain
+from properties.strategies import cases
+from verify.simplify import simpler, weight
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(cases(Domain()))
+def test_candidates_are_strictly_lighter(case: Case) -> None:
+    assert all(weight(candidate) < weight(case) for candidate in simpler(case))
+
+
+def descend(case: Case, fails: object) -> Case:
+    while True:
+        better = next((c for c in simpler(case) if fails(c)), None)  # type: ignore[operator]
+        if better is None:
+            return case
+        case = better
+
+
+def test_a_descent_without_resistance_ends_at_one_empty_rank() -> None:
+    case = Case(
+        batches=(3, 0, 4),
+        spatial=((2, 3), (2, 3), (4, 1)),
+        channels=7,
+        groups=((0, 2), (1,)),
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+        input_layout="permuted",
+        momentum=None,
+        specials=(Special("nan", 1),),
+        steps=(Step(mode="eval"), Step(recompute=True)),
+        seed=12,
+    )
+    assert descend(case, lambda c: True) == Case(batches=(0,))
+
+
+def test_a_float64_case_can_become_a_float32_one() -> None:
+    case = Case(dtype="float64", param_dtype="float64")
+    assert descend(case, lambda c: len(c.batches) == 2).dtype == "float32"
+
+
+def test_dropping_a_rank_keeps_what_belongs_to_the_others() -> None:
+    case = Case(
+        batches=(1, 2, 3),
+        input_grad=(True, False, True),
+        specials=(Special("nan", 2),),
+        groups=((0, 2), (1,)),
+    )
+    kept = next(c for c in simpler(case) if c.batches == (2, 3))
+    assert kept.input_grad == (False, True)
+    assert kept.specials == (Special("nan", 1),)
+    assert kept.groups == ((0,), (1,)) or kept.groups == ((1,), (0,))
