@@ -52,4 +52,5 @@ def _reduced(estimates: dict[int, Estimate], facts: DtypeFacts, *, mean: bool) -
 
 def _added(before: Estimate, new: Estimate, facts: DtypeFacts) -> Estimate:
     value, carried = before.value + new.value, before.bound + new.bound
+    carried[np.abs(before.value) + before.bound >= facts.overflow] = np.inf  # it was stored as infinity
     return Estimate(value, carried + facts.u * (np.abs(value) + carried) + facts.smallest_normal)

@@ -63,6 +63,7 @@ def _updated(
     )
     result = compiled_update()(BufferInput(*before, _pad(new.value), _pad(new.bound), np.asarray(scalars)))
     value, bound = (np.array(array)[: case.channels] for array in result)
+    bound[np.abs(value) + bound >= FACTS[case.param_dtype].overflow] = np.inf  # it may be stored as infinity
     value[poisoned | ~known] = np.nan
     if momentum == 0.0:
         bound[poisoned], value[poisoned] = np.inf, old.value[poisoned]
