@@ -179,6 +179,7 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     groups = _partitions(world, tables.domain.groups)[shape[2]]
     batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups)
     dtype, param_dtype = tables.dtypes[options[0]]
+    momentum = tables.momenta[options[4]]
     cotangent = tables.cotangents[dims][options[2]]
     if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
         cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
@@ -194,7 +195,7 @@ def case_from(choices: bytes, tables: Tables) -> Case:
         input_layout=tables.inputs[dims][options[1]],
         cotangent_layout=cotangent,
         eps=_EPS_TABLE[options[3]],
-        momentum=tables.momenta[options[4]],
+        momentum=momentum,
         affine=affine,
         tracking=tables.tracking[options[6]],
         strided_buffers=options[7] >= 224,
@@ -204,7 +205,7 @@ def case_from(choices: bytes, tables: Tables) -> Case:
         random_parameters=values[0] >= 32,
         values=tables.families[values[1]],
         rank_offset=_OFFSETS_TABLE[values[2]],
-        specials=_specials(values[3:8], batches, spatial, channels=channels),
+        specials=_specials(values[3:8], batches, spatial, channels=channels, finite=momentum == 0),
         wrong=_WRONG_TABLE[values[8]],
         probe=tables.probes[values[9]],
         seed=int.from_bytes(values[10:14], "big"),
@@ -330,16 +331,27 @@ def _schedule(count: int, drawn: list[Step]) -> tuple[Step, ...]:
 
 
 def _specials(
-    choices: bytes, batches: tuple[int, ...], spatial: tuple[tuple[int, ...], ...], *, channels: int
+    choices: bytes,
+    batches: tuple[int, ...],
+    spatial: tuple[tuple[int, ...], ...],
+    *,
+    channels: int,
+    finite: bool,
 ) -> tuple[Special, ...]:
-    """Return up to two replaced elements, on ranks that are not empty."""
+    """Return up to two replaced elements, on ranks that are not empty.
+
+    With momentum 0 they are finite, since whether 0 times a NaN reaches a buffer is left open.
+    """
     full = [rank for rank, n in enumerate(batches) if n]
     found: list[Special] = []
     for kind, place in (choices[1:3], choices[3:5])[: _SPECIALS_TABLE[choices[0]]] if full else ():
         rank = full[place % len(full)]
+        replaced = _KINDS_TABLE[kind]
+        if finite and replaced in ("nan", "inf", "-inf"):
+            replaced = "zero"
         found.append(
             Special(
-                kind=_KINDS_TABLE[kind],
+                kind=replaced,
                 rank=rank,
                 sample=place // 4 % batches[rank],
                 channel=place // 16 % channels,

@@ -7,9 +7,9 @@ Both compare the subject with itself, bit for bit, NaN by class, and need no ref
     g -> 2^j g, (w, b) -> 2^k (w, b)   gives   y -> 2^k y, dx -> 2^(j+k) dx, (dw, db) -> 2^j (dw, db)
 
 exactly, as long as no rounding falls into the subnormal range and nothing overflows, since
-fl(2^k a) = 2^k fl(a). An element that is stored within a factor of 16 of the smallest normal number, or of 2
-of the largest, is not decided; neither is one that such an element was accumulated into. Both are due only
-if the contract says `deterministic`.
+fl(2^k a) = 2^k fl(a). An element that does not scale and is stored within a factor of 16 of the smallest
+normal number, or of 2 of the largest, is not decided; neither is one that such an element was accumulated
+into. Both properties are due only if the contract says `deterministic`.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def _compare(probe: str, case: Case, observation: Observation, *, ranks: tuple[i
                 found.append(Discrepancy(quantity=name, rank=rank, message=message))
                 continue
             elements += one.array.size
-            undecided += int(np.count_nonzero(open_))
             shift = shift_of(name.partition(".")[0], case) if probe == "scaling" else 0
             different = _scaled_differences(one, other, shift) if shift else differences(one, other)
+            undecided += int(np.count_nonzero(different & open_))
             different = different & ~open_
             if different.any():
                 found.append(_discrepancy(name, rank, (one, other), different=different, shift=shift))
@@ -107,7 +107,7 @@ def _compare(probe: str, case: Case, observation: Observation, *, ranks: tuple[i
 def _pairs(
     case: Case, observation: Observation, rank: int, *, scaled: bool
 ) -> Iterator[tuple[str, Tensor | None, Tensor | None, NDArray[np.bool_]]]:
-    """Yield name, first and second tensor, and which elements stay undecided, in the order of the steps."""
+    """Yield name, both tensors and which elements would be undecided, in the order of the steps."""
     assert observation.again is not None
     first, again = observation.ranks[rank].tensors, observation.again.ranks[rank].tensors
     accumulated: dict[str, NDArray[np.bool_]] = {}
