@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -71,6 +72,29 @@ def _over_eps(values: Floats, case: Case) -> Floats:
         return values / case.eps
 
 
+def _stale_buffers(case: Case) -> bool:
+    """Whether an evaluation step's backward is deferred past the forward of a training step."""
+    return case.tracking and any(
+        first.mode == "eval" and first.backward == "deferred" and then.mode == "train"
+        for first, then in pairwise(case.steps)
+    )
+
+
+def _ambiguous_layout(case: Case, rank: int) -> bool:
+    """Whether one of input and cotangent is permuted, the other contiguous, and the permuted one is a line.
+
+    A single sample (1, C, 3, 1) with reversed strides (1, 1, C, 3 C) is contiguous in channels_last as well.
+    """
+    lines = sum(size > 1 for size in case.spatial_of(rank))
+    return (
+        {case.input_layout, case.cotangent_layout} == {"contiguous", "permuted"}
+        and case.batches[rank] == 1
+        and case.channels > 1
+        and len(case.spatial_of(rank)) >= 2
+        and lines == 1
+    )
+
+
 def _of_case(read: Callable[[Case], Any], text: str) -> Fact:
     return Fact("case", lambda case, group: read(case), text)
 
@@ -101,8 +125,31 @@ FACTS: dict[str, Fact] = {
     "input_layout": _of_case(lambda c: c.input_layout, "memory layout of the input"),
     "cotangent_layout": _of_case(lambda c: c.cotangent_layout, "memory layout of the cotangent"),
     "strided_buffers": _of_case(lambda c: c.strided_buffers, "running buffers are not contiguous"),
+    "widest_dtype": _of_case(
+        lambda c: c.param_dtype if c.has_weight or c.tracking else c.dtype,
+        "widest dtype among input, parameters and buffers",
+    ),
+    "stale_buffers": _of_case(
+        _stale_buffers,
+        "the backward of an evaluation step with buffers runs after a later training step changed them",
+    ),
     "probe": _of_case(lambda c: c.probe, "additional run of the case"),
     "group_size": Fact("group", lambda c, g: len(g), "ranks in the process group"),
+    "unsynchronised": Fact(
+        "group",
+        lambda c, g: len(g) == 1 or any(s.mode == "eval" for s in c.steps),
+        "a step needs no other rank: an evaluation step, or any in a group of one rank",
+    ),
+    "own_statistics": Fact(
+        "group",
+        lambda c, g: any(len(g) == 1 if s.mode == "train" else not c.tracking for s in c.steps),
+        "a rank normalises by its own batch: training in a group of one rank, evaluation without buffers",
+    ),
+    "ambiguous_layout": Fact(
+        "group",
+        lambda c, g: any(_ambiguous_layout(c, r) for r in g),
+        "input and cotangent are contiguous in different memory formats that one sample does not tell apart",
+    ),
     "empty_ranks": Fact(
         "group", lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"
     ),
