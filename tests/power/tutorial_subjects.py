@@ -1,8 +1,4 @@
-"""The aggregation of statistics as tutorials show it, taken apart: one subject a flaw, otherwise right, and
-all at once.
-
-Each must be reported.
-"""
+"""Aggregation of statistics as tutorials show it: one subject a flaw, otherwise right, and all at once."""
 
 from __future__ import annotations
 
