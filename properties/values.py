@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,7 @@ class Parameters:
     running_var: Floats
 
 
+@lru_cache(maxsize=4)
 def parameters(case: Case) -> Parameters:
     """Return the initial weight, bias and running buffers, the same on every rank."""
     ones, zeros = np.ones(case.channels), np.zeros(case.channels)
@@ -161,10 +163,25 @@ def _element_words(
     return philox((zeros + position, zeros + channel, zeros + sample, last), case.seed)
 
 
-def _channel_words(case: Case, tag: int, *, step: int, rank: int = 0) -> tuple[Words, Words, Words, Words]:
+@lru_cache(maxsize=32)
+def _channel_table(
+    case: Case, step: int
+) -> tuple[dict[tuple[int, int], int], tuple[Words, Words, Words, Words]]:
+    """Return the channel words of one step, each (rows, C), and the row of every (tag, rank)."""
+    keys = [(_PARAMETER_TAG, 0), (_BUFFER_TAG, 0), (_CHANNEL_TAG, 0)]
+    keys += [(_RANK_TAG, rank) for rank in range(case.world_size if case.rank_offset else 0)]
+    tags = np.array([tag for tag, _ in keys], np.uint64)[:, None]
+    last = np.array([rank + 64 * step for _, rank in keys], np.uint64)[:, None]
+    zeros = np.zeros((len(keys), case.channels), np.uint64)
     channel = np.arange(case.channels, dtype=np.uint64)
-    zeros = np.zeros_like(channel)
-    return philox((zeros + np.uint64(tag), channel, zeros, zeros + np.uint64(rank + 64 * step)), case.seed)
+    words = philox((zeros + tags, zeros + channel, zeros, zeros + last), case.seed)
+    return {key: row for row, key in enumerate(keys)}, words
+
+
+def _channel_words(case: Case, tag: int, *, step: int, rank: int = 0) -> tuple[Words, Words, Words, Words]:
+    rows, words = _channel_table(case, step)
+    row = rows[tag, rank]
+    return words[0][row], words[1][row], words[2][row], words[3][row]
 
 
 def _channel_scale(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
