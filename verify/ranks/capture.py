@@ -12,21 +12,13 @@ from numpy.typing import NDArray
 from verify.ranks.messages import TensorHeader
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_NUMPY_KNOWS = frozenset(
-    {
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
-        torch.complex64,
-        torch.complex128,
-    }
+_SHARED = (
+    *("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    *("complex64", "complex128"),
 )
+_NUMPY_KNOWS = frozenset(getattr(torch, name) for name in _SHARED)
+# Asking a numpy dtype for its name takes longer than copying a small tensor.
+_NAMES = {np.dtype(name).char: name for name in (*_SHARED, "uint16")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +36,7 @@ class Captured:
         """Return what travels in the message, for values at `offset` of the memory file."""
         return TensorHeader(
             dtype=self.dtype,
-            numpy=self.array.dtype.name,
+            numpy=_NAMES[self.array.dtype.char],
             shape=self.array.shape,
             strides=self.strides,
             requires_grad=self.requires_grad,

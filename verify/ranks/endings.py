@@ -47,10 +47,13 @@ def unfit(ranks: Sequence[RankObservation]) -> str:
         if blames_a_lost_peer(seen):
             return "raised in a collective"
     sequences: dict[tuple[int, ...], dict[int, list[str]]] = {}
+    raised = any(seen.raised for seen in ranks)
     for seen in ranks:
         for entry in seen.ledger:
             if entry.op in ("send", "recv"):
-                return "point-to-point operations" if seen.raised else ""
+                if raised:
+                    return "point-to-point operations"
+                continue
             sequences.setdefault(entry.group, {}).setdefault(seen.rank, []).append(entry.op)
     for group, by_rank in sequences.items():
         members = group or tuple(seen.rank for seen in ranks)

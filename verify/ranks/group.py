@@ -58,6 +58,7 @@ _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
 _LOAD_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _PIECE = 1 << 16
+_CORES = os.cpu_count() or 1
 
 
 class _Rank:
@@ -151,7 +152,11 @@ class RankGroup:
             if rank.answers and isinstance(answer := rank.answers[0], Failed):
                 self.lost = "RankError"
                 raise RankError(f"Expected rank {rank.number} to run a case, but it failed: {answer.message}")
-        ranks = self._observed()
+        try:
+            ranks = self._observed()
+        except (OSError, ValueError) as error:
+            self.lost = "RankError"
+            raise RankError(f"Expected to read what the ranks gave back, but it failed: {error}") from error
         answers = [rank.answers.pop(0) for rank in self._ranks if rank.answers]
         self._case = None
         dirty = any(isinstance(answer, Ran) and answer.dirty for answer in answers)
@@ -265,7 +270,7 @@ class RankGroup:
 
     def _collect(self, until: float) -> None:
         """Wait until every rank has answered or is gone, `until` at most, and shortly once one has failed."""
-        grace = GRACE_SECONDS * max(1.0, len(self._ranks) / (os.cpu_count() or 1))
+        grace = GRACE_SECONDS * max(1.0, len(self._ranks) / _CORES)
         self._poll(0.0)
         while any(rank.silent for rank in self._ranks):
             if any(rank.failed for rank in self._ranks):
@@ -287,8 +292,11 @@ class RankGroup:
                 self._selector.unregister(rank.connection)
                 continue
             rank.frames.feed(data)
-            while (body := rank.frames.next()) is not None:
-                rank.answers.append(self._decoder.decode(body))
+            try:
+                while (body := rank.frames.next()) is not None:
+                    rank.answers.append(self._decoder.decode(body))
+            except ValueError as error:
+                rank.answers.append(Failed(message=f"its answer cannot be read: {error}"))
 
     def _observed(self) -> tuple[RankObservation, ...]:
         dead = [rank.number for rank in self._ranks if rank.gone and not rank.answers]

@@ -10,6 +10,7 @@ in the group's folder instead.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def read(
 
 def _tensor(header: TensorHeader, buffer: NDArray[np.uint8]) -> Tensor:
     dtype = np.dtype(header.numpy)
-    count = int(np.prod(header.shape, dtype=np.int64))
+    count = math.prod(header.shape)
     return Tensor(
         dtype=header.dtype,
         array=np.frombuffer(buffer, dtype, count, header.offset).reshape(header.shape)

@@ -145,7 +145,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     Attributes:
         pids: The ranks of one group.
-        dead: Those among them that have ended by themselves: wait a moment for their exit status.
+        dead: Those among them that have ended by themselves: their exit codes are wanted.
         trace: Those that shall write their stacks down before.
     """
 

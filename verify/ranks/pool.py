@@ -32,6 +32,7 @@ MAX_RANKS = 64
 MAX_GROUPINGS = 8
 _SECONDS_AN_ELEMENT = 1e-6
 _SECONDS_A_CROWDED_RANK = 0.25
+_CORES = os.cpu_count() or 1
 
 
 class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,8 +83,10 @@ class RankPool:
         self._link: Link | None = Link()
         self._cuda_devices: int | None = None if device == "cuda" else 0
         self._groups: dict[tuple[Target, int], RankGroup] = {}
+        self._targets: dict[str, Target] = {}
         self._descriptions: dict[Target, Description] = {}
         self._made = 0
+        self._owner = os.getpid()
         self._flight: tuple[RankGroup, Case] | None = None
         atexit.register(self.close)
 
@@ -102,7 +105,7 @@ class RankPool:
             SubjectError: One line: what was wanted and what was found, if it cannot be loaded.
             RankError: If a rank cannot be started.
         """
-        target = resolve(spec, folder=Path.cwd())
+        target = self._target(spec)
         if target not in self._descriptions:
             group = self._group(target, 1)
             try:
@@ -123,7 +126,7 @@ class RankPool:
         if self._flight is not None:
             with contextlib.suppress(RankError, SubjectError):
                 self.observation()
-        group = self._group(resolve(spec, folder=Path.cwd()), case.world_size)
+        group = self._group(self._target(spec), case.world_size)
         if case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS:
             self._drop(group)
             group = self._group(group.target, case.world_size)
@@ -162,7 +165,12 @@ class RankPool:
         return self.observation()
 
     def close(self) -> None:
-        """End all ranks and the server; nothing is left behind. May be called again."""
+        """End all ranks and the server, so that nothing is left behind; may be called again.
+
+        In a fork of the process that opened the pool it does nothing.
+        """
+        if os.getpid() != self._owner:
+            return
         atexit.unregister(self.close)
         self._flight = None
         if self._link is not None:
@@ -173,9 +181,15 @@ class RankPool:
             group.close()
         self._groups.clear()
 
+    def _target(self, spec: str) -> Target:
+        """Return where `spec` is, seen from the folder in which it was first asked for."""
+        if spec not in self._targets:
+            self._targets[spec] = resolve(spec, folder=Path.cwd())
+        return self._targets[spec]
+
     def _seconds(self, case: Case) -> float:
         elements = case.channels * sum(case.count_of(rank) for rank in range(case.world_size))
-        crowded = max(0, case.world_size - (os.cpu_count() or 1))
+        crowded = max(0, case.world_size - _CORES)
         return (
             self.timeout
             + _SECONDS_AN_ELEMENT * elements * len(case.steps)

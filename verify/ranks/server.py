@@ -48,7 +48,6 @@ from verify.ranks.messages import (
 )
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_STATUS_SECONDS = 1.0
 _TRACE_SECONDS = 0.1
 _REAP_SECONDS = 5.0
 _STRAY_ROUNDS = 8
@@ -158,36 +157,27 @@ class Server:
             os._exit(code)
 
     def _stop(self, request: Stop) -> Stopped:
-        codes: dict[int, int] = {}
-        limit = time.monotonic() + _STATUS_SECONDS
-        waiting = set(request.dead) & self._ranks
-        while waiting and time.monotonic() < limit:
-            for pid in tuple(waiting):
-                status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if status is not None:
-                    exited = status.si_code == os.CLD_EXITED
-                    codes[pid] = status.si_status if exited else -status.si_status
-                    waiting.discard(pid)
-            if waiting:
-                time.sleep(0.002)
         traced = [pid for pid in request.trace if pid in self._ranks]
         for pid in traced:
             os.kill(pid, TRACE_SIGNAL)
         if traced:
             time.sleep(_TRACE_SECONDS)
-        self._kill(request.pids)
-        return Stopped(codes=codes)
+        # A process that is on its way out keeps its own exit status when it is killed.
+        codes = self._kill(request.pids)
+        return Stopped(codes={pid: codes[pid] for pid in request.dead if pid in codes})
 
-    def _kill(self, pids: tuple[int, ...]) -> None:
+    def _kill(self, pids: tuple[int, ...]) -> dict[int, int]:
+        """Kill and reap these ranks with their children; return exit codes, negative for signals."""
         for pid in pids:
             # A rank that has not yet called setsid leads no process group.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        _reap(pids)
+        codes = _reap(pids)
         self._ranks.difference_update(pids)
         self._kill_strays()
+        return codes
 
     def _kill_strays(self) -> None:
         """Kill children that are no ranks: orphans of killed ranks that left their process group."""
@@ -203,13 +193,19 @@ class Server:
                 _reap(tuple(strays))
 
 
-def _reap(pids: tuple[int, ...]) -> None:
-    """Wait for killed children; one that a driver holds uninterruptibly is left after a while."""
+def _reap(pids: tuple[int, ...]) -> dict[int, int]:
+    """Wait for killed children, return their exit codes; one held uninterruptibly by a driver is left."""
     limit = time.monotonic() + _REAP_SECONDS
+    codes: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < limit:
-                time.sleep(0.001)
+            while pid not in codes and time.monotonic() < limit:
+                reaped, status = os.waitpid(pid, os.WNOHANG)
+                if reaped:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+                else:
+                    time.sleep(0.001)
+    return codes
 
 
 def _preload() -> None:

@@ -1,0 +1,111 @@
+"""Running a case on a device and with a backend that hold no data: that the plan's data reach every tensor.
+
+A build of torch without CUDA cannot make fake CUDA tensors; the meta device stands in for any but the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from properties.case import Case, Step
+from verify.ranks import drawing, running
+from verify.ranks.building import build
+from verify.ranks.loading import KEYWORDS
+
+META = torch.device("meta")
+ROOT = Path(__file__).parents[3]
+
+
+class _SilentLedger:
+    """Stands in for a ledger, which would change this process."""
+
+    def during(self, phase):
+        return torch.no_grad() if phase == "construct" else torch.enable_grad()
+
+
+class _BatchNorm(torch.nn.BatchNorm2d):
+    def __init__(self, num_features, *, process_group, bias, **options):
+        super().__init__(num_features, **options)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
+def test_every_tensor_of_a_case_is_on_the_device_of_the_place(layout, monkeypatch):
+    seen = {}
+
+    def note(tensor, *, beside=None):
+        seen[len(seen)] = (tensor.device, beside.device if beside is not None else META)
+
+    monkeypatch.setattr(running, "capture", note)
+    monkeypatch.setattr(running, "same_bits", lambda first, second: first.device == second.device == META)
+    monkeypatch.setattr(drawing, "same_bits", lambda first, second: first.device == second.device == META)
+    case = Case(
+        batches=(3,), channels=4, spatial=((2, 2),), input_layout=layout, cotangent_layout="expanded",
+        strided_buffers=True, random_parameters=True, steps=(Step(), Step(mode="eval")), dtype="bfloat16",
+    )  # fmt: skip
+    place = running.Place(rank=0, device=META, group=None, ledger=_SilentLedger())
+    execution = running.Execution(case, _BatchNorm, keywords=KEYWORDS, place=place)
+    execution.run()
+    assert execution.raised is None
+    assert execution.modified == []
+    # Two outputs, three times three buffers, two times three gradients.
+    assert list(seen.values()) == [(META, META)] * 17
+
+
+def test_a_factory_without_device_has_its_module_moved_there():
+    module = build(
+        Case(channels=4, strided_buffers=True),
+        torch.nn.BatchNorm2d,
+        keywords=("affine",),
+        device=META,
+        group=None,
+    )
+    assert {tensor.device for tensor in module.state_dict().values()} == {META}
+    assert module.running_mean.stride() == (2,)
+
+
+_FAKE = """
+import json, sys
+import torch.testing._internal.distributed.fake_pg
+from properties.case import Case
+from verify.ranks import memory
+from verify.ranks.messages import Load, Run, Setup, Target
+from verify.ranks.worker import Worker
+setup = Setup(rank=2, world_size=4, device="cpu", backend="fake", folder=sys.argv[1])
+worker = Worker(setup, memory.create())
+target = Target(spec="", attribute="Synced", file=sys.argv[2])
+worker.load(Load(target=target))
+ran = worker.run(Run(case=Case(batches=(2,) * 4, groups=((0, 2), (1, 3))), seconds=60))
+print(json.dumps([ran.ending, str(ran.raised), [(entry.op, entry.group) for entry in ran.ledger]]))
+"""
+
+
+def test_the_backend_is_data_a_fake_one_runs_the_same_code(tmp_path):
+    command = [sys.executable, "-c", _FAKE, str(tmp_path), str(Path(__file__).parent / "subjects.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["returned", "None", [["all_reduce", [0, 2]], ["all_reduce", [0, 2]]]]
+
+
+def test_the_parent_imports_neither_torch_nor_jax_and_a_rank_neither_jax_nor_hypothesis():
+    script = (
+        "import sys; import {0}; print(sorted(set(sys.modules) & {{'torch', 'jax', 'hypothesis', 'pytest'}}))"
+    )
+    for module, found in (
+        ("verify.ranks.pool", "[]"),
+        ("verify.ranks.server", "[]"),
+        ("verify.ranks.worker", "['torch']"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(module)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        assert done.stdout.strip() == found, module
