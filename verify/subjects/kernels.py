@@ -38,6 +38,8 @@ def batch_norm_stats(input: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     `batch_norm_collect_statistics_kernel`; its Welford and pairwise merge is a two-pass sum here.
     """
+    if not input.is_floating_point():
+        raise NotImplementedError(f'"batch_norm_stats" not implemented for {input.dtype}')
     data = columns(input)
     n = data.shape[1]
     mean = data.sum(1) / n
