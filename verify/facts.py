@@ -124,6 +124,13 @@ FACTS: dict[str, Fact] = {
     "specials": _of_case(lambda c: len(c.specials), "number of special elements"),
     "input_layout": _of_case(lambda c: c.input_layout, "memory layout of the input"),
     "cotangent_layout": _of_case(lambda c: c.cotangent_layout, "memory layout of the cotangent"),
+    "unlike_layouts": _of_case(
+        lambda c: (
+            (c.input_layout, c.cotangent_layout)
+            not in (("contiguous", "contiguous"), ("channels_last", "channels_last"))
+        ),
+        "input and cotangent are not both contiguous, nor both channels_last",
+    ),
     "strided_buffers": _of_case(lambda c: c.strided_buffers, "running buffers are not contiguous"),
     "widest_dtype": _of_case(
         lambda c: c.param_dtype if c.has_weight or c.tracking else c.dtype,

@@ -1,9 +1,8 @@
 """Plain batch norm on each rank: the negative control, a batch norm that only lacks the synchronisation.
 
 It runs torch's native kernel on the rank's own batch and must be reported by the suite. So that nothing but
-the
-missing synchronisation is reported, it raises nowhere where a synchronized batch norm would not: one value a
-channel on a rank is normalised to the bias, with a variance that is not tracked.
+the missing synchronisation is reported, it raises nowhere where a synchronized batch norm would not: a single
+value a channel on a rank is normalised to the bias, and its variance is not tracked.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,8 +19,9 @@ class Local(_BatchNorm):  # type: ignore[misc]
     """Batch norm over the rank's own batch; takes `process_group` and never communicates.
 
     Raises (in forward):
-        ValueError: On fewer than two dimensions, or, if it is alone, one value a channel in training.
-        RuntimeError: On a wrong number of channels, or an input that is not floating-point.
+        ValueError: On fewer than two dimensions, a wrong number of channels, or a single value a channel in
+            training if no other rank could have more, or in evaluation without buffers.
+        NotImplementedError: On an input that is not floating-point.
     """
 
     syncbn_verify: dict[str, Any] = {}  # noqa: RUF012
@@ -45,36 +44,49 @@ class Local(_BatchNorm):  # type: ignore[misc]
             self.register_parameter("bias", None)
         self.process_group = process_group
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"Expected an input of 2 or more dimensions, but got {input.dim()}.")
-
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised `input`, of the same shape and dtype."""
-        self._check_input_dim(input)
+        if input.dim() < 2 or input.shape[1] != self.num_features:
+            raise ValueError(f"Expected (N, {self.num_features}, ...), but got {tuple(input.shape)}.")
         if not self.training:
             return self._evaluate(input)
-        if input.numel() == input.shape[1] and input.shape[1] == self.num_features:
-            return self._train_on_one_value(input)
-        return super().forward(input)
+        single = input.numel() == self.num_features
+        if single and self._alone():
+            raise ValueError("Expected more than 1 value a channel in training, but got 1.")
+        factor = self._count() if self.track_running_stats else 0.0
+        return self._train_on_one(input, factor) if single else self._train(input, factor)
+
+    def _alone(self) -> bool:
+        return not (dist.is_available() and dist.is_initialized()) or (
+            dist.get_world_size(self.process_group) == 1
+        )
+
+    def _count(self) -> float:
+        """Count the batch; return the weight of its statistics in the buffers."""
+        self.num_batches_tracked.add_(1)
+        return 1.0 / int(self.num_batches_tracked) if self.momentum is None else float(self.momentum)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Normalise with copies of the buffers: a later training step changes them before the backward."""
         if self.running_mean is None:
-            return super().forward(x)
-        mean, var = self.running_mean.clone(), self.running_var.clone()
-        return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+            if x.numel() == self.num_features:
+                raise ValueError("Expected more than 1 value a channel without buffers, but got 1.")
+            return self._native(x, None, None, training=True)
+        return self._native(x, self.running_mean.clone(), self.running_var.clone(), training=False)
 
-    def _train_on_one_value(self, x: Tensor) -> Tensor:
-        if (
-            not (dist.is_available() and dist.is_initialized())
-            or dist.get_world_size(self.process_group) == 1
-        ):
-            return super().forward(x)
+    def _train(self, x: Tensor, factor: float) -> Tensor:
+        mean, var = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        return self._native(x, mean, var, training=True, factor=factor)
+
+    def _train_on_one(self, x: Tensor, factor: float) -> Tensor:
+        """Normalise the value as one of two equal ones."""
         if self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-            factor = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(x.detach().reshape(-1).to(self.running_mean.dtype), factor)
-        twice = torch.cat([x, x])
-        weight, bias = self.weight, self.bias
-        return F.batch_norm(twice, None, None, weight, bias, training=True, eps=self.eps)[:1]
+        return self._native(torch.cat([x, x]), None, None, training=True)[:1]
+
+    def _native(
+        self, x: Tensor, mean: Tensor | None, var: Tensor | None, *, training: bool, factor: float = 0.0
+    ) -> Tensor:
+        # Not through torch.nn.functional, which refuses eps=0 and single values.
+        cudnn = torch.backends.cudnn.enabled
+        return torch.batch_norm(x, self.weight, self.bias, mean, var, training, factor, self.eps, cudnn)
