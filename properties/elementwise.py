@@ -156,10 +156,10 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
     observed = np.concatenate([pair.tensor.values.ravel() for pair in pairs])
     ratio = ratios(value, bound, overflows, observed)
     greatest = float(ratio.max(initial=0.0))
-    bounded_elements = np.isfinite(bound)
-    regular = np.isfinite(value) | ~bounded_elements
-    elements = int(np.count_nonzero(regular))
-    unknown = elements - int(np.count_nonzero(regular & bounded_elements))
+    decided = np.isfinite(value) & np.isfinite(bound)
+    poisoned = ~np.isfinite(value) & ~np.isinf(bound)
+    elements = value.size - int(np.count_nonzero(poisoned))
+    unknown = elements - int(np.count_nonzero(decided))
     visible = np.maximum(np.abs(value), _ALLOWANCE[pairs[0].interval.dtype])
     discrepancies = _merge_presence(matching.discrepancies)
     if greatest > 1:
@@ -169,7 +169,7 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
         outcome=_outcome(discrepancies, elements=elements, unknown=unknown),
         elements=elements,
         undecided=unknown,
-        blind=int(np.count_nonzero(regular & bounded_elements & (bound > visible))),
+        blind=int(np.count_nonzero(decided & (bound > visible))),
         max_ratio=greatest,
         ratios={f"{quantity} {pairs[0].interval.dtype}": greatest} if elements > unknown else {},
         discrepancies=tuple(sorted(discrepancies, key=lambda d: -d.ratio)),

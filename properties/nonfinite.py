@@ -29,7 +29,7 @@ def nonfinite(case: Case, observation: Observation, expected: Expected, contract
             tensor = observation.ranks[rank].tensors.get(name)
             if interval is None or tensor is None or tensor.shape != interval.value.shape:
                 continue
-            poisoned = ~np.isfinite(interval.value) & np.isfinite(interval.bound)
+            poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
             if not poisoned.any():
                 continue
             facts += int(np.count_nonzero(poisoned))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.parametrize("bound", [0.0, 1.0, np.nan])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_any_non_finite_number_will_do_where_one_is_expected(scene, interval, tensor, poison):
+def test_any_non_finite_number_will_do_where_one_is_expected(scene, interval, tensor, poison, bound):
     one = scene(batches=(1,), channels=3)
-    one.expected.tensors["output.0"][0] = interval([[np.nan, 1.0, 2.0]])
+    one.expected.tensors["output.0"][0] = interval([[np.nan, 1.0, 2.0]], [[bound, 1.0, 1.0]])
     one.put(0, "output.0", tensor([[poison, 1.0, 2.0]], requires_grad=True))
     assert one.violated() == set()
     assert one.verdicts()["nonfinite"].elements == 1
