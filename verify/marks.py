@@ -1,4 +1,4 @@
-"""`@verify.parametrize(SPEC)`: a subject's campaign inside a user's own test suite.
+"""The mark `@verify.parametrize(SPEC)`: a subject's campaign inside a user's own test suite.
 
     @verify.parametrize("my_kernels:SyncBN")
     def test_syncbn_is_batch_norm_over_the_whole_batch(check):

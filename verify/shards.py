@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from verify.run import Run
 
 SHARDS = 4
+MINIMISE_SECONDS = 5.0
+"""Bound of the minimising of one failure; all of a shard together get twice as much."""
 _runs: dict[tuple[str, str | None], Run] = {}
 
 
@@ -97,7 +99,7 @@ def close_runs() -> None:
 
 def run_shard(shard: Shard) -> SubjectResult:
     """Run the campaign of one shard and return its result."""
-    from verify.campaign import Budget, derive
+    from verify.campaign import Budget, Policy, derive
     from verify.run import Settings
 
     run = shared_run(shard.device, shard.backend)
@@ -110,6 +112,7 @@ def run_shard(shard: Shard) -> SubjectResult:
             cases=None if whole.cases is None else -(-whole.cases // shard.shards),
             seconds=None if whole.seconds is None else whole.seconds / shard.shards,
         ),
+        policy=Policy(minimise_seconds=MINIMISE_SECONDS, minimise_total=2 * MINIMISE_SECONDS),
     )
     return run.campaign(run.subject(shard.spec), settings=settings, excluded=0.0)
 
@@ -124,6 +127,7 @@ def judge_result(result: SubjectResult) -> None:
     from verify.report.summary import summary
 
     if result.failures:
-        raise Violated("\n\n".join(("", *(failure.text for failure in result.failures), *summary(result))))
+        texts = (failure.text for failure in result.failures)
+        raise Violated("\n\n".join(("", *texts, "\n".join(summary(result)))))
     if result.accounting.internal or result.verdict != "HOLDS":
         raise Undecided("\n".join(("", *summary(result))))

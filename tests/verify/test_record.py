@@ -1,0 +1,105 @@
+"""A record holds every trial as data, and kept cases are found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from properties.case import Case, CaseError, encode
+from properties.observation import Observation, RankObservation, tensor_from_data
+from tests.verify.fakes import FakeRanks, examiner, tensor
+from verify.record import Record, data_folder, find_case, keep_case
+
+CASE = Case(batches=(1, 3), seed=4)
+
+
+def observed(case: Case) -> Observation:
+    values = {"output.0": tensor([[np.nan, np.inf]]), "bits.0": tensor([1], "uint16")}
+    return Observation(ranks=(RankObservation(rank=0, ending="returned", tensors=values),))
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    text = (folder / "record.jsonl").read_text(encoding="utf-8")
+    return [
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"not strict JSON: {name}"))
+        for line in text.splitlines()
+    ]
+
+
+def test_a_failing_trial_is_recorded_whole_and_its_case_kept(tmp_path: Path) -> None:
+    record = Record(tmp_path, {"seed": 3})
+    record.keep(examiner({"forward": lambda case: True}, ranks=FakeRanks(observed)).examine(CASE))
+    record.close()
+    environment, trial = lines(tmp_path)
+    assert environment == {"kind": "environment", "seed": 3}
+    assert trial["id"] == CASE.id
+    assert trial["ratios"] == {"A": {"forward": 2.0}, "B": {"forward": 2.0}, "C": {"forward": 2.0}}
+    stored = trial["observation"]["ranks"][0]["tensors"]["output.0"]  # type: ignore[index]
+    np.testing.assert_array_equal(tensor_from_data(stored).values, [[np.nan, np.inf]])
+    assert find_case(CASE.id, (tmp_path,)) == CASE
+
+
+def test_a_passing_trial_is_recorded_by_its_ratios(tmp_path: Path) -> None:
+    record = Record(tmp_path, {})
+    record.keep(examiner({"forward": lambda case: False}).examine(CASE))
+    record.close()
+    trial = lines(tmp_path)[1]
+    assert trial["verdicts"][0]["max_ratio"] == 0.5  # type: ignore[index]
+    assert "observation" not in trial
+    assert not (tmp_path / "cases").exists()
+
+
+def test_a_record_that_exists_is_continued(tmp_path: Path) -> None:
+    for number in (1, 2):
+        Record(tmp_path, {"seed": number}).close()
+    assert [line["seed"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_failure_of_our_machinery_is_recorded_with_its_traceback(tmp_path: Path) -> None:
+    def behave(case: Case) -> Observation:
+        raise RuntimeError("ranks broke")
+
+    record = Record(tmp_path, {})
+    record.keep(examiner({}, ranks=FakeRanks(behave)).examine(CASE))
+    record.close()
+    assert "ranks broke" in str(lines(tmp_path)[1]["internal"])
+
+
+def test_a_case_is_found_by_the_beginning_of_its_id_by_file_and_as_json(tmp_path: Path) -> None:
+    path = keep_case(CASE, tmp_path)
+    assert path.name == f"{CASE.id}.json"
+    assert find_case(CASE.id[:6], (tmp_path,)) == CASE
+    assert find_case(str(path), ()) == CASE
+    assert find_case(encode(CASE).decode(), ()) == CASE
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_ambiguous_id_asks_for_more_digits(tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    for name in ("abcd1", "abcd2"):
+        (tmp_path / "cases" / f"{name}.json").write_bytes(encode(CASE))
+    with pytest.raises(CaseError, match="more digits"):
+        find_case("abcd", (tmp_path,))
+
+
+@pytest.mark.parametrize("text", ["0123456789ab", "nowhere.json", "../../etc", "{}{}", ""])
+def test_what_names_no_case_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(CaseError):
+        find_case(text, (tmp_path,))
+
+
+def test_a_kept_case_that_was_spoilt_is_refused(tmp_path: Path) -> None:
+    path = keep_case(CASE, tmp_path)
+    path.write_text('{"batches": [1, 1], "exec": 1}', encoding="utf-8")
+    with pytest.raises(CaseError, match="exec"):
+        find_case(CASE.id, (tmp_path,))
+
+
+def test_the_data_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_VERIFY_DATA", str(tmp_path))
+    assert data_folder() == tmp_path
+    monkeypatch.delenv("SYNCBN_VERIFY_DATA")
+    assert data_folder().name == "syncbn-verify"
