@@ -27,6 +27,12 @@ def exit_text(code: int | None) -> str:
         return f"signal {-code}"
 
 
+def trim(stack: str, *, ours: str) -> str:
+    """Return `stack` without what tells nothing of the subject: frames of files in the folder `ours`."""
+    noise = (f'  File "{ours}', '  File "<string>"', "Extension modules:")
+    return "\n".join(line for line in stack.splitlines() if not line.startswith(noise)).strip()
+
+
 def blames_a_lost_peer(seen: RankObservation) -> bool:
     """Return whether a rank raised because the connection to another, dead, rank broke."""
     if seen.raised is None:
@@ -41,11 +47,12 @@ def unfit(ranks: Sequence[RankObservation]) -> str:
     It can if every rank has answered and, in each process group, all its ranks issued the same sequence of
     operations: then none is left waiting, and none of the next case's would meet one of this case's.
     """
-    for seen in ranks:
-        if seen.ending in ("timeout", "died", "stopped"):
-            return seen.ending
-        if blames_a_lost_peer(seen):
-            return "raised in a collective"
+    endings = {seen.ending for seen in ranks}
+    for ending in ("died", "timeout", "stopped"):
+        if ending in endings:
+            return ending
+    if any(blames_a_lost_peer(seen) for seen in ranks):
+        return "raised in a collective"
     sequences: dict[tuple[int, ...], dict[int, list[str]]] = {}
     raised = any(seen.raised for seen in ranks)
     for seen in ranks:

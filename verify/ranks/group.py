@@ -31,7 +31,7 @@ from properties.case import Case
 from properties.observation import Ending, Observation, RankObservation
 from verify.errors import RankError, SubjectError
 from verify.ranks import memory
-from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
+from verify.ranks.endings import blames_a_lost_peer, exit_text, trim, unfit
 from verify.ranks.link import Link, tail
 from verify.ranks.messages import (
     Description,
@@ -58,6 +58,7 @@ _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
 _LOAD_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _PIECE = 1 << 16
+_OURS = str(Path(__file__).parent)
 _CORES = os.cpu_count() or 1
 
 
@@ -338,5 +339,4 @@ class RankGroup:
         return RankObservation(rank=number, ending="died", exit=exit_text(code), stack=stack.strip())
 
     def _stack(self, number: int) -> str:
-        lines = tail(self._folder / f"rank-{number}.stack", limit=20_000).splitlines()
-        return "\n".join(line for line in lines if not line.startswith("Extension modules:")).strip()
+        return trim(tail(self._folder / f"rank-{number}.stack", limit=20_000), ours=_OURS)

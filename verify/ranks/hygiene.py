@@ -45,23 +45,19 @@ class Hygiene:
             (os.getcwd, self._folder, lambda: os.chdir(self._folder)),
         )
 
-    def restore(self, seed: int) -> bool:
-        """Put settings right, seed every generator; return whether the process is as at its start.
-
-        False if something cannot be undone (the process group was destroyed, a mode was entered and never
-        left).
-        """
-        try:
-            for read, wanted, write in self._settings:
-                if read() != wanted:
-                    write()
-        except Exception:
-            return False
+    def restore(self, seed: int) -> None:
+        """Put settings right and seed every generator, before a case."""
+        for read, wanted, write in self._settings:
+            if read() != wanted:
+                write()
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the subject may use the global generator
         torch.default_generator.manual_seed(seed % 2**63)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed % 2**63)
+
+    def intact(self) -> bool:
+        """Return whether nothing has changed, after a case, that cannot be put right."""
         return (
             dist.is_initialized()
             and dist.group.WORLD is self._world

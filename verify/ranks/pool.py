@@ -59,8 +59,9 @@ class RankPool:
     Args:
         device: `cpu` or `cuda`.
         backend: `gloo` or `nccl`; None for the device's usual one.
-        timeout: Seconds that a small case may take; large cases and crowded machines get more. May be
-            changed.
+        timeout: Seconds that a small case may take; large cases and crowded machines get more. May be changed
+            between cases.
+        warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
 
     Raises:
@@ -73,10 +74,12 @@ class RankPool:
         device: str = "cpu",
         backend: str | None = None,
         timeout: float = 10.0,
+        warm_up: float = 15.0,
         on_lost: Callable[[LostGroup], None] | None = None,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
         self.timeout = timeout
+        self.warm_up = warm_up
         self._device = device
         self._backend = backend
         self._on_lost = on_lost
@@ -84,6 +87,7 @@ class RankPool:
         self._cuda_devices: int | None = None if device == "cuda" else 0
         self._groups: dict[tuple[Target, int], RankGroup] = {}
         self._targets: dict[str, Target] = {}
+        self._called: set[Target] = set()
         self._descriptions: dict[Target, Description] = {}
         self._made = 0
         self._owner = os.getpid()
@@ -130,7 +134,9 @@ class RankPool:
         if case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS:
             self._drop(group)
             group = self._group(group.target, case.world_size)
-        group.submit(case, seconds=self._seconds(case))
+        warm_up = 0.0 if group.target in self._called else self.warm_up
+        self._called.add(group.target)
+        group.submit(case, seconds=self._seconds(case) + warm_up)
         self._flight = (group, case)
 
     def observation(self) -> Observation:

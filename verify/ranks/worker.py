@@ -114,7 +114,7 @@ class Worker:
         assert self._description is not None
         self._stacks.arm(request.seconds)
         _bound_log()
-        clean = self._hygiene.restore(case.seed)
+        self._hygiene.restore(case.seed)
         place = Place(
             rank=self._setup.rank, device=self._device, group=self._group(case), ledger=self._ledger
         )
@@ -136,7 +136,7 @@ class Worker:
             ledger=self._ledger.take(),
             digest=execution.digest,
             seconds=execution.seconds,
-            dirty=not clean,
+            dirty=not self._hygiene.intact(),
         )
 
     def _group(self, case: Case) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from properties.observation import Collective, Raised, RankObservation
-from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
+from verify.ranks.endings import blames_a_lost_peer, exit_text, trim, unfit
 
 
 def returned(rank, *ops, group=(0, 1), raised=None):
@@ -55,8 +55,25 @@ def test_a_group_does_not_go_on_after_an_abnormal_ending(ending):
     assert unfit([returned(0), RankObservation(rank=1, ending=ending)]) == ending
 
 
+def test_the_cause_of_a_loss_is_told_before_its_consequences():
+    ranks = [RankObservation(rank=0, ending="stopped"), RankObservation(rank=1, ending="died")]
+    assert unfit(ranks) == "died"
+
+
 def test_a_message_that_nobody_received_costs_the_group_if_a_rank_raised():
     own = Raised(type="ValueError", message="no", phase="forward 0")
     assert unfit([returned(0, "send"), returned(1, "recv")]) == ""
     assert unfit([returned(0, "send", raised=own), returned(1, raised=own)]) == "point-to-point operations"
     assert unfit([returned(0, raised=own), returned(1, "send")]) == "point-to-point operations"
+
+
+def test_a_stack_is_told_without_our_own_frames():
+    stack = """Thread 0x1 (most recent call first):
+  File "/home/me/mine.py", line 3 in forward
+  File "/site/verify/ranks/running.py", line 2 in run
+  File "<string>", line 1 in <module>
+
+Extension modules: numpy.core (total: 1)
+"""
+    expected = 'Thread 0x1 (most recent call first):\n  File "/home/me/mine.py", line 3 in forward'
+    assert trim(stack, ours="/site/verify/ranks") == expected

@@ -37,7 +37,7 @@ def losses():
 
 @pytest.fixture(scope="module")
 def pool(losses):
-    with RankPool(timeout=2.0, on_lost=losses.append) as pool:
+    with RankPool(timeout=2.0, warm_up=0.0, on_lost=losses.append) as pool:
         yield pool
 
 
@@ -243,7 +243,7 @@ def test_settings_that_a_subject_leaves_are_undone_and_draws_repeat(pool, losses
 def test_a_group_whose_process_cannot_be_put_right_is_renewed(pool, losses):
     assert pool.run(spec("LeavesAMode"), CASE).ranks[0].ending == "returned"
     assert pool.run(spec("LeavesAMode"), CASE).ranks[0].ending == "returned"
-    assert [loss.reason for loss in losses] == ["left its process changed"]
+    assert [loss.reason for loss in losses] == ["left its process changed"] * 2
 
 
 def test_one_rank_that_raises_stops_the_others(pool, losses):
@@ -392,6 +392,25 @@ def test_a_subject_that_cannot_be_loaded_is_one_line(pool, tmp_path, wanted, mes
         pool.describe(wanted)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_first_case_of_a_subject_has_time_to_warm_up(losses):
+    with RankPool(timeout=0.3, on_lost=losses.append) as pool:
+        assert pool.run(spec("Sleeps"), CASE).ranks[0].ending == "returned"
+        pool.timeout = 0.1
+        assert pool.run(spec("Sleeps"), CASE).ranks[0].ending == "timeout"
+
+
+def test_a_failure_of_our_own_is_a_rank_error_and_costs_the_group(pool, losses, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("verify.ranks.memory.read", fail)
+        with pytest.raises(RankError, match="no memory"):
+            pool.run(spec("Local"), CASE)
+    assert [loss.reason for loss in losses] == ["RankError"]
+    assert pool.run(spec("Local"), CASE).ranks[0].ending == "returned"
 
 
 def test_groups_are_bounded_in_number(losses):
