@@ -88,6 +88,7 @@ def _excuse_one(
     again = rejudge(masked, verdict.property) if masked is not expected else verdict
     if again is None:
         again = msgspec.structs.replace(verdict, outcome=Outcome.UNDECIDED, discrepancies=())
+    again = _uncounted(again, masked=max(0, again.undecided - verdict.undecided))
     if again.outcome is not Outcome.VIOLATED:
         return msgspec.structs.replace(again, reason=again.reason or "excused"), tuple(sorted(used))
     rest = tuple(
@@ -103,6 +104,13 @@ def _excuse_one(
             again, outcome=Outcome.UNDECIDED, discrepancies=(), max_ratio=0.0, reason="excused"
         ),
         tuple(sorted(used)),
+    )
+
+
+def _uncounted(verdict: Verdict, *, masked: int) -> Verdict:
+    """Return `verdict` without the excused elements in its counts: they are neither decided nor undecided."""
+    return msgspec.structs.replace(
+        verdict, elements=verdict.elements - masked, undecided=verdict.undecided - masked
     )
 
 

@@ -40,6 +40,7 @@ class Subject:
         expectation: HOLDS, or VIOLATED for a control.
         device, backend: Where its ranks run.
         options: Command-line options that a replay needs to be the same.
+        narrowed: Keys of the domain that the command line set.
     """
 
     spec: str
@@ -50,6 +51,7 @@ class Subject:
     device: str = "cpu"
     backend: str = "gloo"
     options: tuple[str, ...] = ()
+    narrowed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,7 @@ def subject_from(
         device=device,
         backend=backend_words(device, backend),
         options=options,
+        narrowed=frozenset(overrides.domain),
     )
 
 

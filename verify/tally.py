@@ -64,7 +64,8 @@ class Tally:
 
     def _add_verdict(self, verdict: Verdict, *, excused: bool) -> None:
         outcomes = self._outcomes.setdefault(verdict.property, Counter())
-        outcomes[verdict.outcome.value] += 1
+        # A pair that is excused altogether is neither decided nor undecided.
+        outcomes[verdict.outcome.value] += not (excused and verdict.outcome is Outcome.UNDECIDED)
         outcomes["excused"] += excused
         ratio = math.inf if math.isnan(verdict.max_ratio) else verdict.max_ratio
         self._ratios[verdict.property] = max(self._ratios.get(verdict.property, 0.0), ratio)

@@ -71,25 +71,31 @@ class Machinery:
         expect: The reference.
         judge: The properties.
         cases: Strategy of the cases of a domain (a Hypothesis `SearchStrategy[Case]`).
-        admits: Whether a case lies in a domain.
+        objections: Keys of a domain that exclude a case; none if it lies in the domain.
         excluded_share: Share of the default domain's cases that a domain leaves out.
     """
 
     expect: Expects
     judge: Judges
     cases: Callable[[Domain], Any]
-    admits: Callable[[Domain, Case], bool]
+    objections: Callable[[Domain, Case], tuple[str, ...]]
     excluded_share: Callable[[Domain], float]
+
+    def admits(self, domain: Domain, case: Case) -> bool:
+        """Return whether `case` lies in `domain`."""
+        return not self.objections(domain, case)
 
 
 def machinery() -> Machinery:
     """Return the real parts; importing them imports jax and hypothesis."""
-    from properties.admission import admits
+    from properties.admission import objections
     from properties.catalogue import judge
     from properties.expectation import expect
     from properties.strategies import cases, excluded_share
 
-    return Machinery(expect=expect, judge=judge, cases=cases, admits=admits, excluded_share=excluded_share)
+    return Machinery(
+        expect=expect, judge=judge, cases=cases, objections=objections, excluded_share=excluded_share
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,12 +108,14 @@ def small_cases(domain: Domain) -> st.SearchStrategy[Case]:
 
 
 def parts(rules: Rules, **more: Any) -> Machinery:
-    """Return machinery that judges by `rules`."""
+    """Return machinery that judges by `rules`; `strategy` stands for its cases."""
+    if "strategy" in more:
+        more["cases"] = more.pop("strategy")
     made = Machinery(
         expect=lambda case, contract, grade, *, device: Expected(grade=grade),
         judge=judge_by(rules),
         cases=small_cases,
-        admits=lambda domain, case: True,
+        objections=lambda domain, case: (),
         excluded_share=lambda domain: 0.0,
     )
     return Machinery(**{name: more.get(name, getattr(made, name)) for name in made.__slots__})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
 from properties.case import Case
 from properties.observation import Observation
@@ -154,6 +156,9 @@ endings = ["died"]
 """
 
 
+KNOWN_CASE = Case(batches=(2, 0))
+
+
 def known_subject() -> Subject:
     return Subject(spec="fake:Subject", label="fake:Subject", known=parse(KNOWN))
 
@@ -171,14 +176,19 @@ def test_a_known_discrepancy_that_nothing_shows_is_stale() -> None:
     assert result.known[0].state == "stale"
 
 
-def test_a_known_discrepancy_outside_the_domain_is_not_exercised() -> None:
+@pytest.mark.parametrize(("narrowed", "state"), [({"empty"}, "not exercised"), (set(), "seen")])
+def test_a_stored_case_outside_the_domain_runs_unless_the_command_line_excludes_it(
+    narrowed: set[str], state: str
+) -> None:
     result = run(
-        {"forward": lambda case: False},
-        subject=known_subject(),
-        admits=lambda domain, case: 0 not in case.batches,
-        cases=5,
+        {"forward": lambda case: 0 in case.batches, "purity": lambda case: 0 in case.batches},
+        subject=dataclasses.replace(known_subject(), narrowed=frozenset(narrowed)),
+        objections=lambda domain, case: ("empty",) if case == KNOWN_CASE else (),
+        cases=3,
+        strategy=lambda domain: st.builds(Case, batches=st.tuples(st.integers(1, 9))),
     )
-    assert result.known[0].state == "not exercised"
+    assert result.known[0].state == state
+    assert KNOWN_CASE.id not in {failure.case.id for failure in result.failures}
 
 
 def test_of_cases_that_a_known_discrepancy_kills_few_are_run_and_the_rest_counted() -> None:

@@ -68,7 +68,7 @@ def test_without_entries_the_verdict_stands() -> None:
 def test_a_covered_channel_is_excused_and_the_others_still_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict, excused = judged((1,), (channels((1,), monkeypatch),))
     assert verdict.outcome is Outcome.HOLDS
-    assert (verdict.elements, verdict.undecided) == (6, 2)
+    assert (verdict.elements, verdict.undecided) == (4, 0)
     assert excused == (Excused("one", "forward"),)
 
 

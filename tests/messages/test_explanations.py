@@ -1,0 +1,258 @@
+"""Snapshots of what people read: explanations of violations, summaries, help."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from properties.case import Case, Special, Step
+from properties.domain import Promise
+from properties.observation import Collective, Observation, Raised, RankObservation
+from properties.verdict import Discrepancy, Outcome, Verdict, violated
+from verify.arguments import parser
+from verify.explain import Occurrence, explain
+from verify.report.summary import summary
+from verify.result import Accounting, KnownResult, PropertyResult, SubjectResult
+from verify.subject import Subject
+from verify.trial import Trial
+from verify.wording import case_words
+
+SUBJECT = Subject(spec="my_kernels:SyncBN", label="my_kernels:SyncBN")
+CASE = Case(batches=(1, 0, 4), spatial=((3, 3),), channels=2, dtype="float16", param_dtype="float32", seed=42)
+FORWARD = Discrepancy(
+    quantity="output.0",
+    rank=2,
+    index=(1, 0, 2, 1),
+    observed=0.12792969,
+    expected=0.12402344,
+    bound=9.8e-4,
+    ratio=3.986,
+    observed_bits="0x3018",
+    mismatched=17,
+    elements=72,
+    channels=(0,),
+    mismatched_ranks=(2,),
+)
+
+
+def trial(
+    verdict: Verdict, *, case: Case = CASE, observation: Observation | None = None, **more: object
+) -> Trial:
+    return Trial(case=case, verdicts=(verdict,), observation=observation, **more)  # type: ignore[arg-type]
+
+
+def text(made: Trial, *, subject: Subject = SUBJECT, **more: object) -> str:
+    occurrence = Occurrence(
+        property_id=made.verdicts[0].property,
+        trial=made,
+        subject=subject,
+        **{"minimal": True, **more},  # type: ignore[arg-type]
+    )
+    return explain(occurrence)[1]
+
+
+def test_a_violated_forward(snapshot: SnapshotAssertion) -> None:
+    assert text(trial(violated("forward", [FORWARD], elements=72))) == snapshot
+
+
+def test_several_discrepancies_a_looser_grade_and_options(snapshot: SnapshotAssertion) -> None:
+    many = [
+        Discrepancy(quantity=f"output.{k}", rank=0, index=(0, k), bound=1.0, ratio=9.0 - k) for k in range(6)
+    ]
+    made = trial(
+        violated("forward", [FORWARD, *many]),
+        satisfied="B",
+        graded={"A": {"forward": 3.9}, "B": {"forward": 0.4}},
+    )
+    subject = Subject(
+        spec="./my kernels.py:SyncBN",
+        label="mine",
+        promise=Promise(grade="A"),
+        device="cuda",
+        backend="nccl",
+        options=("--device cuda", "--contract momentum=decay"),
+    )
+    assert text(made, subject=subject, minimal=False) == snapshot
+
+
+def test_an_aborted_rank_with_its_ledger(snapshot: SnapshotAssertion) -> None:
+    def gather(dtype: str) -> tuple[Collective, ...]:
+        return (Collective("allgather_", "forward 0", (0, 1), "", (dtype,), ((7,),), 14),)
+
+    seen = Observation(
+        ranks=(
+            RankObservation(rank=0, ending="stopped", ledger=gather("float32")),
+            RankObservation(
+                rank=1,
+                ending="died",
+                exit="signal SIGABRT",
+                ledger=gather("float16"),
+                stack="Fatal Python error: Aborted\n\nThread 0x0 (most recent call first):\n"
+                '  File "mine.py", line 6 in forward\n'
+                '  File "lib/verify/ranks/running.py", line 118 in _forward\n',
+            ),
+        )
+    )
+    found = Discrepancy(
+        quantity="ending",
+        rank=1,
+        observed="signal SIGABRT",
+        expected="returned",
+        mismatched_ranks=(1,),
+        message="rank 1 died (signal SIGABRT), at mine.py:6 in forward",
+        ending="died",
+    )
+    case = Case(batches=(2, 0), channels=3, dtype="float16")
+    assert text(trial(violated("ending", [found]), case=case, observation=seen)) == snapshot
+
+
+def test_a_hang_and_an_exception(snapshot: SnapshotAssertion) -> None:
+    seen = Observation(
+        ranks=(
+            RankObservation(
+                rank=0,
+                ending="timeout",
+                stack="\n".join(f'  File "deep.py", line {n} in f{n}' for n in range(40)),
+            ),
+            RankObservation(
+                rank=1,
+                ending="raised",
+                raised=Raised("builtins.RuntimeError", "only me", "forward 0", "RuntimeError: only me\n"),
+            ),
+        )
+    )
+    found = [
+        Discrepancy(quantity="ending", rank=0, message="rank 0 did not end in time", ending="timeout"),
+        Discrepancy(quantity="ending", rank=1, message="rank 1 raised RuntimeError", ending="raised"),
+    ]
+    assert text(trial(violated("ending", found), case=Case(), observation=seen), repeats=False) == snapshot
+
+
+def test_a_disagreement_of_bits_and_a_missing_value(snapshot: SnapshotAssertion) -> None:
+    bits = Discrepancy(
+        quantity="running_mean.0",
+        rank=1,
+        index=(0,),
+        observed=0.1,
+        expected=-0.2,
+        observed_bits="0x3dcd135a",
+        mismatched=1,
+        elements=1,
+        mismatched_ranks=(1,),
+        message="running_mean.0 differs: 0xbe4ee7ab on rank 0, 0x3dcd135a on rank 1.",
+    )
+    infinite = Discrepancy(
+        quantity="running_var.0",
+        rank=0,
+        index=(0,),
+        observed="inf",
+        expected=1.36,
+        bound=1e-6,
+        ratio=float("inf"),
+        mismatched=1,
+        elements=2,
+        mismatched_ranks=(0, 1),
+    )
+    texts = (
+        text(trial(violated(name, [found])))
+        for name, found in (("agreement", bits), ("running_var", infinite))
+    )
+    assert "\n\n".join(texts) == snapshot
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batches=(1,)),
+        Case(batches=(2, 0), spatial=((2, 3), (4, 5)), dtype="float64", param_dtype="float64", affine="none"),
+        Case(
+            batches=(1, 2, 3),
+            spatial=((2, 2),),
+            dtype="bfloat16",
+            param_dtype="bfloat16",
+            groups=((0, 2), (1,)),
+            affine="weight",
+            frozen=("weight",),
+            momentum=None,
+            tracking=False,
+            input_grad=(True, False, False),
+            input_layout="channels_last",
+            cotangent_layout="expanded",
+            strided_buffers=True,
+            values="tiny_spread",
+            rank_offset=4,
+            specials=(Special("nan"), Special("huge", 1)),
+            steps=(
+                Step(recompute=True, backward="deferred"),
+                Step(mode="eval", backward="none"),
+                Step(accumulate=True),
+            ),
+            probe="scaling",
+        ),
+        Case(wrong="channels"),
+    ],
+    ids=["plain", "uneven", "everything", "wrong"],
+)
+def test_a_case_in_words(case: Case, snapshot: SnapshotAssertion) -> None:
+    assert case_words(case) == snapshot
+
+
+def test_a_summary(snapshot: SnapshotAssertion) -> None:
+    result = SubjectResult(
+        subject="mine",
+        label="mine",
+        expectation="HOLDS",
+        verdict="VIOLATED",
+        grade={"float16": "B", "float32": "A"},
+        required="A",
+        domain={},
+        contract={},
+        excluded=0.25,
+        seconds=8.0,
+        stopped="4 cases hung",
+        accounting=Accounting(
+            cases=100,
+            skipped=3,
+            pairs=900,
+            coarse_pairs=9,
+            elements=10_000,
+            undecided=120,
+            blind=7,
+            hung=4,
+            died=1,
+        ),
+        known=(
+            KnownResult(
+                id="S1", state="seen", reason="An empty rank.", link="https://x", excused=2, skipped=3
+            ),
+            KnownResult(id="S2", state="stale", reason="Gone."),
+        ),
+        properties={
+            "forward": PropertyResult(holds=90, violated=2, undecided=1, excused=2, max_ratio=12.5),
+            "agreement": PropertyResult(holds=99, violated=0),
+        },
+    )
+    assert "\n".join(summary(result)) == snapshot
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse words its help otherwise from 3.13 on")
+@pytest.mark.parametrize(
+    "words", [[], ["run"], ["replay"], ["doctor"]], ids=["verify", "run", "replay", "doctor"]
+)
+def test_help(
+    words: list[str],
+    snapshot: SnapshotAssertion,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parser().parse_args([*words, "--help"])
+    assert capsys.readouterr().out == snapshot
+
+
+def test_only_violated_properties_can_be_explained() -> None:
+    with pytest.raises(ValueError, match="Expected a violated property"):
+        text(trial(Verdict(property="forward", outcome=Outcome.HOLDS)))
