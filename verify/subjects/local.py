@@ -21,7 +21,7 @@ class Local(_BatchNorm):  # type: ignore[misc]
     Raises (in forward):
         ValueError: On fewer than two dimensions, a wrong number of channels, or a single value a channel in
             training if no other rank could have more, or in evaluation without buffers.
-        NotImplementedError: On an input that is not floating-point.
+        TypeError: On an input that is not floating-point.
     """
 
     syncbn_verify: dict[str, Any] = {}  # noqa: RUF012
@@ -48,6 +48,8 @@ class Local(_BatchNorm):  # type: ignore[misc]
         """Return the normalised `input`, of the same shape and dtype."""
         if input.dim() < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"Expected (N, {self.num_features}, ...), but got {tuple(input.shape)}.")
+        if not input.is_floating_point():
+            raise TypeError(f"Expected a floating-point input, but got {input.dtype}.")
         if not self.training:
             return self._evaluate(input)
         single = input.numel() == self.num_features
