@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from pathlib import Path
 
 from properties.observation import Raised
 
 MAX_MESSAGE = 2000
 MAX_TRACEBACK = 8000
+_OURS = str(Path(__file__).parent) + os.sep
 
 
 def describe(error: BaseException, phase: str) -> Raised:
@@ -26,10 +29,15 @@ def describe(error: BaseException, phase: str) -> Raised:
 
 
 def _traceback(error: BaseException) -> str:
+    """Return the traceback from where our own frames end; all of it if nothing else is there."""
+    start = error.__traceback__
+    while start is not None and start.tb_frame.f_code.co_filename.startswith(_OURS):
+        start = start.tb_next
+    start = start or error.__traceback__
     try:
-        return "".join(traceback.format_exception(error))
+        return "".join(traceback.format_exception(type(error), error, start))
     except BaseException:
-        return "".join(traceback.format_tb(error.__traceback__))
+        return "".join(traceback.format_tb(start))
 
 
 def _clean(text: str, limit: int) -> str:

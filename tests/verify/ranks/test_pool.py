@@ -252,8 +252,11 @@ def test_one_rank_that_raises_stops_the_others(pool, losses):
     assert time.monotonic() - started < 2.0 + 2.0
     assert other.ending == "raised"
     assert (other.raised.type, other.raised.message) == ("ValueError", "not on this rank")
+    assert "subjects.py" in other.raised.traceback
+    assert "running.py" not in other.raised.traceback
     assert first.ending == "stopped"
     assert "all_reduce" in first.stack
+    assert "running.py" not in first.stack
     assert [loss.reason for loss in losses] == ["stopped"]
     assert pool.run(spec("Local"), CASE).ranks[0].ending == "returned"
 
