@@ -23,7 +23,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from properties.admission import groups_kind
 from properties.case import (
@@ -178,30 +178,19 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     world, dims = tables.worlds[shape[0]], tables.dims[shape[1]]
     groups = _partitions(world, tables.domain.groups)[shape[2]]
     batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups)
-    dtype, param_dtype = tables.dtypes[options[0]]
-    momentum = tables.momenta[options[4]]
     cotangent = tables.cotangents[dims][options[2]]
     if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
         cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
-    affine = tables.affine[options[5]]
-    present = {"both": ("weight", "bias"), "weight": ("weight",), "none": ()}[affine]
+    momentum = tables.momenta[options[4]]
     return Case(
         batches=batches,
         spatial=spatial,
         channels=channels,
         groups=groups,
-        dtype=dtype,
-        param_dtype=param_dtype,
         input_layout=tables.inputs[dims][options[1]],
         cotangent_layout=cotangent,
-        eps=_EPS_TABLE[options[3]],
         momentum=momentum,
-        affine=affine,
-        tracking=tables.tracking[options[6]],
-        strided_buffers=options[7] >= 224,
-        frozen=tuple(name for name in _FROZEN_TABLE[options[8]] if name in present),
         input_grad=_input_grad(tables.grads[options[9]], options[9], groups, world=world),
-        steps=_schedule(_STEPS_TABLE[options[10]], [tables.step[byte] for byte in options[11:14]]),
         random_parameters=values[0] >= 32,
         values=tables.families[values[1]],
         rank_offset=_OFFSETS_TABLE[values[2]],
@@ -209,7 +198,30 @@ def case_from(choices: bytes, tables: Tables) -> Case:
         wrong=_WRONG_TABLE[values[8]],
         probe=tables.probes[values[9]],
         seed=int.from_bytes(values[10:14], "big"),
+        **_options(options, tables),
     )
+
+
+def _options(options: bytes, tables: Tables) -> dict[str, Any]:
+    """Return the fields of a case that depend on no size."""
+    dtype, param_dtype = tables.dtypes[options[0]]
+    affine = tables.affine[options[5]]
+    present = {"both": ("weight", "bias"), "weight": ("weight",), "none": ()}[affine]
+    steps = _schedule(_STEPS_TABLE[options[10]], [tables.step[byte] for byte in options[11:14]])
+    tracking = tables.tracking[options[6]]
+    if not tracking and any(step.mode == "eval" for step in steps[:-1]):
+        # A rank with one value refuses to evaluate without buffers; its peers would wait in the next step.
+        tracking = tables.tracking[0]
+    return {
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+        "eps": _EPS_TABLE[options[3]],
+        "affine": affine,
+        "tracking": tracking,
+        "strided_buffers": options[7] >= 224,
+        "frozen": tuple(name for name in _FROZEN_TABLE[options[8]] if name in present),
+        "steps": steps,
+    }
 
 
 def _required(items: Sequence[tuple[T, float]], domain: Domain, *keys: str) -> Table[T]:

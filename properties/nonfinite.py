@@ -8,13 +8,14 @@ is poisoned is part of the bounded comparison.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from properties.bits import hexadecimal, number
 from properties.case import Case
 from properties.completion import complete_ranks
 from properties.domain import Contract
 from properties.expected import Expected
-from properties.observation import Observation
+from properties.observation import Observation, Tensor
 from properties.verdict import Discrepancy, Verdict, holds, violated
 
 
@@ -35,23 +36,27 @@ def nonfinite(case: Case, observation: Observation, expected: Expected, contract
             facts += int(np.count_nonzero(poisoned))
             wrong = poisoned & np.isfinite(tensor.values)
             if wrong.any():
-                index = tuple(int(i) for i in np.argwhere(wrong)[0])
-                axis = 1 if wrong.ndim > 1 else 0
-                found.append(
-                    Discrepancy(
-                        quantity=name,
-                        rank=rank,
-                        index=index,
-                        observed=number(tensor.values[index]),
-                        expected="not finite",
-                        ratio=np.inf,
-                        observed_bits=hexadecimal(tensor, index),
-                        mismatched=int(np.count_nonzero(wrong)),
-                        elements=int(np.count_nonzero(poisoned)),
-                        channels=tuple(int(c) for c in np.unique(np.nonzero(wrong)[axis])),
-                        mismatched_ranks=(rank,),
-                    )
-                )
+                found.append(_discrepancy(name, rank, tensor, wrong=wrong, poisoned=poisoned))
     if found:
         return violated("nonfinite", found, elements=facts)
     return holds("nonfinite", elements=facts) if facts else None
+
+
+def _discrepancy(
+    name: str, rank: int, tensor: Tensor, *, wrong: NDArray[np.bool_], poisoned: NDArray[np.bool_]
+) -> Discrepancy:
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    axis = 1 if wrong.ndim > 1 else 0
+    return Discrepancy(
+        quantity=name,
+        rank=rank,
+        index=index,
+        observed=number(tensor.values[index]),
+        expected="not finite",
+        ratio=np.inf,
+        observed_bits=hexadecimal(tensor, index),
+        mismatched=int(np.count_nonzero(wrong)),
+        elements=int(np.count_nonzero(poisoned)),
+        channels=tuple(int(c) for c in np.unique(np.nonzero(wrong)[axis])),
+        mismatched_ranks=(rank,),
+    )

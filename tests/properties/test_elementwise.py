@@ -125,7 +125,7 @@ def test_an_unbounded_element_is_undecided_and_a_property_of_such_elements_alone
 
 def test_elements_are_blind_where_the_bound_exceeds_the_expected_magnitude(scene, interval, tensor):
     one = scene(batches=(1,), channels=4)
-    one.expected.tensors["output.0"][0] = interval([[1.0, -1.0, 0.5, np.nan]], [[0.9, 1.1, 0.6, 9.0]])
+    one.expected.tensors["output.0"][0] = interval([[1.0, -1.0, 0.5, np.nan]], [[1.0, 1.1, 0.6, 9.0]])
     one.put(0, "output.0", tensor([[1.0, -1.0, 0.5, np.nan]], requires_grad=True))
     verdict = one.verdicts()["forward"]
     assert (verdict.blind, verdict.elements) == (2, 3)

@@ -116,6 +116,12 @@ def test_a_rank_that_does_not_refuse_like_its_peer_is_a_violation(scene, change)
     assert 1 in {found.rank for found in one.verdicts()["refusal"].discrepancies}
 
 
+def test_an_accepted_input_that_must_be_refused_violates_refusal_alone(scene):
+    one = refusing(scene(batches=(1, 0)), 0, 1)
+    one.expected.tensors.clear()
+    assert one.violated() == {"refusal"}
+
+
 def test_other_groups_are_judged_as_ever(scene):
     one = refusing(scene(batches=(1, 2, 2), groups=((0,), (1, 2))), 0)
     one.change(0, **raised("ValueError"))

@@ -137,10 +137,11 @@ def test_scaling_is_not_decided_near_under_or_overflow(scene, tensor, dtype, val
 
 def test_what_an_undecided_gradient_was_accumulated_into_stays_undecided(scene, tensor):
     steps = (Step(), Step(accumulate=True))
-    one = probed(scene, "scaling", steps=steps, dtype="float16", param_dtype="float16")
-    one.put(0, "grad_weight.0", tensor([2.0**-20, 1.5, 1.5], "float16"))
-    one.put(0, "grad_weight.0", tensor([2.0**-17, 12.0, 12.0], "float16"), again=True)
-    nudge(one, 0, "grad_weight.1")
+    one = probed(scene, "scaling", steps=steps)
+    nudge(one, 0, "grad_weight.1", bits=100)
+    assert one.violated() == {"scaling"}
+    one.put(0, "grad_weight.0", tensor([2.0**-125, 1.5, 1.5]))
+    one.put(0, "grad_weight.0", tensor([2.0**-122, 12.0, 12.0]), again=True)
     verdict = one.verdicts()["scaling"]
     assert (verdict.outcome.value, verdict.undecided) == ("HOLDS", 1)
 
