@@ -113,14 +113,10 @@ class Run:
         """Return what makes trials of `subject`."""
         return Examiner(subject=subject, ranks=self.pool, parts=self.parts, only=self.settings.only)
 
-    def campaign(
-        self, subject: Subject, *, settings: Settings | None = None, excluded: float | None = None
-    ) -> SubjectResult:
+    def campaign(self, subject: Subject, *, settings: Settings | None = None) -> SubjectResult:
         """Run one campaign and return its result."""
         chosen = settings or self.settings
         self._spec = subject.spec
-        if excluded is None:
-            excluded = self.parts.excluded_share(subject.promise.domain)
         return Campaign(
             examiner=self.examiner(subject),
             budget=chosen.budget,
@@ -128,7 +124,7 @@ class Run:
             emit=self.emit,
             keep=self.keep,
             policy=chosen.policy,
-            excluded=excluded,
+            excluded=self.parts.excluded_share(subject.promise.domain),
         ).run()
 
     def emit(self, event: Event) -> None:

@@ -114,7 +114,7 @@ def run_shard(shard: Shard) -> SubjectResult:
         ),
         policy=Policy(minimise_seconds=MINIMISE_SECONDS, minimise_total=2 * MINIMISE_SECONDS),
     )
-    return run.campaign(run.subject(shard.spec), settings=settings, excluded=0.0)
+    return run.campaign(run.subject(shard.spec), settings=settings)
 
 
 def judge_result(result: SubjectResult) -> None:

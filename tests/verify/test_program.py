@@ -1,0 +1,112 @@
+"""The program on real ranks: run, replay, doctor, their exit codes and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from verify import exits
+from verify.cli import main
+
+MINE = '''
+"""Two subjects of one's own."""
+
+import torch
+import torch.distributed as dist
+
+from verify.subjects.aggregated import Aggregated
+
+
+class Raises(Aggregated):
+    """Raises on one rank only."""
+
+    def forward(self, x):
+        if dist.get_rank() == 1:
+            raise RuntimeError("only me")
+        return super().forward(x)
+
+
+class Narrow(Aggregated):
+    """Promises little."""
+
+
+Narrow.syncbn_verify = {"domain": {"dtypes": ["float32"], "world_sizes": [2]}, "grade": "B"}
+'''
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_VERIFY_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+
+
+def test_plain_batch_norm_is_caught_minimised_and_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (
+        "run --subject local --cases 20 --seed 1 --fail-fast --domain dtypes=float32 --properties forward "
+        "--json out.json --record rec"
+    )
+    assert main(line.split()) == exits.NOT_MET
+    told = capsys.readouterr().out
+    document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    (subject,) = document["subjects"]
+    assert subject["verdict"] == "VIOLATED"
+    failure = subject["failures"][0]
+    assert len(failure["case"]["batches"]) == 2
+    assert sum(failure["case"]["batches"]) <= 4
+    assert failure["case"].get("channels", 1) == 1
+    records = [json.loads(text) for text in (tmp_path / "rec/record.jsonl").read_text("utf-8").splitlines()]
+    assert records[0]["seed"] == 1
+    assert any("observation" in record for record in records if record["kind"] == "trial")
+    replay = next(text for text in told.splitlines() if text.startswith("  python -m verify replay "))
+    assert main(replay.split()[3:]) == exits.NOT_MET
+    section = told[told.index("VIOLATED ") : told.index("Reproduce with")].replace("minimal; ", "")
+    assert section in capsys.readouterr().out
+
+
+def test_a_right_subject_holds_in_the_domain_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["run", "--subject", "./mine.py:Narrow", "--cases", "10", "--seed", "1", "--json", "out.json"])
+        == exits.OK
+    )
+    told = capsys.readouterr().out
+    assert "grade required B; satisfied: float32 B" in told
+    (subject,) = json.loads(Path("out.json").read_text(encoding="utf-8"))["subjects"]
+    assert subject["domain"]["world_sizes"] == [2]
+    assert 0.5 < subject["excluded"] < 1
+
+
+def test_a_subject_that_raises_on_one_rank_only_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "run --subject ./mine.py:Raises --cases 20 --seed 1 --fail-fast --properties ending"
+    assert main(line.split()) == exits.NOT_MET
+    told = capsys.readouterr().out
+    assert "VIOLATED ending" in told
+    assert "However, rank 1 raised RuntimeError in forward 0: only me" in told.replace("builtins.", "")
+    assert "rank 0: was stopped because a peer had failed" in told
+
+
+def test_doctor_starts_a_rank_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == exits.OK
+    assert "rank group       works" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("run --subject ./gone.py:X", "gone.py does not exist"),
+        ("run --subject mine:Gone --cases 1", "Gone"),
+        ("run --subject aggregated --domain dtypes=float8", "float8"),
+        ("run --subject aggregated --contract momentum=other", "torch|decay"),
+    ],
+)
+def test_a_subject_or_promise_that_cannot_be_used_ends_with_64(
+    line: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == exits.USAGE
+    told = capsys.readouterr().err
+    assert expected in told
+    assert told.count("\n") == 1
