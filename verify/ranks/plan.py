@@ -62,10 +62,8 @@ def plan(*, device: str, backend: str | None, world_size: int, cuda_devices: int
             f"Expected one GPU a rank for backend=nccl, but got cuda_devices={cuda_devices} with "
             f"world_size={world_size}; use gloo, where ranks share GPUs."
         )
-    if device == "cpu":
-        devices = ("cpu",) * world_size
-    else:
-        devices = tuple(f"cuda:{rank % cuda_devices}" for rank in range(world_size))
+    ranks = range(world_size)
+    devices = tuple("cpu" if device == "cpu" else f"cuda:{rank % cuda_devices}" for rank in ranks)
     chosen = backend or ("nccl" if device == "cuda" and cuda_devices >= world_size else "gloo")
     return Plan(
         device=cast(Device, device), backend=cast(Backend, chosen), world_size=world_size, devices=devices
