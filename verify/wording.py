@@ -41,7 +41,7 @@ def ratio(value: float | str) -> str:
     """Return a ratio in digits that a reader can take in."""
     if isinstance(value, str):
         return value
-    if 1 < value < 1.1:
+    if 0.9 < value < 1.1:
         return f"{value:.4g}"
     return f"{value:.1f}" if 1 < value < 1e5 else f"{value:.2g}"
 
