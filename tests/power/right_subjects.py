@@ -237,7 +237,9 @@ class _Fold(torch.autograd.Function):
             sums = _sum_over(ctx.group, torch.stack([db, dot])) / ctx.n
             k = sums[1] * invstd * invstd
             dx = (dy - sums[0][:, None] - (x - mean[:, None]) * k[:, None]) * (invstd * w)[:, None]
-        return dx, dot * invstd, db, None, None, None, None
+        # A rank without values has gradients of zero, also of a channel that is NaN elsewhere.
+        dw = dot * invstd if x.shape[1] else dot
+        return dx, dw, db, None, None, None, None
 
 
 class Folded(TwoPass):
