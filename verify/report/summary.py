@@ -30,7 +30,7 @@ def summary(result: SubjectResult) -> Iterator[str]:
 
 def verdict_words(result: SubjectResult) -> str:
     """Return the verdict, with what qualifies it."""
-    seen = [known for known in result.known if known.excused or known.skipped]
+    seen = [known for known in result.known if known.state == "seen" or known.skipped]
     if result.verdict == "HOLDS" and seen:
         return f"HOLDS apart from {count(len(seen), 'known discrepancy').replace('ys', 'ies')}"
     if result.verdict == "VIOLATED":
