@@ -116,6 +116,7 @@ class Campaign:
     _minimised: float = 0.0
     _found_at: float = 0.0
     _found_trial: Trial | None = None
+    _pending: str = ""
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
@@ -126,6 +127,7 @@ class Campaign:
             self._draw()
         except KeyboardInterrupt:
             self.interrupted, self.stopped = True, "interrupted"
+            self._tell_pending()
             raise
         finally:
             result = self.result()
@@ -274,7 +276,7 @@ class Campaign:
             self.stopped = f"{self.tally.lost} cases cost a rank group"
         fresh = [name for name in trial.violated if name not in self._failures]
         if fresh:
-            self._found_at, self._found_trial = self.clock(), trial
+            self._found_at, self._found_trial, self._pending = self.clock(), trial, fresh[0]
             self.emit(FailureFound(subject=self.examiner.subject.spec, property=fresh[0], case=case))
             return fresh[0]
         if self.stopped:
@@ -347,8 +349,14 @@ class Campaign:
                 self._tell(
                     property_id, trial, found=minimum.found, minimised=minimum.complete, repeats=repeats
                 )
+        self._pending = ""
         if self.policy.fail_fast:
             self.stopped = "first failure"
+
+    def _tell_pending(self) -> None:
+        """Tell the failure whose minimising was interrupted, by its drawn case."""
+        if self._pending and self._found_trial is not None:
+            self._report_as_is(self._pending, self._found_trial, found=self._found_trial.case)
 
     def _report_as_is(self, property_id: str, trial: Trial, *, found: Case) -> None:
         if property_id not in self._failures:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from verify.environment import backend_words, one_line
-from verify.shards import SHARDS, Check, Shard, Undecided, Violated, close_runs, default_seed
+from verify.shards import SHARDS, Check, Shard, Undecided, Violated, close_runs, default_seed, use_seed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("Expected --subject with --case, but got none; say whose case it is.")
     if option.verify_seed is None:
         option.verify_seed = default_seed()
+    use_seed(option.verify_seed)
     if not hasattr(option, "verify_alone"):  # workers receive the controller's options, this one included
         paths_given = config.args_source is pytest.Config.ArgsSource.ARGS
         option.verify_alone = bool(option.subject) and not paths_given

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import secrets
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 SHARDS = 4
 MINIMISE_SECONDS = 5.0
 """Bound of the minimising of one failure; all of a shard together get twice as much."""
+_seed: dict[str, int] = {}
 _runs: dict[tuple[str, str | None], Run] = {}
 
 
@@ -72,10 +72,14 @@ class Check:
         return result
 
 
-@lru_cache(maxsize=1)
 def default_seed() -> int:
-    """Return the seed of this process's test run, unless the plugin sets one."""
-    return secrets.randbelow(2**32)
+    """Return the seed of this test run: the one that `use_seed` set, else a random one, drawn once."""
+    return _seed.setdefault("seed", secrets.randbelow(2**32))
+
+
+def use_seed(seed: int) -> None:
+    """Set the seed of this test run; the plugin hands on the controller's to its workers."""
+    _seed["seed"] = seed
 
 
 def shared_run(device: str, backend: str | None) -> Run:

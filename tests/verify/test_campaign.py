@@ -123,6 +123,26 @@ def test_an_interrupt_tells_the_result_so_far_and_goes_on_to_the_caller() -> Non
     assert end.result.stopped == "interrupted"
 
 
+def test_a_failure_whose_minimising_is_interrupted_is_told_by_its_drawn_case() -> None:
+    def behave(case: Case) -> Observation:
+        if failed and case not in failed:
+            raise KeyboardInterrupt
+        return returned(case)
+
+    def rule(case: Case) -> bool:
+        if case.channels > 3:
+            failed.append(case)
+        return case.channels > 3
+
+    failed: list[Case] = []
+    heard = Heard()
+    with pytest.raises(KeyboardInterrupt):
+        run({"forward": rule}, ranks=FakeRanks(behave), heard=heard)
+    (failure,) = heard.of(CampaignEnded)[0].result.failures
+    assert failure.case == failed[0]
+    assert "not minimised to the end" in failure.text
+
+
 def test_a_subject_that_hangs_costs_few_and_short_waits() -> None:
     ranks = FakeRanks(lambda case: ended(case, "timeout") if 0 in case.batches else returned(case))
     result = run({"ending": lambda case: 0 in case.batches}, ranks=ranks, cases=300)

@@ -7,7 +7,15 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from verify.events import CampaignEnded, CampaignStarted, CaseEnded, Event, FailureFound, FailureMinimised
+from verify.events import (
+    CampaignEnded,
+    CampaignStarted,
+    CaseDrawn,
+    CaseEnded,
+    Event,
+    FailureFound,
+    FailureMinimised,
+)
 from verify.report.lines import Lines
 
 
@@ -29,6 +37,8 @@ class Terminal:
         """Show one event."""
         if isinstance(event, CaseEnded) and not event.internal:
             self._advance(event)
+            return
+        if isinstance(event, CaseDrawn):
             return
         # What stays on the screen is written with the bar taken away.
         self._pause(for_good=isinstance(event, CampaignEnded))
