@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from properties.walk import Estimate, Walk, accumulation_dtype, put, storing
+from properties.walk import Estimate, Walk, accumulation_dtype, decided, put, storing
 from reference.rounding import FACTS, DtypeFacts
 
 
@@ -19,7 +17,8 @@ def store_grad_parameter(walk: Walk, k: int, name: str) -> None:
         estimates = _reduced(estimates, FACTS[accumulated], mean=contract.affine_grad == "mean")
     u, underflow = storing(case.param_dtype, accumulated)
     for rank, (value, bound) in estimates.items():
-        total = Estimate(value, bound + (u * (np.abs(value) + bound) + underflow if u else 0.0))
+        stored = u * (np.abs(value) + bound) + underflow if u else 0.0
+        total = Estimate(value, np.where(np.isnan(value), 0.0, bound + stored))
         before = walk.sums.get((name, rank))
         if before is not None:
             total = _added(before, total, FACTS[case.param_dtype])
@@ -29,14 +28,18 @@ def store_grad_parameter(walk: Walk, k: int, name: str) -> None:
 
 
 def _own_gradient(walk: Walk, k: int, name: str, rank: int) -> Estimate:
+    """Return the rank's own gradient before storing; an empty rank's is zero.
+
+    An empty rank may compute it as an empty sum times an invstd, which is NaN where that is not finite: there
+    it is undecided.
+    """
     step, c = walk.steps[k][rank], walk.case.channels
     value = np.array(getattr(step.output, f"grad_{name}")[step.slot, :c])
     bound = np.array(getattr(step.output, f"grad_{name}_bound")[step.slot, :c])
+    poisoned = step.poisoned if name == "weight" else np.zeros(c, np.bool_)
     if walk.case.count_of(rank) == 0:
-        return Estimate(np.zeros(c), np.zeros(c))
-    if name == "weight":
-        value[step.poisoned] = math.nan
-    return Estimate(value, bound)
+        return Estimate(np.zeros(c), np.where(poisoned | np.isinf(bound), np.inf, 0.0))
+    return decided(value, bound, poisoned=poisoned)
 
 
 def _reduced(estimates: dict[int, Estimate], facts: DtypeFacts, *, mean: bool) -> dict[int, Estimate]:
@@ -53,4 +56,7 @@ def _reduced(estimates: dict[int, Estimate], facts: DtypeFacts, *, mean: bool) -
 def _added(before: Estimate, new: Estimate, facts: DtypeFacts) -> Estimate:
     value, carried = before.value + new.value, before.bound + new.bound
     carried[np.abs(before.value) + before.bound >= facts.overflow] = np.inf  # it was stored as infinity
-    return Estimate(value, carried + facts.u * (np.abs(value) + carried) + facts.smallest_normal)
+    poisoned = np.isnan(value)
+    return Estimate(
+        value, np.where(poisoned, 0.0, carried + facts.u * (np.abs(value) + carried) + facts.smallest_normal)
+    )

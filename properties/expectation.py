@@ -19,7 +19,7 @@ from properties.domain import Contract, Grade
 from properties.expected import Expected, Interval
 from properties.running import update_buffers
 from properties.step import run_step
-from properties.walk import Buffers, Estimate, RankStep, Walk, put
+from properties.walk import Bools, Buffers, Estimate, RankStep, Walk, decided, put
 from reference.program import precise
 from reference.shards import unpack
 
@@ -113,28 +113,27 @@ def _forward(walk: Walk, k: int) -> None:
 
 
 def _store_output(walk: Walk, k: int, rank: int) -> None:
-    case, step = walk.case, walk.steps[k][rank]
+    step = walk.steps[k][rank]
     value, bound = _logical(walk, step, rank, step.output.y, step.output.y_bound)
-    value = _poison(case, rank, value, step, channelwise=step.poisoned_elements is None)
-    put(walk, f"output.{k}", rank, value, bound, dtype=case.dtype)
+    poisoned = _poisoned(walk.case, rank, step, value)
+    put(walk, f"output.{k}", rank, *decided(value, bound, poisoned=poisoned), dtype=walk.case.dtype)
 
 
 def _logical(walk: Walk, step: RankStep, rank: int, value: Any, bound: Any) -> tuple[Floats, Floats]:
     shape = walk.case.shape_of(rank)
-    return (
-        np.array(unpack(step.where, value, step.slot, shape)),
-        unpack(step.where, bound, step.slot, shape),
-    )
+    return unpack(step.where, value, step.slot, shape), unpack(step.where, bound, step.slot, shape)
 
 
-def _poison(case: Case, rank: int, value: Floats, step: RankStep, *, channelwise: bool) -> Floats:
-    """Mark what must be non-finite: in training the whole channel, in evaluation the element alone."""
-    if channelwise:
-        if step.poisoned.any():
-            value[:, step.poisoned] = np.nan
-    elif step.poisoned_elements is not None and step.poisoned_elements.any():
-        value[step.poisoned_elements.reshape(case.shape_of(rank))] = np.nan
-    return value
+def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | None:
+    """Return what a non-finite input poisons: in training the whole channel, in evaluation the element alone.
+
+    A running buffer that is not finite poisons its channel in evaluation, too.
+    """
+    if not step.poisoned.any():
+        return None
+    if step.poisoned_elements is None:
+        return np.broadcast_to(step.poisoned.reshape(1, -1, *[1] * (like.ndim - 2)), like.shape)
+    return step.poisoned_elements.reshape(case.shape_of(rank))
 
 
 def _snapshot(walk: Walk, at: str) -> None:
@@ -171,7 +170,7 @@ def _has_backward(walk: Walk) -> bool:
 def _store_grad_input(walk: Walk, k: int, rank: int) -> None:
     case, step = walk.case, walk.steps[k][rank]
     value, bound = _logical(walk, step, rank, step.output.grad_input, step.output.grad_input_bound)
-    if step.poisoned_elements is None:
-        value = _poison(case, rank, value, step, channelwise=True)
-    empty = case.count_of(rank) == 0
-    put(walk, f"grad_input.{k}", rank, value, bound, dtype=case.dtype, optional=empty)
+    evaluated = step.poisoned_elements is not None  # its gradient does not depend on the input
+    poisoned = None if evaluated else _poisoned(case, rank, step, value)
+    estimate = decided(value, bound, poisoned=poisoned)
+    put(walk, f"grad_input.{k}", rank, *estimate, dtype=case.dtype, optional=case.count_of(rank) == 0)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.walk import Estimate, Walk, accumulation_dtype, storing
+from properties.walk import Estimate, Walk, accumulation_dtype, decided, storing
 from reference.program import BufferInput, compiled_update
 from reference.rounding import FACTS, REFERENCE_U, DtypeFacts, constant_error
 
@@ -64,13 +64,16 @@ def _updated(
     result = compiled_update()(BufferInput(*before, _pad(new.value), _pad(new.bound), np.asarray(scalars)))
     value, bound = (np.array(array)[: case.channels] for array in result)
     bound[np.abs(value) + bound >= FACTS[case.param_dtype].overflow] = np.inf  # it may be stored as infinity
-    value[poisoned | ~known] = np.nan
-    if momentum == 0.0:
-        bound[poisoned], value[poisoned] = np.inf, old.value[poisoned]
-    if momentum == 1.0:
-        forgotten = ~known & ~poisoned
-        bound[forgotten], value[forgotten] = np.inf, new.value[forgotten]
-    return Estimate(value, bound)
+    estimate = decided(value, bound, poisoned=poisoned | ~known)
+    if momentum == 0.0:  # 0 x NaN, or no update
+        return _undecided_at(estimate, poisoned & known)
+    if momentum == 1.0:  # 0 x NaN, or a new value
+        return _undecided_at(estimate, ~known & ~poisoned)
+    return estimate
+
+
+def _undecided_at(estimate: Estimate, where: Bools) -> Estimate:
+    return Estimate(np.where(where, 0.0, estimate.value), np.where(where, np.inf, estimate.bound))
 
 
 def _pad(array: Floats) -> Floats:

@@ -35,10 +35,9 @@ def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) ->
     )
     output = StepOutput(*(np.asarray(array) for array in compiled_step(where.bucket)(given)))
     if not training:
+        lost = np.isnan(walk.buffers.mean.value)  # a poisoned buffer poisons its channel
         return {
-            rank: RankStep(
-                where, slot, output, mask.any(axis=(0, 2)) | np.isnan(walk.buffers.mean.value), mask
-            )
+            rank: RankStep(where, slot, output, mask.any(axis=(0, 2)) | lost, mask | lost[:, None])
             for slot, (rank, mask) in enumerate(zip(members, bad, strict=True))
         }
     return {rank: RankStep(where, slot, output, poisoned, None) for slot, rank in enumerate(members)}

@@ -20,10 +20,28 @@ Bools = NDArray[np.bool_]
 
 
 class Estimate(NamedTuple):
-    """Value and bound of a buffer, each (C,); NaN for a value that is expected to be non-finite."""
+    """Value and bound of a tensor; NaN with bound 0 for a value that is expected to be non-finite."""
 
     value: Floats
     bound: Floats
+
+
+def decided(value: Floats, bound: Floats, *, poisoned: Bools | None) -> Estimate:
+    """Return value and bound as they may be judged.
+
+    What overflowed in the reference itself is undecided, and what is poisoned is judged by its class alone.
+
+    Args:
+        value: Computed by the reference; not finite only where it overflowed.
+        bound: Of the same shape.
+        poisoned: Where a non-finite input must make the result non-finite; same shape, or None for nowhere.
+    """
+    lost = ~np.isfinite(value)
+    if lost.any():
+        value, bound = np.where(lost, 0.0, value), np.where(lost, np.inf, bound)
+    if poisoned is not None and poisoned.any():
+        value, bound = np.where(poisoned, np.nan, value), np.where(poisoned, 0.0, bound)
+    return Estimate(value, bound)
 
 
 @dataclass(slots=True)

@@ -28,6 +28,9 @@ Derivations of the named sub-computations (rules in `reference.rules`), with D t
 `inverse_root` and `inverse_root_at_once`, 1/sqrt(var + eps) and rsqrt(var + eps): a centred variance is a
     sum of squares and never negative, so the interval of var + eps starts at max(var - e, 0) + eps.
 
+`folded`, x s + (b - m s) with one rounded scale s + e_s in both products: the error of the scale acts on x -
+    m, not on x and m apart. Each product rounds u|x s| and u|m s|, the difference u|b - m s|, the sum u|y|.
+
 References:
     Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American Statistician 37
     (1983). Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 1.9 and chapter 4.
@@ -79,6 +82,12 @@ def inverse_root_at_once(var: Array, eps: Array) -> Array:
     return 1.0 / jnp.sqrt(var + eps)
 
 
+@jax.jit
+def folded(x: Array, m: Array, scale: Array, bias: Array) -> Array:
+    """Return x scale + (bias - mean scale), where both products use the same rounded scale."""
+    return x * scale + (bias - m * scale)
+
+
 def mean(x: Array, mask: Array, n: Array, shift: Array) -> Array:
     """Return the mean; times 1/n, which rounds once more than a division by n."""
     total: Array = mean_sum(x, mask, n, shift)
@@ -114,8 +123,8 @@ def output_direct(x: Array, m: Array, invstd: Array, weight: Array, bias: Array)
 
 def output_folded(x: Array, m: Array, invstd: Array, weight: Array, bias: Array) -> Array:
     """Return x scale + (bias - mean scale) with scale = invstd weight, as torch's native CPU kernel does."""
-    scale = invstd * weight
-    return x * scale + (bias - m * scale)
+    result: Array = folded(x, m, invstd * weight, bias)
+    return result
 
 
 def cotangent_mean(g: Array, mask: Array, n: Array) -> Array:

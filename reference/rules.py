@@ -83,7 +83,7 @@ def _reduce_sum(arithmetic: Arithmetic, equation: Any, a: Pair) -> list[Pair]:
     carried = jnp.sum(jnp.broadcast_to(e, a.value.shape), axis=axes)
     flushed = jnp.where(magnitude > 0, length * arithmetic.eta, 0.0)  # a sum of exact zeros is zero
     error = carried + arithmetic.depth_u * magnitude + flushed
-    return [Pair(value, undecided_beyond(value, error, arithmetic.largest))]
+    return [Pair(value, undecided_beyond(magnitude, error, arithmetic.largest))]  # partial sums, in any order
 
 
 def _psum(arithmetic: Arithmetic, equation: Any, *arguments: Pair) -> list[Pair]:
@@ -183,7 +183,21 @@ def _bounded_inverse_root(
     high = high * (1.0 + arithmetic.u) + arithmetic.eta
     above = 1.0 / jnp.sqrt(jnp.where(low > 0, low, 1.0)) - value
     error = jnp.where(low > 0, jnp.maximum(above, value - 1.0 / jnp.sqrt(high)), jnp.inf)
+    error = jnp.where(jnp.isinf(error_of(var)), jnp.inf, error)  # undecided stays so, clamped or not
     return [rounded(value, _nan_is_infinite(error), arithmetic, units=units)]
+
+
+def _folded(arithmetic: Arithmetic, body: Any, x: Pair, m: Pair, scale: Pair, bias: Pair) -> list[Pair]:
+    y = evaluate(body, x, m, scale, bias)
+    es, em, magnitude = error_of(scale), error_of(m), jnp.abs(scale.value) + error_of(scale)
+    product = jnp.abs(x.value) * magnitude + error_of(x) * magnitude
+    shift = (jnp.abs(m.value) + em) * magnitude
+    carried = _times(jnp.abs(x.value - m.value), es) + _times(magnitude, error_of(x) + em)
+    rounding = product + 2.0 * shift + jnp.abs(bias.value) + jnp.abs(y) + carried
+    error = carried + arithmetic.u * (1.0 + 4.0 * arithmetic.u) * rounding + 4.0 * arithmetic.eta
+    error = undecided_beyond(product, error, arithmetic.largest)  # x scale may overflow where y does not
+    error = undecided_beyond(shift, error, arithmetic.largest)
+    return [Pair(y, undecided_beyond(y, _nan_is_infinite(error), arithmetic.largest))]
 
 
 RULES: dict[str, Rule] = {
@@ -217,4 +231,5 @@ NAMED_RULES: dict[str, Rule] = {
     "merged_square_sum": _merged_square_sum,
     "inverse_root": _inverse_root,
     "inverse_root_at_once": _inverse_root_at_once,
+    "folded": _folded,
 }

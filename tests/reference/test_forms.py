@@ -217,3 +217,35 @@ def test_inverse_root_is_undecided_where_the_radicand_may_vanish():
             Pair(jnp.asarray(0.0), 0.0),
         )
     assert np.isinf(float(pair.error))
+
+
+def test_folded_output_covers_its_arithmetic_and_is_linear_in_the_mean():
+    rng = np.random.Generator(np.random.Philox(9))
+    x = (rng.standard_normal(200) + 700).astype(np.float32)
+    mean, invstd, weight, bias = np.float32(700.01), np.float32(1.003), np.float32(-0.7), np.float32(0.4)
+    scale = invstd * weight
+    observed = x * scale + (bias - mean * scale)
+    spread = 1e-5 * float(invstd)
+    with precise():
+        pair = bound(forms.output_folded)(
+            arithmetic("float32", n=1, ranks=1, grade="A"),
+            exact(jnp.asarray(x, jnp.float64)),
+            exact(jnp.asarray(float(mean))),
+            Pair(jnp.asarray(float(invstd) + spread / 2), spread),
+            exact(jnp.asarray(float(weight))),
+            exact(jnp.asarray(float(bias))),
+        )
+    error = np.abs(observed.astype(np.float64) - np.asarray(pair.value))
+    assert (error <= np.asarray(pair.error)).all()
+    assert np.asarray(pair.error).max() < 5 * 2.0**-24 * 700 + 4 * spread
+
+
+def test_undecided_variance_makes_an_undecided_root():
+    with precise():
+        for form in (forms.inverse_root, forms.inverse_root_at_once):
+            pair = bound(form)(
+                arithmetic("float32", n=1, ranks=1, grade="A"),
+                Pair(jnp.asarray(1e70), np.inf),
+                Pair(jnp.asarray(1e-5), 0.0),
+            )
+            assert np.isinf(float(pair.error))

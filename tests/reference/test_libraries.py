@@ -78,7 +78,7 @@ def test_haiku_agrees(problem):
         ours = reference(x, g, weight, bias)
 
         def layer(x):
-            norm = haiku.BatchNorm(True, True, decay_rate=0.9, eps=EPS, cross_replica_axis="ranks")  # noqa: FBT003
+            norm = haiku.BatchNorm(True, True, decay_rate=0.9, eps=EPS, cross_replica_axis="ranks")
             return norm(x, is_training=True)
 
         transformed = haiku.transform_with_state(layer)

@@ -1,7 +1,7 @@
 """Each rule is sound: no number that a right subject may hold lies beyond the bound.
 
-Inputs are drawn with an error of their own, the operation runs in the dtype's arithmetic (numpy's; bfloat16 from
-ml_dtypes), and the exact result comes from rational arithmetic or mpmath.
+Inputs are drawn with an error of their own, the operation runs in the dtype's arithmetic (numpy's; bfloat16
+from ml_dtypes), and the exact result comes from rational arithmetic or mpmath.
 """
 
 from __future__ import annotations
