@@ -133,6 +133,8 @@ class Execution:
         output, data.output = data.output, None
         if output is not None and output.requires_grad:
             with self._subject(f"backward {index}"):
+                if self._case.steps[index].recompute:  # a later step may have changed the mode
+                    self._module.train(self._case.steps[index].mode == "train")
                 output.backward(data.cotangent.tensor)
         gradients = {"grad_input": data.input.tensor.grad}
         gradients |= {f"grad_{name}": parameter.grad for name, parameter in parameters.items()}
