@@ -40,11 +40,11 @@ MIN_DRAWS = 100
 """Draws that a round may make beyond the budget, since cases judged before do not count."""
 MAX_DEADLY_RUNS = 5
 """Drawn cases that run although a known discrepancy may kill or hang a rank on them."""
-MAX_HUNG = 4
+MAX_HUNG = 3
 """Hung cases, each of which costs a time limit, after which drawing ends."""
-MAX_HUNG_MINIMISING = 8
+MAX_HUNG_MINIMISING = 4
 """Hung runs in one minimising."""
-MAX_LOST = 20
+MAX_LOST = 10
 """Cases that cost a rank group, after which drawing ends: whatever they say was said."""
 SHORT_TIMEOUT = 2.5
 """Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""

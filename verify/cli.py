@@ -6,6 +6,7 @@ when it runs.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from argparse import Namespace
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output is gone: nothing can be told any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
     except (UsageError, CaseError, DomainError, SubjectError) as error:
         sys.stderr.write(f"{error}\n")

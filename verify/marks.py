@@ -10,6 +10,7 @@ The function runs once a shard; shards draw disjoint cases, so that pytest-xdist
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -42,17 +43,16 @@ def parametrize(
     """
     if shards < 1:
         raise ValueError(f"Expected at least one shard, but got shards={shards}.")
-    parameters = []
-    for number in range(shards):
-        shard = Shard(
-            spec=spec,
-            number=number,
-            shards=shards,
-            cases=cases,
-            seconds=seconds,
-            seed=seed,
-            device=device,
-            backend=backend,
-        )
-        parameters.append(pytest.param(Check(shard), id=shard.title))
+    whole = Shard(
+        spec=spec,
+        number=0,
+        shards=shards,
+        cases=cases,
+        seconds=seconds,
+        seed=seed,
+        device=device,
+        backend=backend,
+    )
+    parts = [replace(whole, number=number) for number in range(shards)]
+    parameters = [pytest.param(Check(shard), id=shard.title) for shard in parts]
     return pytest.mark.parametrize("check", parameters)

@@ -146,6 +146,21 @@ def hunt(
         clock: Monotonic seconds.
     """
     state = _Hunt(draw, fails, seconds=seconds, clock=clock)
+    try:
+        _explore(strategy, state, seed=seed, limit=limit)
+    except (PropertyFailed, Over):
+        pass
+    except Flaky:
+        # A subject that fails now and then: the caller runs the case kept once more, and says so.
+        pass
+    if state.property is None or state.best is None or state.found is None:
+        return None
+    complete = _descend(state)
+    return Minimum(property=state.property, found=state.found, case=state.best, complete=complete)
+
+
+def _explore(strategy: Any, state: _Hunt, *, seed: int, limit: int) -> None:
+    """Have Hypothesis draw up to `limit` cases, and shrink the first failure."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -163,17 +178,7 @@ def hunt(
     def body(case: Case) -> None:
         state(case)
 
-    try:
-        body()
-    except (PropertyFailed, Over):
-        pass
-    except Flaky:
-        # A subject that fails now and then: the caller runs the case kept once more, and says so.
-        pass
-    if state.property is None or state.best is None or state.found is None:
-        return None
-    complete = _descend(state)
-    return Minimum(property=state.property, found=state.found, case=state.best, complete=complete)
+    body()
 
 
 def _descend(state: _Hunt) -> bool:

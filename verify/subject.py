@@ -105,11 +105,6 @@ def subject_from(
         contract=overrides.contract,
         grade=overrides.grade,
     )
-    options = (
-        *((f"--device {device}",) if device != "cpu" else ()),
-        *((f"--backend {backend}",) if backend and device != "cpu" else ()),
-        *overrides.options,
-    )
     return Subject(
         spec=spec,
         label=label or spec,
@@ -118,9 +113,15 @@ def subject_from(
         expectation=expectation,
         device=device,
         backend=backend_words(device, backend),
-        options=options,
+        options=_options(device, backend) + overrides.options,
         narrowed=frozenset(overrides.domain),
     )
+
+
+def _options(device: str, backend: str | None) -> tuple[str, ...]:
+    if device == "cpu":
+        return ()
+    return (f"--device {device}", *((f"--backend {backend}",) if backend else ()))
 
 
 def _known(path: str, file: str) -> tuple[Entry, ...]:

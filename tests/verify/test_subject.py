@@ -1,0 +1,71 @@
+"""A subject is what its factory promises, with the command line's settings on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from properties.domain import DomainError
+from verify.known import KnownError
+from verify.subject import Overrides, subject_from
+
+ENTRY = """
+[[known]]
+id = "one"
+reason = "Why."
+case = '{}'
+when = [{fact = "world_size", is = 2}]
+properties = ["forward"]
+"""
+
+
+def described(promise: dict[str, Any] | None = None, file: str = "") -> Any:
+    return SimpleNamespace(promise=promise or {}, file=file)
+
+
+def test_without_a_promise_a_subject_has_the_default_one() -> None:
+    subject = subject_from("m:F", described())
+    assert (subject.label, subject.expectation, subject.options) == ("m:F", "HOLDS", ())
+    assert subject.promise.grade == "A"
+    assert subject.backend == "gloo"
+
+
+def test_the_command_line_goes_over_the_promise_and_into_the_replay_line() -> None:
+    overrides = Overrides(domain={"dtypes": "float32"}, contract={"momentum": "decay"}, grade="C")
+    subject = subject_from(
+        "m:F",
+        described({"grade": "B", "domain": {"dims": [2]}}),
+        device="cuda",
+        backend="gloo",
+        overrides=overrides,
+    )
+    assert subject.promise.grade == "C"
+    assert subject.promise.domain.dims == (2,)
+    assert subject.promise.domain.dtypes == ("float32",)
+    assert subject.narrowed == {"dtypes"}
+    assert subject.options == ("--device cuda", "--backend gloo", "--contract momentum=decay", "--grade C")
+
+
+def test_on_cuda_the_number_of_gpus_decides_the_backend() -> None:
+    subject = subject_from("m:F", described(), device="cuda")
+    assert subject.backend == "nccl or gloo"
+    assert subject.options == ("--device cuda",)
+
+
+def test_known_discrepancies_lie_beside_the_factory(tmp_path: Path) -> None:
+    (tmp_path / "known.toml").write_text(ENTRY, encoding="utf-8")
+    subject = subject_from("m:F", described({"known": "known.toml"}, str(tmp_path / "m.py")))
+    assert [entry.id for entry in subject.known] == ["one"]
+
+
+def test_a_missing_file_of_known_discrepancies_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KnownError, match=r"known='gone\.toml'"):
+        subject_from("m:F", described({"known": "gone.toml"}, str(tmp_path / "m.py")))
+
+
+def test_a_promise_with_an_unknown_key_is_told() -> None:
+    with pytest.raises(DomainError, match="domain"):
+        subject_from("m:F", described({"domains": {}}))
