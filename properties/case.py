@@ -50,7 +50,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
             backward; `none`, never.
         accumulate: Parameter gradients are not zeroed before this backward.
         recompute: The forward runs under `torch.utils.checkpoint` (non-reentrant, no early stop) and is
-            therefore run again inside the backward.
+            therefore run again inside the backward; see `Case.recomputes`.
     """
 
     mode: Mode = "train"
@@ -186,6 +186,18 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         return any(
             len({self.input_requires_grad(rank) for rank in group}) > 1 for group in self.process_groups
         )
+
+    def recomputes(self, step: int, rank: int) -> bool:
+        """Whether the forward of `step` is run again in its backward on `rank`.
+
+        `torch.utils.checkpoint` runs it again when a saved tensor is asked for. A right subject may save none
+        in a batch without values, and where only the bias is trained; a step that asks for recomputation
+        runs plainly there.
+        """
+        group = self.group_of(rank)
+        trained = self.has_weight and "weight" not in self.frozen
+        saves = trained or all(self.input_requires_grad(member) for member in group)
+        return self.steps[step].recompute and saves and self.total_of(group) > 0
 
     @property
     def has_weight(self) -> bool:

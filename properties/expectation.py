@@ -146,7 +146,7 @@ def _snapshot(walk: Walk, at: str) -> None:
 
 def _backward(walk: Walk, k: int) -> None:
     case, step = walk.case, walk.case.steps[k]
-    if step.recompute and step.mode == "train" and case.tracking and _has_backward(walk):
+    if step.mode == "train" and case.tracking and case.recomputes(k, walk.group[0]):
         update_buffers(walk, k)
     if not step.accumulate:
         walk.sums.clear()
@@ -156,15 +156,6 @@ def _backward(walk: Walk, k: int) -> None:
     for name, present in (("weight", case.has_weight), ("bias", case.has_bias)):
         if present and name not in case.frozen:
             store_grad_parameter(walk, k, name)
-
-
-def _has_backward(walk: Walk) -> bool:
-    """Whether anything requires a gradient, so that a backward (and its recomputation) runs at all."""
-    case = walk.case
-    trained = (case.has_weight and "weight" not in case.frozen) or (
-        case.has_bias and "bias" not in case.frozen
-    )
-    return trained or any(case.input_requires_grad(rank) for rank in walk.group)
 
 
 def _store_grad_input(walk: Walk, k: int, rank: int) -> None:

@@ -129,7 +129,7 @@ def _mean_sum(arithmetic: Arithmetic, body: Any, x: Pair, mask: Pair, n: Pair, s
     error = (
         carried + steps * magnitude + 6.0 * arithmetic.u * n.value * shift.value + n.value * arithmetic.eta
     )
-    return [Pair(value, undecided_beyond(value, error, arithmetic.largest))]
+    return [Pair(value, undecided_beyond(magnitude, error, arithmetic.largest))]
 
 
 def _common_mean_square_sum(

@@ -205,3 +205,14 @@ F, B = "forward", "backward"
 def test_a_deferred_backward_runs_after_the_next_forward_and_before_its_backward(backwards, order):
     steps = tuple(Step(backward=one) for one in backwards)
     assert list(events(Case(steps=steps))) == order
+
+
+def test_a_step_is_recomputed_only_where_every_right_subject_saves_a_tensor():
+    step = (Step(recompute=True),)
+    assert Case(batches=(2, 0), steps=step).recomputes(0, 1)
+    assert not Case(batches=(2, 2)).recomputes(0, 0)
+    assert not Case(batches=(0, 0), steps=step).recomputes(0, 0)
+    frozen = Case(steps=step, frozen=("weight",), input_grad=(False, False))
+    assert not frozen.recomputes(0, 0)
+    assert Case(steps=step, frozen=("weight",)).recomputes(0, 0)
+    assert not Case(batches=(0, 3), groups=((0,), (1,)), steps=step).recomputes(0, 0)

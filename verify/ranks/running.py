@@ -111,7 +111,7 @@ class Execution:
         step, data = self._case.steps[index], self._data[index]
         with self._subject(f"forward {index}"):
             self._module.train(step.mode == "train")
-            if step.recompute:
+            if self._case.recomputes(index, self._place.rank):
                 with set_checkpoint_early_stop(False):
                     output = checkpoint(self._module, data.input.tensor, use_reentrant=False)
             else:
@@ -133,7 +133,7 @@ class Execution:
         output, data.output = data.output, None
         if output is not None and output.requires_grad:
             with self._subject(f"backward {index}"):
-                if self._case.steps[index].recompute:  # a later step may have changed the mode
+                if self._case.recomputes(index, self._place.rank):  # a later step may have changed the mode
                     self._module.train(self._case.steps[index].mode == "train")
                 output.backward(data.cotangent.tensor)
         gradients = {"grad_input": data.input.tensor.grad}

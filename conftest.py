@@ -1,0 +1,34 @@
+"""Fixtures that all test folders share: a run with real ranks, and a data folder that is not the user's.
+
+Also registers the project's own pytest plugin when the tests run from a checkout that is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from verify.run import Run
+
+if not any(entry.value == "verify.plugin" for entry in entry_points(group="pytest11")):
+    pytest_plugins = ["verify.plugin"]
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for failing cases, gone after the tests."""
+    return tmp_path_factory.mktemp("cases")
+
+
+@pytest.fixture(scope="module")
+def real_run(data_folder: Path) -> Iterator[Run]:
+    """An open run with seed 1 over real rank groups, for the tests of one module."""
+    from verify.run import Run, Settings
+
+    with Run(Settings(seed=1), keep=data_folder) as run:
+        yield run
