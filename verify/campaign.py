@@ -50,6 +50,11 @@ SHORT_TIMEOUT = 2.5
 """Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
 
 
+def property_of(kind: str) -> str:
+    """Return the id of the property that a kind of failure violates; see `Trial.failures`."""
+    return kind.partition(" ")[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """How long a campaign draws: cases, seconds, or whichever ends first; None for no limit of that kind."""
@@ -74,8 +79,8 @@ class Policy:
     """
 
     fail_fast: bool = False
-    minimise_seconds: float = 10.0
-    minimise_total: float = 40.0
+    minimise_seconds: float = 8.0
+    minimise_total: float = 24.0
 
 
 DEFAULT_BUDGET = Budget()
@@ -222,8 +227,8 @@ class Campaign:
             if trial.internal:
                 continue
             self._states[entry.id] = "seen" if any(e.entry == entry.id for e in trial.excused) else "stale"
-            for property_id in () if objections else trial.violated:
-                self._report_as_is(property_id, trial, found=entry.case)
+            for kind in () if objections else trial.failures:
+                self._report_as_is(kind, trial, found=entry.case)
 
     # Drawing
 
@@ -259,7 +264,7 @@ class Campaign:
         return 1_000_000 if self.budget.cases is None else max(0, self.budget.cases - self._drawn)
 
     def _take(self, case: Case) -> str | None:
-        """Run a drawn case; return the first property that it is the first to violate."""
+        """Run a drawn case; return the first kind of failure that it is the first to show."""
         if self._remaining() <= 0:
             raise Over
         if case.id in self._judged:
@@ -274,10 +279,12 @@ class Campaign:
             self.stopped = f"{self.tally.hung} cases hung"
         elif self.tally.lost >= MAX_LOST:
             self.stopped = f"{self.tally.lost} cases cost a rank group"
-        fresh = [name for name in trial.violated if name not in self._failures]
+        fresh = [kind for kind in trial.failures if kind not in self._failures]
         if fresh:
             self._found_at, self._found_trial, self._pending = self.clock(), trial, fresh[0]
-            self.emit(FailureFound(subject=self.examiner.subject.spec, property=fresh[0], case=case))
+            self.emit(
+                FailureFound(subject=self.examiner.subject.spec, property=property_of(fresh[0]), case=case)
+            )
             return fresh[0]
         if self.stopped:
             raise Over
@@ -302,7 +309,7 @@ class Campaign:
         """Return the test of one minimising, with its own count of hung runs."""
         hung = 0
 
-        def fails(case: Case, property_id: str) -> bool:
+        def fails(case: Case, kind: str) -> bool:
             nonlocal hung
             if not self.examiner.parts.admits(self.examiner.subject.promise.domain, case):
                 return False
@@ -311,18 +318,17 @@ class Campaign:
             if hung >= MAX_HUNG_MINIMISING:
                 raise Over
             self.tally.minimising()
-            found = self._found_trial
-            with self._hurried(found is not None and "timeout" in found.endings):
+            with self._hurried(True):  # noqa: FBT003 - a candidate that hangs says nothing new
                 trial = self.examiner.examine(case, grades=False)
             hung += "timeout" in trial.endings
-            return property_id in trial.violated
+            return kind in trial.failures
 
         return fails
 
     @property
     def _hangs(self) -> bool:
         """Whether a hang was already found and told, so that another one tells nothing new."""
-        return "ending" in self._failures and self._failures["ending"].discrepancy.ending == "timeout"
+        return "ending timeout" in self._failures
 
     @contextlib.contextmanager
     def _hurried(self, hurried: bool) -> Iterator[None]:  # noqa: FBT001 - the only argument
@@ -340,15 +346,13 @@ class Campaign:
         """Run the smallest case once more and tell every property that it violates for the first time."""
         self.tally.minimising()
         trial = self.examiner.examine(minimum.case)
-        repeats = minimum.property in trial.violated
+        repeats = minimum.kind in trial.failures
         if not repeats and self._found_trial is not None:  # it fails now and then: tell what was drawn
             trial = self._found_trial
         self.keep(trial)
-        for property_id in dict.fromkeys((minimum.property, *trial.violated)):
-            if property_id not in self._failures:
-                self._tell(
-                    property_id, trial, found=minimum.found, minimised=minimum.complete, repeats=repeats
-                )
+        for kind in dict.fromkeys((minimum.kind, *trial.failures)):
+            if kind not in self._failures:
+                self._tell(kind, trial, found=minimum.found, minimised=minimum.complete, repeats=repeats)
         self._pending = ""
         if self.policy.fail_fast:
             self.stopped = "first failure"
@@ -358,13 +362,13 @@ class Campaign:
         if self._pending and self._found_trial is not None:
             self._report_as_is(self._pending, self._found_trial, found=self._found_trial.case)
 
-    def _report_as_is(self, property_id: str, trial: Trial, *, found: Case) -> None:
-        if property_id not in self._failures:
-            self._tell(property_id, trial, found=found, minimised=False, repeats=True)
+    def _report_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
+        if kind not in self._failures:
+            self._tell(kind, trial, found=found, minimised=False, repeats=True)
 
-    def _tell(self, property_id: str, trial: Trial, *, found: Case, minimised: bool, repeats: bool) -> None:
+    def _tell(self, kind: str, trial: Trial, *, found: Case, minimised: bool, repeats: bool) -> None:
         occurrence = Occurrence(
-            property_id=property_id,
+            property_id=property_of(kind),
             trial=trial,
             subject=self.examiner.subject,
             minimal=minimised,
@@ -372,7 +376,7 @@ class Campaign:
         )
         discrepancy, text = explain(occurrence)
         failure = Failure(
-            property=property_id,
+            property=property_of(kind),
             case=trial.case,
             found=found.id,
             minimised=minimised,
@@ -380,7 +384,7 @@ class Campaign:
             discrepancy=discrepancy,
             text=text,
         )
-        self._failures[property_id] = failure
+        self._failures[kind] = failure
         self.emit(FailureMinimised(subject=self.examiner.subject.spec, failure=failure))
 
 

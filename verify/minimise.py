@@ -2,8 +2,8 @@
 
 Rules
 -----
-- A draw says which property failed for the first time, or nothing; from then on only that property counts.
-- Every property raises an exception class of its own: Hypothesis tells failures apart by their class.
+- A draw says which kind of failure showed for the first time, or nothing; from then on only that kind counts.
+- Every kind of failure raises an exception class of its own: Hypothesis tells failures apart by their class.
 - The smallest failing case is kept here, so that nothing is lost when the time is over.
 
 Theory of operation
@@ -48,7 +48,7 @@ class Over(BaseException):
 
 
 class PropertyFailed(AssertionError):
-    """A property failed; each property has a subclass of its own."""
+    """A property failed; each kind of failure has a subclass of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,23 +56,23 @@ class Minimum:
     """The smallest failing case found.
 
     Attributes:
-        property: What fails.
+        kind: What fails, as in `Trial.failures`.
         found: The case as drawn.
         case: The smallest one.
         complete: The search ended by itself, not by its time.
     """
 
-    property: str
+    kind: str
     found: Case
     case: Case
     complete: bool
 
 
 @cache
-def failure_class(property_id: str) -> type[PropertyFailed]:
-    """Return the exception class of `property_id`."""
-    name = "".join(part.capitalize() for part in property_id.split("_")) + "Failed"
-    return type(name, (PropertyFailed,), {"__doc__": f"The property `{property_id}` failed."})
+def failure_class(kind: str) -> type[PropertyFailed]:
+    """Return the exception class of a kind of failure."""
+    name = "".join(part.capitalize() for part in kind.replace(" ", "_").split("_")) + "Failed"
+    return type(name, (PropertyFailed,), {"__doc__": f"The property `{kind}` failed."})
 
 
 class _Hunt:
@@ -82,24 +82,24 @@ class _Hunt:
         self._draw, self._fails = draw, fails
         self._seconds, self._clock = seconds, clock
         self._known: dict[str, bool] = {}
-        self.property: str | None = None
+        self.kind: str | None = None
         self.found: Case | None = None
         self.best: Case | None = None
         self.deadline = 0.0
 
     def __call__(self, case: Case) -> None:
-        if self.property is None:
+        if self.kind is None:
             failed = self._first(case)
         else:
             failed = self.fails(case, until=self.deadline - self._seconds / 2)
-        if failed and self.property is not None:
+        if failed and self.kind is not None:
             # The only place that raises: Hypothesis also tells failures apart by their line.
-            raise failure_class(self.property)(case.id)
+            raise failure_class(self.kind)(case.id)
 
     def _first(self, case: Case) -> bool:
         """Draw; return whether a property failed, which is from then on the one that is hunted."""
-        self.property = self._draw(case)
-        if self.property is None:
+        self.kind = self._draw(case)
+        if self.kind is None:
             return False
         self.found = self.best = case
         self.deadline = self._clock() + self._seconds
@@ -111,14 +111,14 @@ class _Hunt:
         Raises:
             Over: If the time `until` is over.
         """
-        if self.best is None or self.property is None:
+        if self.best is None or self.kind is None:
             raise ValueError("Expected a failing case to start from, but none was found yet.")
         if case.id in (self.best.id, self.found.id if self.found else ""):
             return True
         if case.id not in self._known:
             if self._clock() > until:
                 raise Over
-            self._known[case.id] = self._fails(case, self.property)
+            self._known[case.id] = self._fails(case, self.kind)
             if self._known[case.id] and weight(case) < weight(self.best):
                 self.best = case
         return self._known[case.id]
@@ -153,10 +153,10 @@ def hunt(
     except Flaky:
         # A subject that fails now and then: the caller runs the case kept once more, and says so.
         pass
-    if state.property is None or state.best is None or state.found is None:
+    if state.kind is None or state.best is None or state.found is None:
         return None
     complete = _descend(state)
-    return Minimum(property=state.property, found=state.found, case=state.best, complete=complete)
+    return Minimum(kind=state.kind, found=state.found, case=state.best, complete=complete)
 
 
 def _explore(strategy: Any, state: _Hunt, *, seed: int, limit: int) -> None:

@@ -128,6 +128,19 @@ class Trial:
         return tuple(v.property for v in self.verdicts if v.outcome is Outcome.VIOLATED)
 
     @property
+    def failures(self) -> tuple[str, ...]:
+        """Kinds of failure, each told once a campaign: the violated properties, `ending` by how it ended.
+
+        A rank that hangs, one that dies and one that raises are three different faults.
+        """
+        kinds = []
+        for verdict in self.verdicts:
+            if verdict.outcome is Outcome.VIOLATED:
+                how = verdict.discrepancies[0].ending if verdict.discrepancies else ""
+                kinds.append(f"{verdict.property} {how}".rstrip())
+        return tuple(kinds)
+
+    @property
     def outcome(self) -> Outcome:
         """Merged over the properties; UNDECIDED if our machinery failed."""
         return merge_outcomes(verdict.outcome for verdict in self.verdicts)

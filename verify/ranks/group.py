@@ -271,7 +271,8 @@ class RankGroup:
 
     def _collect(self, until: float) -> None:
         """Wait until every rank has answered or is gone, `until` at most, and shortly once one has failed."""
-        grace = GRACE_SECONDS * max(1.0, len(self._ranks) / _CORES)
+        hurry = min(1.0, max(0.0, until - time.monotonic()) / 10.0)  # a short limit asks for a short grace
+        grace = GRACE_SECONDS * hurry * max(1.0, len(self._ranks) / _CORES)
         self._poll(0.0)
         while any(rank.silent for rank in self._ranks):
             if any(rank.failed for rank in self._ranks):

@@ -78,6 +78,7 @@ class Execution:
         self.digest = digest(*(array for _, arrays in drawn for array in arrays))
         self._module: torch.nn.Module
         self._before: dict[str, torch.Tensor] = {}
+        self._looked_at: set[int] = set()
 
     def run(self) -> None:
         """Build the subject and execute the schedule, until its end or the first exception."""
@@ -90,8 +91,8 @@ class Execution:
             self._capture(_BUFFERS, "end")
         except _Left as left:
             self.raised = left.raised
-        for step, data in enumerate(self._data):
-            self.modified.extend(f"{name}.{step}" for name in data.modified())
+        for step in set(range(len(self._data))) - self._looked_at:
+            self._note_data(step)
 
     @contextlib.contextmanager
     def _subject(self, phase: str) -> Iterator[None]:
@@ -136,6 +137,7 @@ class Execution:
                 if self._case.recomputes(index, self._place.rank):  # a later step may have changed the mode
                     self._module.train(self._case.steps[index].mode == "train")
                 output.backward(data.cotangent.tensor)
+        self._note_data(index)
         gradients = {"grad_input": data.input.tensor.grad}
         gradients |= {f"grad_{name}": parameter.grad for name, parameter in parameters.items()}
         for name, gradient in gradients.items():
@@ -152,6 +154,15 @@ class Execution:
     def _capture(self, names: tuple[str, ...], when: str) -> None:
         for name, value in self._tensors_of(names):
             self.tensors[f"{name}.{when}"] = capture(value)
+
+    def _note_data(self, index: int) -> None:
+        """Note whether the input or cotangent of a step has changed, once its backward is over.
+
+        Not later: torch may let a parameter's `grad` be a view of the cotangent (a sum over a single sample
+        is one), and then accumulates the next gradient into it.
+        """
+        self._looked_at.add(index)
+        self.modified.extend(f"{name}.{index}" for name in self._data[index].modified())
 
     def _note_parameters(self, index: int) -> None:
         """Note parameters that have changed since the last look, and go on from what they are now."""
