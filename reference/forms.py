@@ -23,7 +23,8 @@ Derivations of the named sub-computations (rules in `reference.rules`), with D t
     levels, where e at level l is at most (3 l + 2) u, sqrt(S) is at most sqrt(3) (L + 1)^1.5 u sqrt(sum
     x^2); over a chain of n steps it is n^1.5 u mean|x| / sqrt(12): both below (D + 4) u sqrt(sum x^2) of
     their grade. A merge of ranks, whose means err by 6u shift more, adds sqrt(n) 6u shift. Relative
-    roundings: D of the additions and 8 of a merge's own products.
+    roundings: D of the additions and 8 of a merge's own products. A merge forms n_a n_b delta^2, at most
+    2 n sum x^2: where that overflows the element is undecided.
 
 `inverse_root` and `inverse_root_at_once`, 1/sqrt(var + eps) and rsqrt(var + eps): a centred variance is a
     sum of squares and never negative, so the interval of var + eps starts at max(var - e, 0) + eps.
