@@ -11,7 +11,13 @@ class SyncBN(torch.nn.BatchNorm2d):
     """Batch norm over all ranks. It forgets that ranks may hold different numbers of samples."""
 
     syncbn_verify: ClassVar = {
-        "domain": {"dims": [4], "dtypes": ["float32"], "groups": ["world"], "empty": "never"}
+        "domain": {
+            "dims": [4],
+            "dtypes": ["float32"],
+            "affine": ["both"],
+            "groups": ["world"],
+            "empty": "never",
+        }
     }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
