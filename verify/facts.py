@@ -9,6 +9,7 @@ discrepancies that ask for them are those of small variances.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -95,6 +96,18 @@ def _ambiguous_layout(case: Case, rank: int) -> bool:
     )
 
 
+def _adds_one_by_one(case: Case, rank: int) -> bool:
+    """Whether torch's native kernel adds this rank's values up one by one in float32.
+
+    The channels-last kernel does, which also takes batches of one position, and so do all kernels of the half
+    dtypes; the others add float32 up in float64. A permuted sample may be contiguous in channels_last.
+    """
+    if case.dtype != "float32":
+        return case.dtype != "float64"
+    lines = case.input_layout == "permuted" and case.batches[rank] == 1
+    return case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1 or lines
+
+
 def _of_case(read: Callable[[Case], Any], text: str) -> Fact:
     return Fact("case", lambda case, group: read(case), text)
 
@@ -131,6 +144,10 @@ FACTS: dict[str, Fact] = {
         ),
         "input and cotangent are not both contiguous, nor both channels_last",
     ),
+    "strided_forward": _of_case(
+        lambda c: c.input_layout in ("permuted", "sliced") or c.strided_buffers,
+        "input or running buffers are strided, so that torch's native kernel indexes every element",
+    ),
     "strided_buffers": _of_case(lambda c: c.strided_buffers, "running buffers are not contiguous"),
     "widest_dtype": _of_case(
         lambda c: c.param_dtype if c.has_weight or c.tracking else c.dtype,
@@ -156,6 +173,11 @@ FACTS: dict[str, Fact] = {
         "group",
         lambda c, g: any(_ambiguous_layout(c, r) for r in g),
         "input and cotangent are contiguous in different memory formats that one sample does not tell apart",
+    ),
+    "adds_one_by_one": Fact(
+        "group",
+        lambda c, g: any(_adds_one_by_one(c, r) for r in g),
+        "torch's native kernel adds up one by one in float32: half dtypes, channels_last, a single position",
     ),
     "empty_ranks": Fact(
         "group", lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"

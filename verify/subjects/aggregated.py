@@ -232,15 +232,16 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         if not x.is_floating_point():
             raise TypeError(f"Expected a floating-point input, but got {x.dtype}.")
 
+    def _check_count(self, count: int) -> None:
+        if count == 1:
+            raise ValueError("Expected more than 1 value a channel in training, but got 1 over all ranks.")
+
     def _train(self, x: Tensor) -> Tensor:
         group = self._group()
         wanted = torch.is_grad_enabled() and x.requires_grad
         with torch.no_grad():
             statistics = self.statistics(x, group, wants_gradient=wanted)
-            if statistics.count == 1:
-                raise ValueError(
-                    "Expected more than 1 value a channel in training, but got 1 over all ranks."
-                )
+            self._check_count(statistics.count)
             if self.track_running_stats:
                 self.track(statistics)
         return self.normalise(x, statistics, group if statistics.wants_gradient else None)

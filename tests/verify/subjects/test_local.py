@@ -1,7 +1,9 @@
-"""Tests of the negative control: native batch norm on each rank, which raises nowhere in the domain."""
+"""Tests of the negative control: batch norm on each rank, which raises nowhere in the domain."""
 
 from collections.abc import Iterator
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from verify.ranks.pool import RankPool
 from verify.subjects.local import Local
 
 SPEC = "verify.subjects.local:Local"
+AGGREGATED = "verify.subjects.aggregated:Aggregated"
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +37,24 @@ def test_it_returns_and_never_communicates(pool: RankPool, case: Case) -> None:
         assert seen.ledger == ()
 
 
-def test_one_value_is_normalised_to_the_bias_without_a_gradient() -> None:
-    module = Local(2)
-    module._alone = lambda: False  # type: ignore[method-assign]
-    x = torch.tensor([[2.0, -1.0]], requires_grad=True)
-    y = module(x)
-    y.backward(torch.ones_like(y))
-    assert y.tolist() == [[0.0, 0.0]]
-    assert x.grad is not None
-    assert x.grad.tolist() == [[0.0, 0.0]]
-    torch.testing.assert_close(module.running_mean, torch.tensor([0.2, -0.1]))
-    assert module.running_var.tolist() == [1.0, 1.0]
+def test_one_value_is_normalised_to_the_bias_without_a_gradient(pool: RankPool) -> None:
+    seen = pool.run(SPEC, Case(batches=(1, 3), channels=2)).ranks[0].tensors
+    assert seen["output.0"].array.tolist() == [[0.0, 0.0]]
+    assert seen["grad_input.0"].array.tolist() == [[0.0, 0.0]]
+    np.testing.assert_allclose(seen["running_var.end"].array, 0.9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batches", [(3,), (4, 2)])
+def test_a_rank_does_what_a_synchronized_one_does_alone(pool: RankPool, batches: tuple[int, ...]) -> None:
+    alone = tuple((rank,) for rank in range(len(batches)))
+    steps = (Step(recompute=True), Step(), Step(mode="eval"))
+    case = Case(batches=batches, channels=3, dtype="float16", random_parameters=True, steps=steps)
+    mine = pool.run(SPEC, case).ranks
+    right = pool.run(AGGREGATED, msgspec.structs.replace(case, groups=alone)).ranks
+    for one, other in zip(mine, right, strict=True):
+        assert one.tensors.keys() == other.tensors.keys()
+        for name, tensor in one.tensors.items():
+            np.testing.assert_array_equal(tensor.array, other.tensors[name].array)
 
 
 def test_alone_it_refuses_one_value() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from properties.case import Case, Step
-from verify.known import load
+from verify.known import extent, load
 from verify.ranks.pool import RankPool
 from verify.subjects import kernels
 from verify.subjects.catalogue import BUILTINS
@@ -77,3 +77,25 @@ def test_every_known_discrepancy_has_a_case_that_meets_its_own_clauses() -> None
     assert {"S1-empty-rank-low-precision", "S8-variance-far-below-eps", "S12-collective-by-local-flag"} <= {
         entry.id for entry in entries
     }
+
+
+@pytest.mark.parametrize(
+    ("entry", "case"),
+    [
+        ("N9-sums-one-by-one", Case(batches=(5000,), spatial=((2,),))),
+        ("N9-sums-one-by-one", Case(batches=(5000,), dtype="float64", param_dtype="float64")),
+        ("N9-sums-one-by-one", Case(batches=(5000, 2), steps=(Step(), Step(mode="eval")))),
+        (
+            "N4-low-precision-statistics",
+            Case(dtype="float16", param_dtype="float16", steps=(Step(), Step(mode="eval"))),
+        ),
+        (
+            "N4-low-precision-evaluation",
+            Case(dtype="float16", param_dtype="float16", steps=(Step(mode="eval"),)),
+        ),
+    ],
+)
+def test_an_entry_excuses_only_what_its_kernel_does(entry: str, case: Case) -> None:
+    (known,) = (one for one in load(KNOWN) if one.id == entry)
+    assert extent(known, known.case)
+    assert not extent(known, case)
