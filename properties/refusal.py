@@ -5,6 +5,7 @@ Rules
 - Each rank that must refuse raises, with an exception of the named type or, since a name does not tell a
   class's bases, of a type that is neither built in nor torch's.
 - The type is the same on all ranks of a group: a rank that refuses alone leaves its peers waiting.
+- In evaluation without buffers a rank with one value refuses a wrong input for that, too: of either type.
 - A rank that was stopped while a peer of its group had refused did not refuse in time.
 """
 
@@ -30,7 +31,7 @@ def refusal(case: Case, observation: Observation, expected: Expected, contract: 
         seen = [observation.ranks[rank] for rank in group if rank in expected.refusals]
         told += sum(one.ending != "stopped" for one in seen)
         found.extend(_unrefused(seen, expected))
-        found.extend(_unlike(seen))
+        found.extend(_unlike([one for one in seen if not _refuses_on_its_own(case, one.rank)]))
     if found:
         return violated("refusal", found, elements=len(expected.refusals))
     if not told:
@@ -48,6 +49,12 @@ def is_named(raised: str, wanted: str) -> bool:
     if module in ("", "builtins") and isinstance(kind, type):
         return isinstance(base, type) and issubclass(kind, base)
     return not module.startswith("torch")
+
+
+def _refuses_on_its_own(case: Case, rank: int) -> bool:
+    """Whether `rank` refuses its first input, whatever is wrong with it, also for its single value."""
+    alone = case.steps[0].mode == "eval" and not case.tracking
+    return bool(case.wrong) and alone and case.count_of(rank) == 1
 
 
 def _unrefused(seen: list[RankObservation], expected: Expected) -> list[Discrepancy]:

@@ -202,7 +202,10 @@ def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
     )
 
 
-def _grad_parameters(s: _Stage, mean: Pair, invstd: Pair, depths: Array) -> tuple[Pair, Pair]:
+def _grad_parameters(
+    s: _Stage, mean: Pair, invstd: Pair, depths: Array, owner: Array, ranks: int
+) -> tuple[Pair, Pair]:
+    """Return each rank's gradients of weight and bias; a rank's sum is that of its shards."""
     local = s.arithmetic._replace(depth_u=depths)
     axes = (0, 0, 0, None, None)
     arguments = (s.g, s.x, s.mask, mean, invstd)
@@ -210,7 +213,18 @@ def _grad_parameters(s: _Stage, mean: Pair, invstd: Pair, depths: Array) -> tupl
         _over(forms.grad_weight_normalised, axes)(local, *arguments),
         _over(forms.grad_weight_centred, axes)(local, *arguments),
     )
-    return weight, _over(forms.grad_bias, (0, 0))(local, s.g, s.mask)
+    bias = _over(forms.grad_bias, (0, 0))(local, s.g, s.mask)
+    weight = _by_rank(weight, owner, ranks)
+    overflows = _magnitude(s, mean, invstd, owner, ranks) >= s.arithmetic.largest
+    return Pair(weight.value, jnp.where(overflows, jnp.inf, error_of(weight))), _by_rank(bias, owner, ranks)
+
+
+def _magnitude(s: _Stage, mean: Pair, invstd: Pair, owner: Array, ranks: int) -> Array:
+    """Return what partial sums of a rank's weight gradient, of either form and in any order, may reach."""
+    centred = jnp.abs(s.x.value - mean.value) + error_of(s.x) + error_of(mean)
+    terms = jnp.abs(s.g.value) * centred * jnp.maximum(1.0, invstd.value + error_of(invstd))
+    by_shard = jnp.sum(jnp.where(s.mask.value[..., None], terms, 0.0), axis=1)
+    return jax.ops.segment_sum(by_shard, owner, num_segments=ranks)
 
 
 def _by_rank(pair: Pair, owner: Array, ranks: int) -> Pair:
@@ -259,9 +273,8 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
     used_mean, used_var = choose(batch_mean, 2), choose(batch_var, 4)
     invstd = _inverse_root(s, used_var)
     y, grad_input = _output(s, used_mean, invstd), _grad_input(s, used_mean, invstd)
-    grad_weight, grad_bias = (
-        _by_rank(pair, given.owner, bucket.ranks)
-        for pair in _grad_parameters(s, used_mean, invstd, given.depths)
+    grad_weight, grad_bias = _grad_parameters(
+        s, used_mean, invstd, given.depths, jnp.asarray(given.owner), bucket.ranks
     )
     store = (scalars.store_u, scalars.store_underflow)
     return StepOutput(

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from properties.case import Step
 from properties.ending import innermost_frame
 from properties.observation import Raised
 from properties.refusal import is_named
@@ -137,6 +138,15 @@ def test_different_types_of_the_same_family_are_unlike(scene):
     one.change(0, **raised("ValueError"))
     one.change(1, **raised("UnicodeError"))
     assert one.violated() == {"refusal"}
+
+
+@pytest.mark.parametrize(("batches", "alike"), [((1, 2), True), ((3, 2), False)])
+def test_a_rank_with_one_value_may_refuse_a_wrong_input_for_that(scene, batches, alike):
+    steps = (Step(mode="eval"),)
+    one = refusing(scene(batches=batches, tracking=False, steps=steps, wrong="channels"), 0, 1, kind="")
+    one.change(0, **raised("ValueError"))
+    one.change(1, **raised("RuntimeError"))
+    assert (one.violated() == set()) is alike
 
 
 @pytest.mark.parametrize(

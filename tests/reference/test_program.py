@@ -116,3 +116,16 @@ def test_masked_positions_have_zero_values(counts):
     result = run(where, given)
     assert not result.y[~where.mask].any()
     assert not result.grad_input[~where.mask].any()
+
+
+@pytest.mark.parametrize(("size", "decided"), [(4e37, False), (4e36, True)])
+def test_a_sum_of_shards_that_may_overflow_on_its_way_is_undecided(size, decided):
+    where, given = step_input([24], channels=1)
+    assert where.bucket.length == 8
+    x, g = np.zeros_like(given.x), np.ones_like(given.g)
+    x[:3, :, 0] = size * np.array([1.0, 1.0, -1.0])[:, None]
+    scalars = np.array(given.scalars)
+    scalars[StepScalars._fields.index("training")] = 0.0
+    result = run(where, given._replace(x=x, g=g, scalars=scalars))
+    assert result.grad_weight[0, 0] == pytest.approx(8 * size, rel=1e-4)
+    assert np.isfinite(result.grad_weight_bound[0, 0]) == decided
