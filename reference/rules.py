@@ -93,7 +93,8 @@ def _psum(arithmetic: Arithmetic, equation: Any, *arguments: Pair) -> list[Pair]
     for a in arguments:
         value = jnp.sum(a.value, axis=axes)
         error = jnp.sum(jnp.broadcast_to(error_of(a), a.value.shape), axis=axes)
-        results.append(Pair(value, undecided_beyond(value, error, arithmetic.largest)))
+        magnitude = jnp.sum(jnp.abs(a.value), axis=axes)  # partial sums, in any order of the ranks
+        results.append(Pair(value, undecided_beyond(magnitude, error, arithmetic.largest)))
     return results
 
 

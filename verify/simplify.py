@@ -77,6 +77,10 @@ def _plain(case: Case) -> Iterator[dict[str, Any]]:
     shape = {"channels": 1, "spatial": ((),), "dtype": "float32", "param_dtype": "float32"}
     yield {**options, **shape, "steps": _DEFAULT.steps, "batches": tuple(min(n, 2) for n in case.batches)}
     yield {**options, **shape, "steps": _DEFAULT.steps}
+    for batches in ((1, 1), (1, 2), (2, 2)) if case.world_size > 1 else ():
+        for seed in (0, 1):
+            two = {"batches": batches, "groups": (), "seed": seed}
+            yield {**options, **shape, "steps": _DEFAULT.steps, **two}
     yield {**shape, "input_layout": "contiguous", "cotangent_layout": "contiguous"}
     yield {**options, "seed": case.seed, "values": case.values}
 
