@@ -1,4 +1,4 @@
-"""Subjects of one's own that hang, die or raise: told as what they are, in time, and nothing is left behind."""
+"""Subjects of one's own that hang, die or raise: told as what they are, and nothing is left behind."""
 
 from __future__ import annotations
 
