@@ -234,7 +234,7 @@ def _stand_alone(parent: int, log: Path) -> None:
     os.close(output)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(write_through=True)  # the last words before an abort count
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 
