@@ -232,11 +232,15 @@ def _stand_alone(parent: int, log: Path) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(write_through=True)  # the last words before an abort count
+    sys.stdout, sys.stderr = (_unbuffered(number) for number in (1, 2))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _unbuffered(number: int) -> io.TextIOWrapper:
+    """Return a text stream to a descriptor without any buffer: the last words before an abort count."""
+    raw = io.FileIO(number, "wb", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 def _prctl(option: int, value: int) -> None:
