@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from properties.case import Case
 from properties.verdict import Outcome
 from verify.events import (
@@ -177,6 +179,7 @@ class Campaign:
                 seed=self.seed,
                 cases=self.budget.cases,
                 seconds=self.budget.seconds,
+                lacking=subject.lacking,
             )
         )
 
@@ -234,6 +237,8 @@ class Campaign:
 
     def _draw(self) -> None:
         strategy = self.examiner.parts.cases(self.examiner.subject.promise.domain)
+        if fixed := self.examiner.subject.fixed:
+            strategy = strategy.map(lambda case: msgspec.structs.replace(case, **fixed))
         number, idle = 0, 0
         while not self.stopped and idle < 3 and self._remaining() > 0:
             before = self._drawn

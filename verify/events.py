@@ -23,6 +23,7 @@ class CampaignStarted(msgspec.Struct, frozen=True, kw_only=True, tag_field="even
     Attributes:
         cases, seconds: The budget; None for no limit of that kind.
         excluded: Share of the default domain that the subject's domain leaves out.
+        lacking: Keywords that the factory does not take, and what they say is therefore out of its domain.
     """
 
     subject: str
@@ -37,6 +38,7 @@ class CampaignStarted(msgspec.Struct, frozen=True, kw_only=True, tag_field="even
     seed: int
     cases: int | None
     seconds: float | None
+    lacking: tuple[str, ...] = ()
 
 
 class CaseDrawn(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):

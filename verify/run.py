@@ -140,6 +140,8 @@ class Run:
             keep_case(trial.case, self._folder)
 
     def _lost(self, group: LostGroup) -> None:
+        if not self._spec:  # no campaign has begun: the error that follows says it
+            return
         self.emit(GroupLost(subject=self._spec, world_size=group.world_size, reason=group.reason))
 
 

@@ -44,7 +44,8 @@ def settings_from(arguments: Namespace) -> Settings:
     if arguments.backend == "nccl" and arguments.device == "cpu":
         raise UsageError("Expected --device cuda with --backend nccl, but got --device cpu.")
     domain = pairs(getattr(arguments, "domain", []), "--domain")
-    if world_sizes := getattr(arguments, "world_sizes", None):
+    world_sizes = getattr(arguments, "world_sizes", None)
+    if world_sizes is not None:
         domain["world_sizes"] = world_sizes
     seed = getattr(arguments, "seed", None)
     return Settings(
@@ -90,11 +91,23 @@ def _open(stack: ExitStack, arguments: Namespace, settings: Settings) -> Run:
         handlers.append(Lines(sys.stdout))
     record = None
     if arguments.record:
-        record = Record(Path(arguments.record), {**facts, "command": command, "seed": settings.seed})
+        with _writable("--record", arguments.record):
+            record = Record(Path(arguments.record), {**facts, "command": command, "seed": settings.seed})
         stack.callback(record.close)
         handlers.append(record)
     if arguments.json:
-        handlers.append(
-            Document(Path(arguments.json), environment=facts, command=command, seed=settings.seed)
-        )
+        with _writable("--json", arguments.json):
+            handlers.append(
+                Document(Path(arguments.json), environment=facts, command=command, seed=settings.seed)
+            )
     return stack.enter_context(Run(settings, handlers, record=record))
+
+
+@contextmanager
+def _writable(option: str, path: str) -> Iterator[None]:
+    """Turn a failure to open what `option` names into a bad argument."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"Expected {option} to be writable, but got {path!r}: {reason}.") from None

@@ -9,13 +9,18 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from properties.domain import Promise, override, promise_from
+import msgspec
+
+from properties.case import Case
+from properties.domain import Domain, DomainError, Promise, override, promise_from
 from verify.environment import backend_words
 from verify.known import Entry, KnownError, load
 
 DEFAULT_PROMISE = Promise()
+KEYWORDS = ("eps", "momentum", "affine", "track_running_stats", "process_group", "bias")
+"""Keywords of the constructor that widen the domain; a subject that does not take one is not asked for it."""
 
 
 class Describes(Protocol):
@@ -26,6 +31,9 @@ class Describes(Protocol):
 
     @property
     def file(self) -> str: ...  # noqa: D102
+
+    @property
+    def keywords(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +49,7 @@ class Subject:
         device, backend: Where its ranks run.
         options: Command-line options that a replay needs to be the same.
         narrowed: Keys of the domain that the command line set.
+        lacking: Keywords that the factory does not take; what they say is out of its domain.
     """
 
     spec: str
@@ -52,6 +61,12 @@ class Subject:
     backend: str = "gloo"
     options: tuple[str, ...] = ()
     narrowed: frozenset[str] = frozenset()
+    lacking: tuple[str, ...] = ()
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """Fields of a case that must stay at their default, since the factory takes no keyword for them."""
+        return {name: getattr(Case(), name) for name in ("eps", "momentum") if name in self.lacking}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,17 +120,44 @@ def subject_from(
         contract=overrides.contract,
         grade=overrides.grade,
     )
+    lacking = tuple(name for name in KEYWORDS if name not in description.keywords)
     return Subject(
         spec=spec,
         label=label or spec,
-        promise=promise,
+        promise=msgspec.structs.replace(promise, domain=_within(promise.domain, lacking)),
         known=_known(promise.known, description.file),
         expectation=expectation,
         device=device,
         backend=backend_words(device, backend),
         options=_options(device, backend) + overrides.options,
         narrowed=frozenset(overrides.domain),
+        lacking=lacking,
     )
+
+
+def _within(domain: Domain, lacking: tuple[str, ...]) -> Domain:
+    """Return `domain` without the cases that a factory lacking these keywords cannot be built for.
+
+    Raises:
+        DomainError: If none is left.
+    """
+    changes: dict[str, Any] = {}
+    if "affine" in lacking:
+        changes["affine"] = tuple(value for value in domain.affine if value == "both")
+    elif "bias" in lacking:
+        changes["affine"] = tuple(value for value in domain.affine if value != "weight")
+    if "track_running_stats" in lacking:
+        changes["tracking"] = tuple(value for value in domain.tracking if value)
+    if "process_group" in lacking:
+        changes["groups"] = tuple(value for value in domain.groups if value == "world")
+    if "momentum" in lacking:
+        changes["momentum_none"] = False
+    try:
+        return msgspec.structs.replace(domain, **changes)
+    except DomainError:
+        raise DomainError(
+            f"Expected a domain that a factory without {', '.join(lacking)} can meet, but got {domain!r}."
+        ) from None
 
 
 def _options(device: str, backend: str | None) -> tuple[str, ...]:

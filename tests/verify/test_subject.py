@@ -10,7 +10,7 @@ import pytest
 
 from properties.domain import DomainError
 from verify.known import KnownError
-from verify.subject import Overrides, subject_from
+from verify.subject import KEYWORDS, Overrides, subject_from
 
 ENTRY = """
 [[known]]
@@ -22,8 +22,10 @@ properties = ["forward"]
 """
 
 
-def described(promise: dict[str, Any] | None = None, file: str = "") -> Any:
-    return SimpleNamespace(promise=promise or {}, file=file)
+def described(
+    promise: dict[str, Any] | None = None, file: str = "", keywords: tuple[str, ...] = KEYWORDS
+) -> Any:
+    return SimpleNamespace(promise=promise or {}, file=file, keywords=keywords)
 
 
 def test_without_a_promise_a_subject_has_the_default_one() -> None:
@@ -69,3 +71,22 @@ def test_a_missing_file_of_known_discrepancies_is_told(tmp_path: Path) -> None:
 def test_a_promise_with_an_unknown_key_is_told() -> None:
     with pytest.raises(DomainError, match="domain"):
         subject_from("m:F", described({"domains": {}}))
+
+
+def test_what_a_factory_takes_no_keyword_for_is_out_of_its_domain() -> None:
+    subject = subject_from("m:F", described(keywords=("eps", "dtype")))
+    domain = subject.promise.domain
+    assert (domain.affine, domain.tracking, domain.groups) == (("both",), (True,), ("world",))
+    assert not domain.momentum_none
+    assert subject.fixed == {"momentum": 0.1}
+    assert subject.lacking == ("momentum", "affine", "track_running_stats", "process_group", "bias")
+
+
+def test_a_factory_without_bias_still_takes_affine() -> None:
+    keywords = tuple(name for name in KEYWORDS if name != "bias")
+    assert subject_from("m:F", described(keywords=keywords)).promise.domain.affine == ("both", "none")
+
+
+def test_a_domain_that_the_keywords_leave_empty_is_an_error() -> None:
+    with pytest.raises(DomainError, match="factory without"):
+        subject_from("m:F", described({"domain": {"groups": ["disjoint"]}}, keywords=("eps", "momentum")))

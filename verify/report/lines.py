@@ -90,4 +90,5 @@ def started_line(event: CampaignStarted) -> str:
     return (
         f"{event.label}: {budget}, grade {event.grade}, {event.device}/{event.backend}, seed {event.seed}, "
         f"domain excludes {event.excluded:.1%} of the default one"
+        + (f"; it takes no {', '.join(event.lacking)}" if event.lacking else "")
     )

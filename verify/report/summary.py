@@ -34,7 +34,8 @@ def verdict_words(result: SubjectResult) -> str:
     if result.verdict == "HOLDS" and seen:
         return f"HOLDS apart from {count(len(seen), 'known discrepancy').replace('ys', 'ies')}"
     if result.verdict == "VIOLATED":
-        names = [name for name, found in result.properties.items() if found.violated]
+        told = {failure.property for failure in result.failures}
+        names = [name for name, found in result.properties.items() if found.violated or name in told]
         return f"VIOLATED ({', '.join(names)})"
     return result.verdict
 
