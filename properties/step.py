@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties import values
-from properties.case import Case
 from properties.walk import RankStep, Walk, accumulation_dtype, storing
 from reference.program import StepInput, StepOutput, StepScalars, compiled_step
 from reference.rounding import FACTS, REFERENCE_U, arithmetic, constant_error, depth
@@ -19,7 +18,8 @@ def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) ->
     """Return each member's share of step k, normalised over `members`."""
     case = walk.case
     where = layout([case.count_of(rank) for rank in members], case.channels)
-    arrays = [_positions_of(case, rank, walk.inputs[rank, k]) for rank in members]
+    drawn = [walk.inputs[rank, k] for rank in members]
+    arrays = [(x, np.broadcast_to(g, x.shape)) for x, g in drawn]
     bad = [~np.isfinite(x) for x, _ in arrays]
     poisoned = np.zeros(case.channels, np.bool_)
     for mask in bad:
@@ -41,11 +41,6 @@ def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) ->
             for slot, (rank, mask) in enumerate(zip(members, bad, strict=True))
         }
     return {rank: RankStep(where, slot, output, poisoned, None) for slot, rank in enumerate(members)}
-
-
-def _positions_of(case: Case, rank: int, drawn: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    x, g = drawn
-    return x, np.broadcast_to(g, x.shape)
 
 
 def _parameter_rows(walk: Walk, where: Layout) -> Floats:

@@ -91,7 +91,7 @@ def parameters(case: Case) -> Parameters:
         return Parameters(np.ldexp(ones, case.affine_exponent), zeros, zeros, ones)
     a, b, c, _ = _channel_words(case, _PARAMETER_TAG, step=0)
     d, e, _, _ = _channel_words(case, _BUFFER_TAG, step=0)
-    magnitude = np.ldexp(0.25 + 1.75 * _unit(a), 0)
+    magnitude = 0.25 + 1.75 * _unit(a)
     weight = np.where(b % np.uint64(8) == 0, 0.0, np.where(b % np.uint64(2) == 0, -magnitude, magnitude))
     bias = 4.0 * _unit(c) - 2.0
     scale = case.affine_exponent
