@@ -11,13 +11,13 @@ from verify.campaign import Budget
 CASES = Budget(cases=60, seconds=None)
 SUBJECTS = {
     "aggregated": "A",
-    "tests/power/right_subjects.py:TwoPass": "A",
-    "tests/power/right_subjects.py:Welford": "B",
-    "tests/power/right_subjects.py:AllGather": "A",
-    "tests/power/right_subjects.py:AllReduce": "A",
-    "tests/power/right_subjects.py:Folded": "A",
-    "tests/power/right_subjects.py:Float64": "A",
-    "tests/power/right_subjects.py:OnePass": "C",
+    "verify.faults.right:TwoPass": "A",
+    "verify.faults.right:Welford": "B",
+    "verify.faults.right:AllGather": "A",
+    "verify.faults.right:AllReduce": "A",
+    "verify.faults.right:Folded": "A",
+    "verify.faults.right:Float64": "A",
+    "verify.faults.right:OnePass": "C",
 }
 
 
@@ -35,7 +35,7 @@ def test_a_subject_that_breaks_grade_a_satisfies_the_grade_it_deserves(real_run)
     """One-pass variance is accused at grade A on data with a large mean, and told that C suits it."""
     from verify.subject import Overrides
 
-    spec = "tests/power/right_subjects.py:OnePass"
+    spec = "verify.faults.right:OnePass"
     overrides = Overrides(
         domain={"values": "large_offset", "dtypes": "float32", "eval": "no"}, grade="A", contract={}
     )

@@ -26,13 +26,13 @@ def campaign(run, spec, **policy):
 
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_each_flaw_alone_is_reported_within_200_cases(real_run, flaw):
-    result = campaign(real_run, f"tests/power/tutorial_subjects.py:{flaw}", minimise_total=8.0)
+    result = campaign(real_run, f"verify.faults.tutorial:{flaw}", minimise_total=8.0)
     assert FLAWS[flaw] <= {failure.property for failure in result.failures}
     assert result.accounting.internal == 0
 
 
 def test_detached_statistics_have_a_right_forward(real_run):
-    result = campaign(real_run, "tests/power/tutorial_subjects.py:DetachedStatistics", fail_fast=True)
+    result = campaign(real_run, "verify.faults.tutorial:DetachedStatistics", fail_fast=True)
     assert [failure.property for failure in result.failures] == ["grad_input"]
 
 
