@@ -181,8 +181,8 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
     """Synchronized batch norm over a process group; see the module's docstring.
 
     Takes what `torch.nn.SyncBatchNorm` takes. `process_group` None is the default group, if there is one. The
-    steps of a forward are methods (statistics, merge, track, normalise), so that a fault replaces one and
-    leaves the rest.
+    steps of a forward are methods (statistics, merge, track, invstd, normalise), and its autograd function is
+    `rule`, so that a fault replaces one and leaves the rest.
 
     Raises (in forward, on every rank of the group alike):
         ValueError: On fewer than two dimensions, a wrong number of channels, or one value a channel in
@@ -191,6 +191,7 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
     """
 
     syncbn_verify = {"domain": {"ragged_grad": True}}  # noqa: RUF012
+    rule: Any = Normalise
 
     def __init__(
         self,
@@ -219,8 +220,7 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
             return self.normalise(input, self._own_statistics(input), None)
         dtype = accumulation_dtype(input.dtype)
         mean, var = self.running_mean.to(dtype, copy=True), self.running_var.to(dtype)
-        invstd = inverse_deviation(var, self.eps)
-        return Normalise.apply(input, self.weight, self.bias, mean, invstd, None, None, None)
+        return self.rule.apply(input, self.weight, self.bias, mean, self.invstd(var), None, None, None)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() < 2:
@@ -279,12 +279,16 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         for buffer, new in ((self.running_mean, statistics.mean), (self.running_var, unbiased)):
             buffer.copy_((1 - factor) * buffer.to(new.dtype) + factor * new)
 
+    def invstd(self, var: Tensor) -> Tensor:
+        """Return what the centred input is multiplied by, (C,)."""
+        return inverse_deviation(var, self.eps)
+
     def normalise(self, x: Tensor, statistics: Statistics, group: Any) -> Tensor:
         """Return the normalised `x`, with the gradient through `statistics`, whose sums `group` reduces."""
-        invstd = inverse_deviation(statistics.var, self.eps)
+        invstd = self.invstd(statistics.var)
         anchor = None
         if group is not None and torch.is_grad_enabled() and not x.requires_grad:
             anchor = torch.zeros((), device=x.device, requires_grad=True)
-        return Normalise.apply(
+        return self.rule.apply(
             x, self.weight, self.bias, statistics.mean, invstd, statistics.count, group, anchor
         )
