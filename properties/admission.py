@@ -31,7 +31,7 @@ def objections(domain: Domain, case: Case) -> tuple[str, ...]:
         "affine": case.affine in domain.affine,
         "tracking": case.tracking in domain.tracking,
         "eval": domain.eval or all(step.mode == "train" for step in case.steps),
-        "values": case.values in domain.values,
+        "values": {case.values, case.last_values} - {""} <= set(domain.values),
     }
     return tuple(key for key, admitted in answers.items() if not admitted)
 

@@ -24,6 +24,7 @@ Affine = Literal["both", "weight", "none"]
 Family = Literal["ordinary", "large_offset", "tiny_spread", "constant", "mixed", "subnormal", "near_overflow"]
 SpecialKind = Literal["nan", "inf", "-inf", "zero", "huge"]
 Wrong = Literal["", "channels", "dims", "integer"]
+OddFamily = Literal["", "tiny_spread", "constant", "subnormal", "near_overflow"]
 Probe = Literal["", "repeatable", "scaling"]
 Mode = Literal["train", "eval"]
 Backward = Literal["now", "deferred", "none"]
@@ -93,6 +94,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         frozen: Parameters with requires_grad False.
         input_grad: Whether the input requires a gradient, per rank; empty for yes on all.
         values: Family of the input's values.
+        last_values: Family of the last channel's values, where it is another one.
         rank_offset: Each rank's mean is moved by a random multiple, up to 2 x this, of the channel's spread.
         specials: Single elements replaced in the first step's input.
         steps: The schedule.
@@ -124,6 +126,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     frozen: tuple[Literal["weight", "bias"], ...] = ()
     input_grad: tuple[bool, ...] = ()
     values: Family = "ordinary"
+    last_values: OddFamily = ""
     rank_offset: int = 0
     specials: tuple[Special, ...] = ()
     steps: tuple[Step, ...] = (Step(),)

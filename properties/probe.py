@@ -24,7 +24,7 @@ def second(case: Case) -> Case | None:
         return None
     if case.probe == "repeatable":
         return case
-    if case.probe == "scaling" and case.values not in _EXTREME and not case.specials:
+    if case.probe == "scaling" and not _extreme(case) and not case.specials:
         cotangent = case.cotangent_exponent + COTANGENT_SHIFT
         affine = case.affine_exponent + AFFINE_SHIFT
         if max(cotangent, affine) > 16 or min(case.cotangent_exponent, case.affine_exponent) < -4:
@@ -42,3 +42,7 @@ def shift_of(quantity: str, case: Case) -> int:
         "grad_weight": COTANGENT_SHIFT,
         "grad_bias": COTANGENT_SHIFT,
     }.get(quantity, 0)
+
+
+def _extreme(case: Case) -> bool:
+    return case.values in _EXTREME or case.last_values in _EXTREME

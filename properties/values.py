@@ -27,7 +27,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.case import Case, Dtype
+from properties.case import Case, Dtype, Family
 
 Words = NDArray[np.uint64]
 Floats = NDArray[np.float64]
@@ -186,15 +186,30 @@ def _channel_words(case: Case, tag: int, *, step: int, rank: int = 0) -> tuple[W
 
 def _channel_scale(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
     """Return center and spread of the channels on one rank, each (C,); a spread is a power of two or zero."""
-    a, b, c, _ = _channel_words(case, _CHANNEL_TAG, step=step)
+    words = _channel_words(case, _CHANNEL_TAG, step=step)
+    center, spread = _family_scale(case, case.values, words)
+    if case.last_values:
+        last = tuple(word[-1:] for word in words)
+        center[-1:], spread[-1:] = _family_scale(case, case.last_values, last)
+    if case.rank_offset:
+        words = _channel_words(case, _RANK_TAG, step=step, rank=rank)
+        unit = np.where(spread > 0, spread, 1.0)
+        with np.errstate(over="ignore"):
+            center = center + unit * (case.rank_offset * _triangular(words[0], words[1]))
+    return center, spread
+
+
+def _family_scale(case: Case, family: Family, words: tuple[Words, ...]) -> tuple[Floats, Floats]:
+    """Return center and spread of the channels that `words` are of, in `family`."""
+    a, b, c, _ = words
     center = 4.0 * _unit(a) - 2.0
     pick = (b >> np.uint64(4)).astype(np.int64)
     fine = _MANTISSA_BITS[case.dtype] - 4  # A mean of 2^fine spreads leaves the spread some 32 steps.
-    match case.values:
+    match family:
         case "ordinary" | "mixed":
             spread = np.ldexp(1.0, pick % 3 - 1)
         case "large_offset":
-            spread = np.ones(case.channels)
+            spread = np.ones(len(a))
             exponent = np.where(pick % 16 < 15, 4 + pick % 6, 10 + pick % 4)
             sign = np.where(c % np.uint64(2) == 0, -1.0, 1.0)
             center = sign * np.ldexp(1.0 + _unit(a), np.minimum(exponent, fine))
@@ -204,20 +219,15 @@ def _channel_scale(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]
             limit = np.ldexp(spread, min(fine, 10))
             center = np.where(c % np.uint64(2) == 0, 0.0, np.clip(center, -limit, limit))
         case "constant":
-            spread = np.zeros(case.channels)
+            spread = np.zeros(len(a))
         case "subnormal":
-            spread = np.full(case.channels, _tiny_scale(case.dtype))
-            center = np.zeros(case.channels)
+            spread = np.full(len(a), _tiny_scale(case.dtype))
+            center = np.zeros(len(a))
         case "near_overflow":
             low, high = _huge_exponents(case.dtype)
             rarity = 2 if case.dtype == "float16" else 16  # Its squares do not overflow in float32.
             spread = np.ldexp(1.0, np.where(pick % rarity == 0, high, low))
-            center = np.zeros(case.channels)
-    if case.rank_offset:
-        words = _channel_words(case, _RANK_TAG, step=step, rank=rank)
-        unit = np.where(spread > 0, spread, 1.0)
-        with np.errstate(over="ignore"):
-            center = center + unit * (case.rank_offset * _triangular(words[0], words[1]))
+            center = np.zeros(len(a))
     return center, spread
 
 

@@ -29,6 +29,7 @@ _RESETTABLE = (
     "random_parameters",
     "rank_offset",
     "values",
+    "last_values",
     "cotangent_exponent",
     "affine_exponent",
     "momentum",
@@ -83,6 +84,9 @@ def _plain(case: Case) -> Iterator[dict[str, Any]]:
             yield {**options, **shape, "steps": _DEFAULT.steps, **two}
     yield {**shape, "input_layout": "contiguous", "cotangent_layout": "contiguous"}
     yield {**options, "seed": case.seed, "values": case.values}
+    if case.last_values:
+        yield {**options, **shape, "seed": case.seed, "values": case.last_values}
+        yield {"channels": 1, "values": case.last_values, "last_values": ""}
 
 
 def _fewer_ranks(case: Case) -> Iterator[dict[str, Any]]:

@@ -98,6 +98,8 @@ def _options(case: Case) -> list[str]:
         parts.append("strided buffers")
     if case.values != "ordinary":
         parts.append(f"{case.values.replace('_', ' ')} values")
+    if case.last_values:
+        parts.append(f"{case.last_values.replace('_', ' ')} values in the last channel")
     if case.rank_offset:
         parts.append(f"rank means up to {case.rank_offset} x spread apart")
     if case.specials:

@@ -111,7 +111,7 @@ def test_elements_are_exact_in_their_dtype_and_finite_unless_a_special_says_othe
 @settings(max_examples=100)
 @given(small_cases, st.data())
 def test_shrinking_the_sizes_keeps_the_surviving_elements(case, data):
-    case = msgspec.structs.replace(case, specials=())
+    case = msgspec.structs.replace(case, specials=(), last_values="")
     rank = data.draw(st.integers(0, case.world_size - 1))
     n = data.draw(st.integers(0, case.batches[rank]))
     channels = data.draw(st.integers(1, case.channels))
@@ -254,3 +254,14 @@ def test_values_of_today_are_values_for_ever():
     fields = {"batches": (3, 2), "channels": 5, "dtype": "bfloat16", "rank_offset": 2}
     drawn = [tensors(Case(values=family, **fields), 1, step=0)[0] for family in FAMILIES]
     assert digest(*drawn) == "3a510bd547f3db86"
+
+
+def test_an_odd_last_channel_leaves_the_others_as_they_are():
+    plain = Case(batches=(4, 3), channels=12, seed=3)
+    odd = msgspec.structs.replace(plain, last_values="constant")
+    for rank in (0, 1):
+        x, g = tensors(plain, rank, step=0)
+        y, h = tensors(odd, rank, step=0)
+        np.testing.assert_array_equal(y[:, :-1], x[:, :-1])
+        np.testing.assert_array_equal(h, g)
+        assert len(np.unique(y[:, -1])) == 1
