@@ -21,7 +21,14 @@ EXIT_CODES = """exit codes:
   130  interrupted
 """
 
-LATER = ("recheck", "faults", "report", "baseline", "bench")
+FAULTS_TEXT = """The faults are judged on the CPU. Each campaign ends once all the properties that must catch
+its fault are violated. 0 means: every fault is caught on every seed by all of them, no right subject is
+accused, and, where the whole catalogue is judged, causes are named as often as they must be. Else it is 1.
+
+"""
+
+COMMANDS = "run, replay, faults, doctor"
+LATER = ("recheck", "report", "baseline", "bench")
 """Commands that a later version will have."""
 
 
@@ -50,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     _add_run(commands)
     _add_replay(commands)
+    _add_faults(commands)
     doctor = _command(
         commands, "doctor", "tell versions, cores, shared memory, and whether rank groups start"
     )
@@ -67,12 +75,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = list(argv) if argv is not None else None
     first = next((word for word in arguments or [] if not word.startswith("-")), "")
     if first in LATER:
-        raise UsageError(
-            f"Expected a command among run, replay, doctor, but got {first!r}: not in this version yet."
-        )
+        raise UsageError(f"Expected a command among {COMMANDS}, but got {first!r}: not in this version yet.")
     namespace = root.parse_args(arguments)
     if namespace.command is None:
-        raise UsageError("Expected a command among run, replay, doctor, but got none; see --help.")
+        raise UsageError(f"Expected a command among {COMMANDS}, but got none; see --help.")
     return namespace
 
 
@@ -165,6 +171,37 @@ def _add_replay(commands: Commands) -> None:
     _add_device(command)
     _add_promise(command)
     command.add_argument("--record", metavar="DIR", help="look the id up here first")
+
+
+def _add_faults(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "faults",
+        "judge the fault catalogue and the right subjects, and tell what the suite catches",
+        epilog=FAULTS_TEXT,
+    )
+    command.add_argument(
+        "names", nargs="*", metavar="ID|FAMILY", help="these faults only, without right subjects (all)"
+    )
+    command.add_argument(
+        "--seeds", type=_at_least(1), metavar="N", help="judge each fault on the seeds 1 to N (5)"
+    )
+    command.add_argument(
+        "--cases", type=_at_least(1), metavar="N", help="cases a fault and seed (300, or 60 s)"
+    )
+    command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a fault and seed")
+    command.add_argument(
+        "--right", type=_at_least(0), metavar="N", help="cases over all right subjects (2000; 0 with names)"
+    )
+    command.add_argument(
+        "--quick", action="store_true", help="one seed, a second of minimising a fault, 400 right cases"
+    )
+    command.add_argument("--workers", type=_at_least(1), metavar="N", help="worker processes (one a core)")
+    command.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    command.add_argument("--table", metavar="FILE", help="write the page docs/faults.md")
+    command.add_argument(
+        "--sensitivity", action="store_true", help="instead: how small an error of a right subject is caught"
+    )
 
 
 def _keys(*, domain: bool = True) -> str:

@@ -34,9 +34,12 @@ from verify.explain import Occurrence, explain
 from verify.known import extent
 from verify.minimise import Minimum, Over, hunt
 from verify.plain import plain
+from verify.policy import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
 from verify.result import Failure, SubjectResult
 from verify.tally import Tally
 from verify.trial import Examiner, Trial
+
+__all__ = ["DEFAULT_BUDGET", "DEFAULT_POLICY", "Budget", "Campaign", "Policy", "derive", "property_of"]
 
 MIN_DRAWS = 100
 """Draws that a round may make beyond the budget, since cases judged before do not count."""
@@ -55,38 +58,6 @@ SHORT_TIMEOUT = 2.5
 def property_of(kind: str) -> str:
     """Return the id of the property that a kind of failure violates; see `Trial.failures`."""
     return kind.partition(" ")[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """How long a campaign draws: cases, seconds, or whichever ends first; None for no limit of that kind."""
-
-    cases: int | None = 300
-    seconds: float | None = 60.0
-
-    @classmethod
-    def of(cls, cases: int | None, seconds: float | None) -> Budget:
-        """Return the default budget unless one of the limits is given: that one is then the whole budget."""
-        return cls() if cases is None and seconds is None else cls(cases=cases, seconds=seconds)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How a campaign treats failures.
-
-    Attributes:
-        fail_fast: End at the first failing case, once it is minimised.
-        minimise_seconds: Bound of one minimising.
-        minimise_total: Bound of all together; each still gets a second.
-    """
-
-    fail_fast: bool = False
-    minimise_seconds: float = 8.0
-    minimise_total: float = 24.0
-
-
-DEFAULT_BUDGET = Budget()
-DEFAULT_POLICY = Policy()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -285,15 +256,23 @@ class Campaign:
         elif self.tally.lost >= MAX_LOST:
             self.stopped = f"{self.tally.lost} cases cost a rank group"
         fresh = [kind for kind in trial.failures if kind not in self._failures]
+        fresh.sort(key=lambda kind: property_of(kind) not in self.policy.until)
         if fresh:
             self._found_at, self._found_trial, self._pending = self.clock(), trial, fresh[0]
             self.emit(
                 FailureFound(subject=self.examiner.subject.spec, property=property_of(fresh[0]), case=case)
             )
             return fresh[0]
+        self._stop_if_enough()
         if self.stopped:
             raise Over
         return None
+
+    def _stop_if_enough(self) -> None:
+        """End the drawing once every property of the policy's `until` was violated."""
+        until = self.policy.until
+        if until and until <= self.tally.violated | set(map(property_of, self._failures)):
+            self.stopped = self.stopped or "every property that was looked for is violated"
 
     def _deadly_entry(self, case: Case) -> str:
         """Return the id of a known discrepancy that kills or hangs a rank on `case` and ran often enough."""
@@ -308,7 +287,7 @@ class Campaign:
 
     def _minimise_seconds(self) -> float:
         left = self.policy.minimise_total - self._minimised
-        return max(1.0, min(self.policy.minimise_seconds, left))
+        return min(self.policy.minimise_seconds, max(1.0, left))
 
     def _fails_within(self) -> Callable[[Case, str], bool]:
         """Return the test of one minimising, with its own count of hung runs."""
@@ -359,6 +338,7 @@ class Campaign:
             if kind not in self._failures:
                 self._tell(kind, trial, found=minimum.found, minimised=minimum.complete, repeats=repeats)
         self._pending = ""
+        self._stop_if_enough()
         if self.policy.fail_fast:
             self.stopped = "first failure"
 

@@ -65,10 +65,21 @@ def _replay(arguments: Namespace) -> int:
     return replay_command(arguments)
 
 
+def _faults(arguments: Namespace) -> int:
+    from verify.power.command import faults_command
+
+    return faults_command(arguments)
+
+
 def _doctor(arguments: Namespace) -> int:
     from verify.doctor import doctor_command
 
     return doctor_command(arguments)
 
 
-_COMMANDS: dict[str, Callable[[Namespace], int]] = {"run": _run, "replay": _replay, "doctor": _doctor}
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "run": _run,
+    "replay": _replay,
+    "faults": _faults,
+    "doctor": _doctor,
+}

@@ -45,6 +45,11 @@ class Tally:
         """Cases that a rank group did not survive, known discrepancies set aside."""
         return self._counts["lost"]
 
+    @property
+    def violated(self) -> frozenset[str]:
+        """Ids of the properties that a case violated."""
+        return frozenset(name for name, outcomes in self._outcomes.items() if outcomes["VIOLATED"])
+
     def add(self, trial: Trial) -> None:
         """Count one trial."""
         self._counts["cases"] += 1

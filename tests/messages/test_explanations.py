@@ -239,7 +239,9 @@ def test_a_summary(snapshot: SnapshotAssertion) -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse words its help otherwise from 3.13 on")
 @pytest.mark.parametrize(
-    "words", [[], ["run"], ["replay"], ["doctor"]], ids=["verify", "run", "replay", "doctor"]
+    "words",
+    [[], ["run"], ["replay"], ["faults"], ["doctor"]],
+    ids=["verify", "run", "replay", "faults", "doctor"],
 )
 def test_help(
     words: list[str],

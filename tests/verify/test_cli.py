@@ -37,6 +37,9 @@ HEAVY = ("torch", "jax", "hypothesis", "numpy.testing", "rich")
         (["replay", "feedfeedfeed"], "--subject"),
         (["replay", "feedfeedfeed", "--subject", "local"], "id of a kept case"),
         (["replay", '{"batches":[]}', "--subject", "local"], "1 to 64 ranks"),
+        (["faults", "--seeds", "0"], "integer of 1 or more"),
+        (["faults", "no-such-fault"], "ids of faults, or families among"),
+        (["faults", "--json", "/nowhere/at/all.json"], "--json to be writable"),
         *([[name], "not in this version yet"] for name in LATER),
     ],
 )
@@ -49,7 +52,9 @@ def test_a_bad_line_is_told_in_one_line_and_ends_with_64(
     assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["replay", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["run", "--help"], ["replay", "--help"], ["faults", "--help"], ["doctor", "--help"]]
+)
 def test_help_documents_the_exit_codes(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == exits.OK
     text = capsys.readouterr().out
@@ -133,7 +138,8 @@ def test_a_light_import_is_light(statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["verify.run_command", "verify.replay", "verify.doctor", "verify.main_job"]
+    "module",
+    ["verify.run_command", "verify.replay", "verify.doctor", "verify.main_job", "verify.power.worker"],
 )
 def test_the_parent_never_imports_torch(module: str) -> None:
     assert "torch" not in imported_by(f"import {module}\nfrom verify.trial import machinery; machinery()")

@@ -1,0 +1,129 @@
+"""The command `faults`: the catalogue and the right subjects, judged by a crew, told and written."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from verify.arguments import UsageError
+from verify.environment import cores, environment, one_line
+from verify.faults.cards import cards, right_cards
+from verify.policy import Budget
+from verify.power.crew import Crew
+from verify.power.document import document
+from verify.power.markdown import page
+from verify.power.outcome import Done
+from verify.power.progress import Told
+from verify.power.score import Score
+from verify.power.table import FOOTNOTE, conclusion, right_lines, totals
+from verify.power.units import (
+    QUICK_MINIMISING,
+    Effort,
+    SelectionError,
+    Unit,
+    chosen,
+    fault_units,
+    right_units,
+)
+
+SEEDS = 5
+RIGHT_CASES = 2000
+QUICK_RIGHT_CASES = 400
+
+
+class Works(Protocol):
+    """The part of a crew that is needed here (`verify.power.crew.Crew`)."""
+
+    def work(self, units: Iterable[Unit]) -> Iterator[Done]:
+        """Yield each unit with its outcome."""
+
+
+def faults_command(arguments: Namespace) -> int:
+    """Do `python -m verify faults` and return its exit code."""
+    if arguments.sensitivity:
+        return _sensitivity(arguments)
+    score = Score(tuple(units(arguments)), whole=not arguments.names)
+    for option in ("json", "table"):
+        _check_writable(option, getattr(arguments, option))
+    workers = max(1, min(arguments.workers or cores(), len(score.units)))
+    sys.stdout.write(
+        f"{one_line(device='cpu', backend='gloo')}; {score.faults} faults, {score.seeds} seeds, "
+        f"{workers} workers\n"
+    )
+    with _written(score, arguments), Crew(workers) as crew:
+        judge(score, crew, sys.stdout)
+    return score.exit_code
+
+
+def units(arguments: Namespace) -> Iterator[Unit]:
+    """Yield what a command line asks for.
+
+    Raises:
+        UsageError: If it names no fault.
+    """
+    quick, names = arguments.quick, arguments.names
+    try:
+        selected = chosen(cards(), names)
+    except SelectionError as error:
+        raise UsageError(str(error)) from None
+    budget = Budget.of(arguments.cases, arguments.seconds)
+    minimising = {"minimise_seconds": QUICK_MINIMISING, "minimise_total": QUICK_MINIMISING} if quick else {}
+    effort = Effort(cases=budget.cases, seconds=budget.seconds, **minimising)
+    right = arguments.right
+    if right is None:
+        right = 0 if names else QUICK_RIGHT_CASES if quick else RIGHT_CASES
+    yield from fault_units(selected, seeds=arguments.seeds or (1 if quick else SEEDS), effort=effort)
+    if right:
+        yield from right_units(right_cards(), cases=right)
+
+
+def judge(score: Score, crew: Works, stream: TextIO) -> None:
+    """Have `crew` do the units of `score`, and tell everything on `stream`.
+
+    An interrupt is told with a summary of what was judged, and raised again.
+    """
+    try:
+        with Told(score, stream) as told:
+            for done in crew.work(score.units):
+                score.add(done)
+                told.tell(done)
+    finally:
+        lines = [*totals(score), *right_lines(score.right)]
+        stream.write("\n".join([FOOTNOTE, "", *lines, conclusion(score)]) + "\n")
+        stream.flush()
+
+
+@contextmanager
+def _written(score: Score, arguments: Namespace) -> Iterator[None]:
+    """Write the files that the command line names at the end, also after an interrupt."""
+    command = ["verify", *arguments.words]
+    try:
+        yield
+    finally:
+        if arguments.json:
+            facts = environment(device="cpu", backend="gloo")
+            Path(arguments.json).write_text(document(score, environment=facts, command=command), "utf-8")
+        if arguments.table:
+            line = " ".join(["python -m", *command])
+            where = one_line(device="cpu", backend="gloo")
+            Path(arguments.table).write_text(page(score, command=line, environment=where), "utf-8")
+
+
+def _check_writable(option: str, path: str | None) -> None:
+    if path and not Path(path).absolute().parent.is_dir():
+        raise UsageError(f"Expected --{option} to be writable, but got {path!r}: there is no such folder.")
+
+
+def _sensitivity(arguments: Namespace) -> int:
+    try:
+        from verify.sensitivity import sensitivity_command
+    except ModuleNotFoundError as error:
+        if error.name != "verify.sensitivity":
+            raise
+        raise UsageError("Expected faults without --sensitivity: it is not in this version yet.") from None
+    code: int = sensitivity_command(arguments)
+    return code

@@ -1,0 +1,199 @@
+"""The table that people read: a line a fault, then totals, then the right subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from verify.faults.classes import class_name
+from verify.power.outcome import Cell
+from verify.power.score import FALSELY_TARGET, NAMED_TARGET, RightRow, Row, Score, summed
+from verify.wording import count, listing, ratio
+
+LATE = 150
+"""Cases until the first failure above which a fault is listed as found late: half of the default budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The fixed widths of the table, so that its lines can be written one by one.
+
+    Args:
+        width: Of the longest id.
+    """
+
+    width: int
+
+    @property
+    def head(self) -> str:
+        """The line of titles."""
+        return (
+            f"{'fault':<{self.width}}  class  caught  {'cases':>6} {'seconds':>8}  "
+            f"{'minimal case*':<14}  violated properties; first named cause"
+        )
+
+    def line(self, row: Row) -> str:
+        """Return the line of one fault."""
+        cells = texts(row)
+        return (
+            f"{row.card.id:<{self.width}}  {row.card.number:>5}  {cells.caught:>6}  {cells.cases:>6} "
+            f"{cells.seconds:>8}  {cells.minimal:<14}  {cells.properties}"
+            + (f"; {cells.cause}" if cells.cause else "")
+            + (f"; NOT violated: {cells.lacking}" if cells.lacking else "")
+            + (f"; {count(row.internal, 'failure')} of our own machinery" if row.internal else "")
+        )
+
+
+FOOTNOTE = (
+    "* ranks x channels x values a channel, and bytes of JSON: the largest over the seeds. "
+    "Cases and seconds until the first failure are medians over the seeds."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """What the cells of one row say."""
+
+    caught: str
+    cases: str
+    seconds: str
+    minimal: str
+    properties: str
+    lacking: str
+    cause: str
+
+
+def texts(row: Row) -> Texts:
+    """Return the texts of one row."""
+    least = row.minimal
+    return Texts(
+        caught=f"{row.caught}/{row.wanted}",
+        cases="-" if row.cases is None else f"{row.cases:g}",
+        seconds="-" if row.seconds is None else f"{row.seconds:.2f}",
+        minimal=f"{least.ranks}x{least.channels}x{least.values} {least.size} B" if least else "-",
+        properties=", ".join(row.properties) or ("MISSED" if row.outcomes else "not judged"),
+        lacking=", ".join(row.lacking) if row.properties else "",
+        cause=row.cause,
+    )
+
+
+def totals(score: Score) -> Iterator[str]:
+    """Yield the lines that sum up the faults."""
+    rows = score.rows
+    if not rows:
+        return
+    outcomes = [outcome for row in rows for outcome in row.outcomes]
+    caught = sum(outcome.caught for outcome in outcomes)
+    whole = sum(not outcome.lacking for outcome in outcomes)
+    share = caught / len(outcomes) if outcomes else 0.0
+    yield (
+        f"{count(len(rows), 'fault')} of {score.faults}, {count(score.seeds, 'seed')}: caught "
+        f"{caught}/{len(outcomes)} ({share:.1%}), with all the properties that must catch them {whole}"
+    )
+    if found := [row.seconds for row in rows if row.seconds is not None]:
+        cases = [row.cases for row in rows if row.cases is not None]
+        yield (
+            f"until the first failure, median over the faults: {median(cases):g} cases, "
+            f"{median(found):.2f} s; greatest: {max(cases):g} cases, {max(found):.2f} s"
+        )
+    yield from _lists(score)
+    yield _naming(score)
+    yield "faults by class: " + ", ".join(f"{number}: {faults}" for number, faults in score.by_class.items())
+    if missing := [number for number in range(1, 26) if number not in score.by_class]:
+        yield f"classes without a fault: {', '.join(map(str, missing))}"
+
+
+def _lists(score: Score) -> Iterator[str]:
+    """Yield the lists of faults that need attention."""
+    rows = score.rows
+    judged = [row for row in rows if row.outcomes]
+    lists = {
+        "missed on a seed": [row.card.id for row in judged if row.caught < len(row.outcomes)],
+        "caught, but not by all the properties that must": [
+            row.card.id for row in judged if row.caught == len(row.outcomes) and row.lacking
+        ],
+        f"found late (above {LATE} cases on a seed)": [row.card.id for row in rows if row.latest > LATE],
+        "not minimised to two ranks and one channel": list(score.not_small),
+        "our own machinery failed": [row.card.id for row in rows if row.internal],
+    }
+    for words, ids in lists.items():
+        if ids:
+            yield f"{words}: {', '.join(ids)}"
+
+
+def _naming(score: Score) -> str:
+    named = score.named
+    if not named.measured:
+        return "diagnosis: this version names no causes"
+    judged = "" if score.whole else " (of the whole catalogue)"
+    return (
+        f"diagnosis: the true class named for {named.rightly}/{named.nameable} ({named.rightly_share:.1%}; "
+        f"target {NAMED_TARGET:.0%}{judged}); a cause named for {named.falsely}/{named.others} "
+        f"({named.falsely_share:.1%}; target at most {FALSELY_TARGET:.0%}) that no hypothesis covers"
+    )
+
+
+def right_lines(rows: Sequence[RightRow]) -> Iterator[str]:
+    """Yield the lines on the right subjects: accusations, undecided shares, greatest ratios."""
+    if not rows:
+        return
+    cases, accused = sum(row.cases for row in rows), sum(row.accused for row in rows)
+    yield f"right subjects: {accused} of {count(cases, 'case')} accused"
+    width = max(len(row.spec) for row in rows)
+    for row in rows:
+        yield (
+            f"  {row.spec:<{width}}  grade {row.grade}  {row.cases:>6} cases  {row.accused:>3} accused  "
+            f"{row.undecided_share:>7.3%} undecided  greatest ratio {ratio(row.max_ratio)}"
+            + (f"; {count(row.internal, 'failure')} of our own machinery" if row.internal else "")
+        )
+    yield "  greatest ratio by property, dtype and grade; share of undecided elements:"
+    for grade, cells in graded(rows).items():
+        for cell in cells:
+            yield (
+                f"  {grade}  {cell.dtype:<8}  {cell.property:<20} {cell.pairs:>6} cases  "
+                f"{shown(cell):>8}  {undecided(cell):>8}"
+            )
+    for row in rows:
+        for accusation in row.accusations:
+            yield "\n" + accusation.text
+
+
+def graded(rows: Sequence[RightRow]) -> dict[str, tuple[Cell, ...]]:
+    """Return the counts by grade, and in each by dtype and property."""
+    grades = sorted({row.grade for row in rows})
+    return {
+        grade: summed((row.cells for row in rows if row.grade == grade), by=("dtype", "property"))
+        for grade in grades
+    }
+
+
+def shown(cell: Cell) -> str:
+    """Return the greatest ratio of a cell; a dash where the property has none."""
+    return ratio(float(cell.max_ratio)) if cell.max_ratio else "-"
+
+
+def undecided(cell: Cell) -> str:
+    """Return the share of undecided elements of a cell."""
+    return f"{cell.undecided / cell.elements:.3%}" if cell.elements else "-"
+
+
+def conclusion(score: Score) -> str:
+    """Return the last line: whether every target is met."""
+    unmet = []
+    if any(not row.complete and not row.broken for row in score.rows):
+        unmet.append("not every fault is caught on every seed by the properties that must")
+    if any(row.accused for row in score.right):
+        unmet.append("a right subject is accused")
+    if score.whole and score.named.measured and not score.named.met:
+        unmet.append("the targets of diagnosis are missed")
+    if score.internal:
+        unmet.append("our own machinery failed")
+    if not score.finished:
+        unmet.append(f"{len(score.units) - len(score.done)} of {len(score.units)} units were not judged")
+    return f"Not met: {listing(unmet)}." if unmet else "Every target is met."
+
+
+def class_words(number: int) -> str:
+    """Return a class as "3 variance between ranks dropped"."""
+    return f"{number} {class_name(number)}"

@@ -1,0 +1,99 @@
+"""A unit of work: one fault and one seed, or some cases of a right subject; JSON, so that it can travel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import msgspec
+
+from verify.faults.cards import Card, RightCard
+from verify.policy import Budget
+
+CHUNK = 250
+"""Cases of a right subject in one unit, so that workers share them evenly and a lost worker loses little."""
+
+
+class Effort(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a unit may take.
+
+    Attributes:
+        cases, seconds: Budget of the drawing; None for no limit of that kind.
+        minimise_seconds, minimise_total: As in `verify.policy.Policy`.
+    """
+
+    cases: int | None = 300
+    seconds: float | None = 60.0
+    minimise_seconds: float = 8.0
+    minimise_total: float = 24.0
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of its campaign."""
+        return Budget(cases=self.cases, seconds=self.seconds)
+
+
+QUICK_MINIMISING = 1.0
+
+
+class FaultUnit(msgspec.Struct, frozen=True, kw_only=True, tag_field="unit", tag="fault"):
+    """One fault, to be caught with the draws of one seed."""
+
+    card: Card
+    seed: int
+    effort: Effort = Effort()
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.card.id}, seed {self.seed}"
+
+
+class RightUnit(msgspec.Struct, frozen=True, kw_only=True, tag_field="unit", tag="right"):
+    """Some cases of a right subject, which must not be accused."""
+
+    card: RightCard
+    seed: int
+    cases: int
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.card.spec}, {self.cases} cases of seed {self.seed}"
+
+
+Unit = FaultUnit | RightUnit
+
+
+class SelectionError(ValueError):
+    """Names that select no fault; the message is one line."""
+
+
+def chosen(cards: Sequence[Card], names: Collection[str]) -> tuple[Card, ...]:
+    """Return the cards whose id or family is in `names`; all of them if `names` is empty.
+
+    Raises:
+        SelectionError: If a name is that of no fault and no family.
+    """
+    known = {card.id for card in cards} | {card.family for card in cards}
+    if unknown := sorted(set(names) - known):
+        families = ", ".join(sorted({card.family for card in cards}))
+        raise SelectionError(
+            f"Expected ids of faults, or families among {families}, but got {', '.join(unknown)}."
+        )
+    return tuple(card for card in cards if not names or card.id in names or card.family in names)
+
+
+def fault_units(cards: Sequence[Card], *, seeds: int, effort: Effort) -> Iterator[FaultUnit]:
+    """Yield one unit a fault and seed 1 to `seeds`, all seeds of a fault together."""
+    for card in cards:
+        for seed in range(1, seeds + 1):
+            yield FaultUnit(card=card, seed=seed, effort=effort)
+
+
+def right_units(cards: Sequence[RightCard], *, cases: int, chunk: int = CHUNK) -> Iterator[RightUnit]:
+    """Yield units that together have `cases` cases, spread over the subjects; every unit has its own seed."""
+    shares = [cases // len(cards) + (index < cases % len(cards)) for index in range(len(cards))]
+    for index, (card, share) in enumerate(zip(cards, shares, strict=True)):
+        for number, begin in enumerate(range(0, share, chunk)):
+            seed = 1 + number * len(cards) + index
+            yield RightUnit(card=card, seed=seed, cases=min(chunk, share - begin))

@@ -1,0 +1,101 @@
+"""A worker: a process that judges units of work, one after the other, with rank groups of its own.
+
+Rules
+-----
+- Units come as lines of JSON on the standard input, messages go as lines of JSON to the standard output. What
+  anything else prints goes to the standard error.
+- It ends when its input does, on SIGTERM, and when its parent dies, and never without ending its ranks.
+- A terminal's Ctrl-C is the parent's to handle.
+
+Theory of operation
+-------------------
+One run serves all units: one server of ranks, which imports torch once, and one compiled reference. The ranks
+of a fault are forked from that server when they are needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import BinaryIO
+
+import msgspec
+
+from verify.power.judging import judge_fault, judge_right
+from verify.power.outcome import Beat, Broken, Message, Outcome, Ready
+from verify.power.units import FaultUnit, Unit
+from verify.run import Run, Settings
+from verify.subject import Overrides
+
+_PR_SET_PDEATHSIG = 1
+_BEAT_SECONDS = 1.0
+
+
+def main() -> None:
+    """Judge units until the standard input ends."""
+    messages = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        with Run(Settings(seed=0)) as run:
+            serve(sys.stdin.buffer, messages, run)
+    except BrokenPipeError:
+        sys.exit(0)  # the parent is gone
+
+
+def serve(units: BinaryIO, messages: BinaryIO, run: Run) -> None:
+    """Judge the units of one stream with `run`, and send what comes out to another."""
+
+    def send(message: Message) -> None:
+        messages.write(msgspec.json.encode(message) + b"\n")
+        messages.flush()
+
+    decoder: msgspec.json.Decoder[Unit] = msgspec.json.Decoder(Unit)
+    _ = run.parts  # imports the reference
+    send(Ready())
+    for line in units:
+        send(_outcome(decoder.decode(line), run, beat=_Beats(send)))
+
+
+def _outcome(unit: Unit, run: Run, *, beat: Callable[[], None]) -> Outcome:
+    try:
+        return judge(unit, run, beat=beat)
+    except Exception:  # Ours, not the subject's: the campaign takes what a subject does.
+        return Broken(reason=traceback.format_exc())
+
+
+def judge(unit: Unit, run: Run, *, beat: Callable[[], None] = lambda: None) -> Outcome:
+    """Return what `unit` finds out, on the ranks of `run`.
+
+    Args:
+        unit: What to judge.
+        run: An open run.
+        beat: Called again and again meanwhile.
+    """
+    if isinstance(unit, FaultUnit):
+        return judge_fault(unit, run.examiner(run.subject(unit.card.spec)), beat=beat)
+    overrides = Overrides(domain={}, contract={}, grade=unit.card.grade)
+    subject = run.subject(unit.card.spec, overrides=overrides)
+    return judge_right(unit, run.examiner(subject), keep=run.keep, beat=beat)
+
+
+class _Beats:
+    """Sends a beat when it is called, at most one a second."""
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= _BEAT_SECONDS:
+            self._last = now
+            self._send(Beat())
