@@ -28,8 +28,8 @@ TARGETS: dict[tuple[str, str, str], int] = {
 _INTRODUCTION = """# Sensitivity
 
 How small an error is caught. A right subject (`verify.faults.perturbed`) has one quantity moved by a
-relative 2^k u, and the table gives the smallest k that is caught on every one of {seeds} seeds: "5" means that
-an error of 32 u, 2e-6 in float32, is caught. Made by
+relative 2^k u, and the table gives the smallest k that is caught on every one of {seeds} seeds: "5" means
+that an error of 32 u, 2e-6 in float32, is caught. Made by
 
     python -m verify faults --sensitivity --table docs/sensitivity.md
 
@@ -41,10 +41,10 @@ in half of the cases, predicted from the ratios of a run with a large amount. "-
 - u is the unit roundoff of the dtype; for mean, variance and inverse deviation of half inputs, that of
   float32, in which they are computed. 2^0 u is the rounding of a single operation.
 - Mean, variance and inverse deviation are moved before anything uses them, the rest before it is stored.
-- The strata are numbers of values a channel over all ranks; the cases are those of the ordinary generator that
-  lie in the stratum, as one training step on two ranks with parameters of the input's dtype.
-- k counts the easiest case of a seed: an output that is its bias, since the weight is 0, hardly rounds, nor a
-  buffer with momentum 0. The half says what an ordinary case does.
+- The strata are numbers of values a channel over all ranks; the cases are those of the ordinary generator
+  that lie in the stratum, as one training step on two ranks with parameters of the input's dtype.
+- k counts the easiest case of a seed: an output that is its bias, since the weight is 0, hardly rounds, nor
+  does a buffer with momentum 0. The half says what an ordinary case does.
 - assert_close has the reference rounded to the dtype, so without rounding errors of its own. Where it rejects
   the right subject itself (see below) the case is left out of its columns: its noticing means nothing there.
 - Gradients of the input count from three values a channel on: with two they are zero but for rounding.

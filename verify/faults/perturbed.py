@@ -9,8 +9,8 @@ flattened output (N, C, ...) of rank 1; rank -1 means all ranks. So one rank gro
 amounts the subject is `Aggregated`.
 
 `mean`, `var` and `invstd` are moved in the accumulation dtype before anything uses them; `output`,
-`grad_input`, `grad_weight`, `grad_bias`, `running_mean` and `running_var` in the accumulation dtype before they
-are stored, so that the subject's own rounding comes after. It has no card: it is no fault.
+`grad_input`, `grad_weight`, `grad_bias`, `running_mean` and `running_var` in the accumulation dtype before
+they are stored, so that the subject's own rounding comes after. It has no card: it is no fault.
 """
 
 from __future__ import annotations
