@@ -34,7 +34,7 @@ class Saved:
     @property
     def world(self) -> int:
         """Ranks in the group."""
-        return 1 if self.group is None else dist.get_world_size(self.group)
+        return 1 if self.group is None else int(dist.get_world_size(self.group))
 
     @property
     def own_count(self) -> int:
@@ -54,7 +54,8 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         subject, needs = ctx.subject, ctx.needs_input_grad
-        saved = subject.saved(Saved(*ctx.saved_tensors, max(ctx.count, 1), ctx.group))
+        x, weight, mean, invstd = ctx.saved_tensors
+        saved = subject.saved(Saved(x, weight, mean, invstd, max(ctx.count, 1), ctx.group))
         g = subject.cotangent(dy)
         xhat = (columns(saved.x) - saved.mean[:, None]) * saved.invstd[:, None]
         sums = (g.sum(1), (g * xhat).sum(1))
