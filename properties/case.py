@@ -25,7 +25,7 @@ Family = Literal["ordinary", "large_offset", "tiny_spread", "constant", "mixed",
 SpecialKind = Literal["nan", "inf", "-inf", "zero", "huge"]
 Wrong = Literal["", "channels", "dims", "integer"]
 OddFamily = Literal["", "tiny_spread", "constant", "subnormal", "near_overflow"]
-Probe = Literal["", "repeatable", "scaling"]
+Probe = Literal["", "repeatable", "scaling", "conversion"]
 Mode = Literal["train", "eval"]
 Backward = Literal["now", "deferred", "none"]
 
@@ -101,8 +101,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         wrong: What makes the input one that must be refused: C + 1 channels, a one-dimensional input, or an
             integer input.
         cotangent_exponent, affine_exponent: The cotangent, and weight and bias, are multiplied by 2^k.
-        probe: An additional run of the case: `repeatable` runs it twice, `scaling` runs it with the exponents
-            moved.
+        probe: Something beside the run of the case: `repeatable` runs it twice, `scaling` runs it with the
+            exponents moved, `conversion` has the subject convert a small tree of modules that the seed says.
         seed: Seed of all values.
 
     Raises:

@@ -13,6 +13,7 @@ from properties.agreement import agreement
 from properties.buffers import num_batches_tracked, running_mean, running_var
 from properties.case import Case
 from properties.communication import collectives, eval_is_local
+from properties.conversion import conversion
 from properties.domain import Contract, DomainError
 from properties.ending import ending
 from properties.expected import Expected
@@ -75,8 +76,10 @@ _ALL = (
     Property("ending", "a rank hangs, dies or raises on a case that it must accept", ending),
     Property("repeatable", "the same case gives other bits the second time", repeatable),
     Property("scaling", "scaling by a power of two does not scale the results exactly", scaling),
+    Property("conversion", "conversion of a tree of modules changes more than it must, or less", conversion),
 )
 PROPERTIES: dict[str, Property] = {one.id: one for one in _ALL}
+_OF_PROBES = ("repeatable", "scaling", "conversion")
 _OF_RAGGED_CASES = ("ending", "refusal")
 
 
@@ -99,7 +102,7 @@ def judge(
     ids = tuple(PROPERTIES) if only is None else select(only)
     reason = _mistake(case, observation, expected)
     if reason:
-        return tuple(undecided(one, reason) for one in ids if one not in ("repeatable", "scaling"))
+        return tuple(undecided(one, reason) for one in ids if one not in _OF_PROBES)
     if case.ragged_grad:
         ids = tuple(one for one in ids if one in _OF_RAGGED_CASES)
     verdicts = (PROPERTIES[one].judge(case, observation, expected, contract) for one in ids)

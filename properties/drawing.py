@@ -100,6 +100,7 @@ _KINDS: tuple[tuple[SpecialKind, float], ...] = (
 )
 _WRONG: tuple[tuple[Wrong, float], ...] = (("", 955), ("channels", 15), ("dims", 15), ("integer", 15))
 _PROBES: tuple[tuple[Probe, float], ...] = (("", 14), ("repeatable", 1), ("scaling", 1))
+_CONVERSION: tuple[tuple[Probe, float], ...] = (("conversion", 1),)
 _GRADS: tuple[tuple[Literal["all", "none", "ragged"], float], ...] = (("all", 84), ("none", 8), ("ragged", 8))
 _STEPS = ((1, 50), (2, 28), (3, 22))
 _STEP: tuple[tuple[Step, float], ...] = (
@@ -149,8 +150,10 @@ def table(weighted: Weighted[T]) -> Table[T]:
 
 
 @functools.lru_cache(maxsize=64)
-def tables_for(domain: Domain, *, probes: bool, rare_world_sizes: tuple[int, ...]) -> Tables:
-    """Return the tables of `domain`.
+def tables_for(
+    domain: Domain, *, probes: bool, rare_world_sizes: tuple[int, ...], conversion: bool = False
+) -> Tables:
+    """Return the tables of `domain`; `conversion` adds that probe to the others.
 
     Raises:
         DomainError: If no case lies in the domain.
@@ -177,7 +180,7 @@ def tables_for(domain: Domain, *, probes: bool, rare_world_sizes: tuple[int, ...
         last=table(item for item in _LAST if not item[0] or item[0] in domain.values),
         grads=table(item for item in _GRADS if item[0] != "ragged" or domain.ragged_grad),
         step=table(item for item in _STEP if item[0].mode == "train" or domain.eval),
-        probes=table(_PROBES if probes else _PROBES[:1]),
+        probes=table((_PROBES if probes else _PROBES[:1]) + (_CONVERSION if conversion else ())),
     )
 
 

@@ -101,6 +101,7 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
         ledger: Its collectives, in order.
         digest: Of the inputs it drew, over all steps.
         seconds: Wall time in the subject.
+        facts: What else was looked at, by name (`before eps of plain`); see `properties.conversion`.
     """
 
     rank: int
@@ -113,6 +114,7 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
     ledger: tuple[Collective, ...] = ()
     digest: str = ""
     seconds: float = 0.0
+    facts: dict[str, str] = {}
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):

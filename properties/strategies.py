@@ -29,6 +29,7 @@ def cases(
     *,
     world_sizes: tuple[int, ...] | None = None,
     probes: bool = True,
+    conversion: bool = False,
     rare_world_sizes: tuple[int, ...] = RARE_WORLD_SIZES,
 ) -> st.SearchStrategy[Case]:
     """Return a strategy of cases in `domain`.
@@ -37,12 +38,15 @@ def cases(
         domain: What the subject supports.
         world_sizes: Numbers of ranks, in place of the domain's.
         probes: One case in sixteen asks for each probe, `repeatable` and `scaling`.
+        conversion: As many ask for the probe `conversion`.
         rare_world_sizes: Those among the numbers of ranks that are drawn rarely, about one in sixty each.
 
     Raises:
         DomainError: If no case lies in the domain.
     """
-    tables = _tables(domain, world_sizes, probes=probes, rare_world_sizes=rare_world_sizes)
+    tables = _tables(
+        domain, world_sizes, probes=probes, conversion=conversion, rare_world_sizes=rare_world_sizes
+    )
     choices = st.binary(min_size=TOTAL_BYTES, max_size=TOTAL_BYTES)
     return choices.map(lambda drawn: case_from(drawn, tables))
 
@@ -81,8 +85,9 @@ def _tables(
     world_sizes: tuple[int, ...] | None,
     *,
     probes: bool,
+    conversion: bool = False,
     rare_world_sizes: tuple[int, ...],
 ) -> Tables:
     if world_sizes is not None:
         domain = msgspec.structs.replace(domain, world_sizes=world_sizes)
-    return tables_for(domain, probes=probes, rare_world_sizes=rare_world_sizes)
+    return tables_for(domain, probes=probes, rare_world_sizes=rare_world_sizes, conversion=conversion)

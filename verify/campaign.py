@@ -207,7 +207,9 @@ class Campaign:
     # Drawing
 
     def _draw(self) -> None:
-        strategy = self.examiner.parts.cases(self.examiner.subject.promise.domain)
+        subject = self.examiner.subject
+        asked = {"conversion": True} if subject.converts else {}
+        strategy = self.examiner.parts.cases(subject.promise.domain, **asked)
         if fixed := self.examiner.subject.fixed:
             strategy = strategy.map(lambda case: msgspec.structs.replace(case, **fixed))
         number, idle = 0, 0

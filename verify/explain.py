@@ -56,6 +56,7 @@ _MUST = {
     "ending": "every rank must return.",
     "repeatable": "the same case must give the same bits twice.",
     "scaling": "scaling by a power of two must scale the results, bit for bit.",
+    "conversion": "conversion must replace every plain batch norm, and keep all else.",
 }
 
 

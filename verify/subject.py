@@ -35,6 +35,9 @@ class Describes(Protocol):
     @property
     def keywords(self) -> tuple[str, ...]: ...  # noqa: D102
 
+    @property
+    def converts(self) -> bool: ...  # noqa: D102
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -50,6 +53,7 @@ class Subject:
         options: Command-line options that a replay needs to be the same.
         narrowed: Keys of the domain that the command line set.
         lacking: Keywords that the factory does not take; what they say is out of its domain.
+        converts: The factory offers `convert_sync_batchnorm`, so that its conversion is judged.
     """
 
     spec: str
@@ -62,6 +66,7 @@ class Subject:
     options: tuple[str, ...] = ()
     narrowed: frozenset[str] = frozenset()
     lacking: tuple[str, ...] = ()
+    converts: bool = False
 
     @property
     def fixed(self) -> dict[str, float]:
@@ -132,6 +137,7 @@ def subject_from(
         options=_options(device, backend) + overrides.options,
         narrowed=frozenset(overrides.domain),
         lacking=lacking,
+        converts=description.converts,
     )
 
 

@@ -70,14 +70,15 @@ class Machinery:
     Attributes:
         expect: The reference.
         judge: The properties.
-        cases: Strategy of the cases of a domain (a Hypothesis `SearchStrategy[Case]`).
+        cases: Strategy of the cases of a domain (a Hypothesis `SearchStrategy[Case]`); with
+            `conversion=True` also of those that ask for it.
         objections: Keys of a domain that exclude a case; none if it lies in the domain.
         excluded_share: Share of the default domain's cases that a domain leaves out.
     """
 
     expect: Expects
     judge: Judges
-    cases: Callable[[Domain], Any]
+    cases: Callable[..., Any]
     objections: Callable[[Domain, Case], tuple[str, ...]]
     excluded_share: Callable[[Domain], float]
 

@@ -28,6 +28,7 @@ IDS = [
     "ending",
     "repeatable",
     "scaling",
+    "conversion",
 ]
 
 

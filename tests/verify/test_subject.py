@@ -25,7 +25,7 @@ properties = ["forward"]
 def described(
     promise: dict[str, Any] | None = None, file: str = "", keywords: tuple[str, ...] = KEYWORDS
 ) -> Any:
-    return SimpleNamespace(promise=promise or {}, file=file, keywords=keywords)
+    return SimpleNamespace(promise=promise or {}, file=file, keywords=keywords, converts=False)
 
 
 def test_without_a_promise_a_subject_has_the_default_one() -> None:

@@ -332,6 +332,7 @@ class RankGroup:
             ledger=answer.ledger,
             digest=answer.digest,
             seconds=answer.seconds,
+            facts=answer.facts,
         )
 
     def _died(self, number: int, code: int | None) -> RankObservation:

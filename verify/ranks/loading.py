@@ -123,6 +123,7 @@ def _describe(target: Target, factory: Factory, module: ModuleType) -> Descripti
         promise=data,
         keywords=accepted(factory),
         file=str(getattr(module, "__file__", "") or ""),
+        converts=callable(getattr(factory, "convert_sync_batchnorm", None)),
     )
 
 

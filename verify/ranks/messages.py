@@ -70,6 +70,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
         promise: Its `syncbn_verify` dictionary, or {}.
         keywords: Constructor keywords that it accepts, of those that a subject is built with.
         file: The file that defines it; empty if there is none.
+        converts: It offers `convert_sync_batchnorm(module, process_group=None)`.
     """
 
     spec: str
@@ -77,6 +78,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     promise: dict[str, Any]
     keywords: tuple[str, ...]
     file: str = ""
+    converts: bool = False
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -117,6 +119,7 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ledger: tuple[Collective, ...] = ()
     digest: str = ""
     seconds: float = 0.0
+    facts: dict[str, str] = {}
     dirty: bool = False
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from properties.case import Case
 from verify.errors import SubjectError
+from verify.ranks.conversion import facts
 from verify.ranks.exceptions import describe
 from verify.ranks.hygiene import Hygiene
 from verify.ranks.ledger import Ledger
@@ -120,6 +121,9 @@ class Worker:
         )
         execution = Execution(case, self._factory, keywords=self._description.keywords, place=place)
         execution.run()
+        told = {}
+        if case.probe == "conversion" and execution.raised is None:
+            told = facts(case.seed, self._factory, group=place.group)
         starts, size, spill = write(
             self._memory, [tensor.array for tensor in execution.tensors.values()], spill=self._spill
         )
@@ -136,6 +140,7 @@ class Worker:
             ledger=self._ledger.take(),
             digest=execution.digest,
             seconds=execution.seconds,
+            facts=told,
             dirty=not self._hygiene.intact(),
         )
 

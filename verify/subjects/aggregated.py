@@ -37,9 +37,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from verify.subjects.channels import accumulation_dtype, across, columns, native_layout, uncolumns
+from verify.subjects.converting import Converter
 
 _SPLIT = 1 << 20
 
@@ -191,6 +193,7 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
     """
 
     syncbn_verify = {"domain": {"ragged_grad": True}}  # noqa: RUF012
+    converter = Converter
     rule: Any = Normalise
 
     def __init__(
@@ -210,6 +213,11 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         if not bias:
             self.register_parameter("bias", None)
         self.process_group = process_group
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: Module, process_group: Any = None) -> Module:
+        """Return `module` with its plain batch norms replaced; as `torch.nn.SyncBatchNorm` offers it."""
+        return cls.converter(cls, process_group).convert(module)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised `input`, of the same shape and dtype."""

@@ -42,6 +42,7 @@ def SyncBatchNorm(
 
 
 SyncBatchNorm.syncbn_verify = {"known": "known/torch.toml"}  # type: ignore[attr-defined]
+SyncBatchNorm.convert_sync_batchnorm = torch.nn.SyncBatchNorm.convert_sync_batchnorm  # type: ignore[attr-defined]
 
 _backend_name = torch._C._get_privateuse1_backend_name
 
