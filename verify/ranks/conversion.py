@@ -8,7 +8,7 @@ Rules
   what appears afterwards is `a new object`.
 - No verdict is made here; `properties.conversion` judges.
 
-A case's seed says which items the tree has: below `ITEMS` that one alone, else a drawn half of them, some
+A case's seed says which items the tree has: below `ITEMS` that one alone, else three in four of them, some
 nested deeper, to be converted with a process group or with none.
 """
 
@@ -104,14 +104,14 @@ def facts(seed: int, factory: Factory, *, group: Any) -> dict[str, str]:
     if convert is None:
         return {}
     bits = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
-    given = None if seed >= ITEMS and bits & 3 == 3 else group or dist.group.WORLD
+    given = None if seed >= ITEMS and bits & 1 else group or dist.group.WORLD
     look = _Look(given)
     found = {"before process_group of the call": look.group(given)}
     try:
         own = _converted(factory)
     except BaseException as error:  # Whatever leaves the subject's code.
         return found | {_ENDING: _told(error)}
-    tree = _tree(seed, bits >> 2, own)
+    tree = _tree(seed, bits >> 1, own)
     found |= look.before(tree)
     try:
         after = convert(tree, process_group=given)
@@ -130,11 +130,11 @@ def _told(error: BaseException) -> str:
 def _tree(seed: int, bits: int, converted: nn.Module) -> nn.Module:
     """Return the tree: its items by name, with parameters and buffers of their own."""
     names = [*_ITEMS, _CONVERTED]
-    chosen = [names[seed]] if seed < ITEMS else [name for k, name in enumerate(names) if bits >> k & 1]
+    chosen = [names[seed]] if seed < ITEMS else [name for k, name in enumerate(names) if bits >> 2 * k & 3]
     root = nn.Sequential()
     for index, name in enumerate(chosen):
         item = _ITEMS[name]() if name in _ITEMS else converted
-        if seed >= ITEMS and bits >> (ITEMS + index) & 1:
+        if seed >= ITEMS and bits >> (2 * ITEMS + index) & 1:
             block = nn.Sequential()
             block.add_module(name, item)
             root.add_module(f"block{index}", block)
