@@ -199,8 +199,8 @@ class EpsInHalf(Aggregated):
     """Rounds eps to the input's dtype."""
 
     def _train(self, x: Tensor) -> Tensor:
-        exact = self.eps
-        self.eps = float(torch.tensor(exact, dtype=x.dtype))
+        exact: float = self.eps
+        self.eps: float = float(torch.tensor(exact, dtype=x.dtype))
         try:
             return super()._train(x)
         finally:

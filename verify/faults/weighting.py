@@ -14,7 +14,7 @@ from verify.subjects.aggregated import Aggregated, Moments, Statistics, local_mo
 from verify.subjects.aggregated import merge as right_merge
 
 
-def weighed(parts: list[Moments], weights: Sequence[float]) -> Statistics:
+def weighed(parts: list[Moments], weights: Sequence[Any]) -> Statistics:
     """Return the statistics of `parts`, each weighing as much as `weights` says; the count stays right."""
     right = right_merge(parts)
     other = [
