@@ -12,7 +12,15 @@ from properties.case import Case
 from properties.observation import Observation
 from tests.verify.fakes import FakeRanks, Heard, ended, examiner, returned
 from verify.campaign import MAX_DEADLY_RUNS, MAX_HUNG, SHORT_TIMEOUT, Budget, Campaign, Policy, derive
-from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, FailureMinimised, to_json
+from verify.events import (
+    CampaignEnded,
+    CampaignStarted,
+    CaseDrawn,
+    CaseEnded,
+    FailureFound,
+    FailureMinimised,
+    to_json,
+)
 from verify.known import parse
 from verify.result import SubjectResult
 from verify.subject import Subject
@@ -272,3 +280,31 @@ def test_a_budget_of_seconds_ends_the_drawing() -> None:
 def test_derived_seeds_differ_by_path() -> None:
     seeds = {derive(seed, *path) for seed in range(20) for path in ((), (0,), (1,), (0, 1))}
     assert len(seeds) == 80
+
+
+def test_a_campaign_ends_once_every_property_that_it_looks_for_is_violated() -> None:
+    rules = {
+        "forward": lambda case: case.channels > 3,
+        "grad_input": lambda case: len(case.batches) > 1,
+        "purity": lambda case: False,
+    }
+    until = Policy(minimise_seconds=3.0, until=frozenset({"forward", "grad_input"}))
+    result = run(rules, policy=until)
+    assert result.accounting.cases < 20
+    assert result.properties["forward"].violated
+    assert result.properties["grad_input"].violated
+    assert result.stopped == "every property that was looked for is violated"
+
+
+def test_a_campaign_that_misses_a_property_that_it_looks_for_draws_to_the_end() -> None:
+    rules = {"forward": lambda case: case.channels > 3, "purity": lambda case: False}
+    result = run(rules, policy=Policy(minimise_seconds=3.0, until=frozenset({"forward", "purity"})))
+    assert result.accounting.cases == 60
+    assert result.stopped == ""
+
+
+def test_of_a_case_that_violates_several_properties_one_that_is_looked_for_is_minimised() -> None:
+    heard = Heard()
+    rules = {"forward": lambda case: True, "grad_input": lambda case: True}
+    run(rules, policy=Policy(minimise_seconds=3.0, until=frozenset({"grad_input"})), heard=heard)
+    assert [event.property for event in heard.of(FailureFound)] == ["grad_input"]

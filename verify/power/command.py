@@ -109,7 +109,7 @@ def _written(score: Score, arguments: Namespace) -> Iterator[None]:
             Path(arguments.json).write_text(document(score, environment=facts, command=command), "utf-8")
         if arguments.table:
             line = " ".join(["python -m", *command])
-            where = one_line(device="cpu", backend="gloo")
+            where = one_line(device="cpu", backend="gloo").partition(": ")[2]
             Path(arguments.table).write_text(page(score, command=line, environment=where), "utf-8")
 
 

@@ -163,10 +163,16 @@ class Crew:
                 yield from self._lose(worker)
                 continue
             for line in lines:
-                yield from self._take(worker, self._decoder.decode(line))
+                yield from self._take(worker, self._decoded(line))
             if worker.unit is not None and time.monotonic() - worker.heard > self._silence:
                 worker.terminate()
                 yield from self._lose(worker, f"nothing was heard of it for {self._silence:g} s; ")
+
+    def _decoded(self, line: bytes) -> Message:
+        try:
+            return self._decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            return Broken(reason=f"Expected a message of a worker, but got {line[:80]!r}: {error}.")
 
     def _take(self, worker: _Worker, message: Message) -> Iterator[Done]:
         if isinstance(message, Ready):

@@ -175,7 +175,7 @@ def _cell(verdict: Verdict, *, dtype: str) -> Cell:
         dtype=dtype,
         property=verdict.property,
         pairs=1,
-        violated=verdict.outcome is Said.VIOLATED,
+        violated=int(verdict.outcome is Said.VIOLATED),
         elements=verdict.elements,
         undecided=verdict.undecided,
         blind=verdict.blind,

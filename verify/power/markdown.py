@@ -17,7 +17,7 @@ def page(score: Score, *, command: str, environment: str) -> str:
         command: The line that made it.
         environment: Versions and machine, in one line.
     """
-    return "\n".join(_lines(score, command=command, environment=environment)) + "\n"
+    return "\n".join(_lines(score, command=command, environment=environment)).rstrip() + "\n"
 
 
 def _lines(score: Score, *, command: str, environment: str) -> Iterator[str]:
@@ -33,9 +33,8 @@ def _lines(score: Score, *, command: str, environment: str) -> Iterator[str]:
     yield ""
     yield "## Totals"
     yield ""
-    yield from (f"- {line[0].upper()}{line[1:]}." for line in totals(score))
-    if score.right:
-        yield f"- {next(right_lines(score.right)).capitalize()}."
+    for line in (*totals(score), *list(right_lines(score.right))[:1]):
+        yield f"- {line[0].upper()}{line[1:]}."
     yield ""
     yield from _faults(score.rows)
     yield from _classes(score)

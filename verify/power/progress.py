@@ -31,7 +31,7 @@ class Told:
     def __init__(self, score: Score, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._score, self._stream, self._clock = score, stream, clock
         ids = [unit.card.id for unit in score.units if isinstance(unit, FaultUnit)]
-        self.columns = Columns(max(map(len, ids), default=5))
+        self.columns = Columns(max(map(len, ["fault", *ids])))
         self._told = clock()
         self._bar = _bar(stream) if stream.isatty() else None
         self._task = TaskID(0)

@@ -181,7 +181,7 @@ def undecided(cell: Cell) -> str:
 def conclusion(score: Score) -> str:
     """Return the last line: whether every target is met."""
     unmet = []
-    if any(not row.complete and not row.broken for row in score.rows):
+    if any(row.lacking for row in score.rows):
         unmet.append("not every fault is caught on every seed by the properties that must")
     if any(row.accused for row in score.right):
         unmet.append("a right subject is accused")

@@ -31,6 +31,7 @@ from verify.power.outcome import Beat, Broken, Message, Outcome, Ready
 from verify.power.units import FaultUnit, Unit
 from verify.run import Run, Settings
 from verify.subject import Overrides
+from verify.trial import machinery
 
 _PR_SET_PDEATHSIG = 1
 _BEAT_SECONDS = 1.0
@@ -41,14 +42,39 @@ def main() -> None:
     messages = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    leave = _Leave()
+    signal.signal(signal.SIGTERM, leave)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    machinery()
     try:
         with Run(Settings(seed=0)) as run:
+            leave.at_once()
             serve(sys.stdin.buffer, messages, run)
     except BrokenPipeError:
         sys.exit(0)  # the parent is gone
+
+
+class _Leave:
+    """Handles SIGTERM: the process leaves at once, but not while it imports or its run is half made.
+
+    An exception in the middle of the import of an extension module aborts the process, which then closes
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = self._ready = False
+
+    def __call__(self, *_: object) -> None:
+        self._wanted = True
+        if self._ready:
+            sys.exit(0)
+
+    def at_once(self) -> None:
+        """From now on leave at once; also if the signal has come already."""
+        self._ready = True
+        if self._wanted:
+            sys.exit(0)
 
 
 def serve(units: BinaryIO, messages: BinaryIO, run: Run) -> None:
@@ -59,7 +85,6 @@ def serve(units: BinaryIO, messages: BinaryIO, run: Run) -> None:
         messages.flush()
 
     decoder: msgspec.json.Decoder[Unit] = msgspec.json.Decoder(Unit)
-    _ = run.parts  # imports the reference
     send(Ready())
     for line in units:
         send(_outcome(decoder.decode(line), run, beat=_Beats(send)))
