@@ -17,6 +17,9 @@ SUBJECTS = {
     "verify.faults.right:AllReduce": "A",
     "verify.faults.right:Folded": "A",
     "verify.faults.right:Float64": "A",
+    "verify.faults.right:Sequential": "B",
+    "verify.faults.right:Pairwise": "A",
+    "verify.faults.right:Blocks": "A",
     "verify.faults.right:OnePass": "C",
 }
 
