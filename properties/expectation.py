@@ -105,14 +105,15 @@ def _forward(walk: Walk, k: int) -> None:
         for rank in walk.group:
             walk.steps[k].update(run_step(walk, k, (rank,), training=True))
     for rank in walk.group:
-        _store_output(walk, k, rank)
+        store_output(walk, k, rank)
     if case.tracking:
         if training:
             update_buffers(walk, k)
         _snapshot(walk, str(k))
 
 
-def _store_output(walk: Walk, k: int, rank: int) -> None:
+def store_output(walk: Walk, k: int, rank: int) -> None:
+    """Put the output of step k on `rank` among the walk's tensors."""
     step = walk.steps[k][rank]
     value, bound = _logical(walk, step, rank, step.output.y, step.output.y_bound)
     poisoned = _poisoned(walk.case, rank, step, value)
@@ -152,13 +153,14 @@ def _backward(walk: Walk, k: int) -> None:
         walk.sums.clear()
     for rank in walk.group:
         if case.input_requires_grad(rank):
-            _store_grad_input(walk, k, rank)
+            store_grad_input(walk, k, rank)
     for name, present in (("weight", case.has_weight), ("bias", case.has_bias)):
         if present and name not in case.frozen:
             store_grad_parameter(walk, k, name)
 
 
-def _store_grad_input(walk: Walk, k: int, rank: int) -> None:
+def store_grad_input(walk: Walk, k: int, rank: int) -> None:
+    """Put the input's gradient of step k on `rank` among the walk's tensors."""
     case, step = walk.case, walk.steps[k][rank]
     value, bound = _logical(walk, step, rank, step.output.grad_input, step.output.grad_input_bound)
     evaluated = step.poisoned_elements is not None  # its gradient does not depend on the input

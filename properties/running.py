@@ -23,25 +23,37 @@ def update_buffers(walk: Walk, k: int) -> None:
     if n == 0:
         return
     step = next(iter(walk.steps[k].values()))
-    momentum, c = _momentum(walk), case.channels
+    momentum, c = right_momentum(walk), case.channels
     below = float(n - 1) if contract.running_var == "unbiased" else 0.0
-    update = partial(_updated, walk, momentum=momentum, poisoned=step.poisoned)
+    update = partial(updated, walk, momentum=momentum, poisoned=step.poisoned)
     mean = Estimate(step.output.mean[:c], step.output.mean_bound[:c])
     var = Estimate(step.output.var[:c], step.output.var_bound[:c])
     buffers.mean = update(buffers.mean, mean, n=n, below=0.0)
     buffers.var = update(buffers.var, var, n=n, below=below)
 
 
-def _momentum(walk: Walk) -> float:
+def right_momentum(walk: Walk) -> float:
+    """Return the weight of the new value in the update that the walk is at."""
     case = walk.case
     if case.momentum is None:
         return 1.0 / walk.buffers.tracked
     return case.momentum if walk.contract.momentum == "torch" else 1.0 - case.momentum
 
 
-def _updated(
+def updated(
     walk: Walk, old: Estimate, new: Estimate, *, momentum: float, poisoned: Bools, n: int, below: float
 ) -> Estimate:
+    """Return the buffer `old` after an update with the moment `new`, as stored.
+
+    Args:
+        walk: Says the dtypes.
+        old: The buffer, (C,).
+        new: The batch's mean or biased variance, (C,).
+        momentum: Weight of the new value.
+        poisoned: Channels whose moment is not finite, (C,).
+        n: Values a channel.
+        below: What n is divided by to correct the variance, n - 1; 0 for no correction.
+    """
     case = walk.case
     accumulated = accumulation_dtype(case, walk.contract)
     computed = case.param_dtype if walk.contract.buffer_update == "in_dtype" else accumulated

@@ -12,18 +12,47 @@ from reference.rounding import FACTS, REFERENCE_U, arithmetic, constant_error, d
 from reference.shards import Layout, layout, pack
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) -> dict[int, RankStep]:
     """Return each member's share of step k, normalised over `members`."""
+    where, given, bad = step_input(walk, k, members, training=training)
+    output = StepOutput(*(np.asarray(array) for array in compiled_step(where.bucket)(given)))
+    return shares(walk, members, where=where, output=output, bad=bad, training=training)
+
+
+def shares(
+    walk: Walk,
+    members: tuple[int, ...],
+    *,
+    where: Layout,
+    output: StepOutput,
+    bad: list[Bools],
+    training: bool,
+) -> dict[int, RankStep]:
+    """Return each member's share of a step's output, with what its non-finite inputs `bad` poison."""
+    if not training:
+        lost = np.isnan(walk.buffers.mean.value)  # a poisoned buffer poisons its channel
+        return {
+            rank: RankStep(where, slot, output, mask.any(axis=(0, 2)) | lost, mask | lost[:, None])
+            for slot, (rank, mask) in enumerate(zip(members, bad, strict=True))
+        }
+    poisoned = np.zeros(walk.case.channels, np.bool_)
+    for mask in bad:
+        poisoned |= mask.any(axis=(0, 2))
+    return {rank: RankStep(where, slot, output, poisoned, None) for slot, rank in enumerate(members)}
+
+
+def step_input(
+    walk: Walk, k: int, members: tuple[int, ...], *, training: bool
+) -> tuple[Layout, StepInput, list[Bools]]:
+    """Return the padded input of step k over `members`, where it lies, and where it is not finite."""
     case = walk.case
     where = layout([case.count_of(rank) for rank in members], case.channels)
     drawn = [walk.inputs[rank, k] for rank in members]
     arrays = [(x, np.broadcast_to(g, x.shape)) for x, g in drawn]
     bad = [~np.isfinite(x) for x, _ in arrays]
-    poisoned = np.zeros(case.channels, np.bool_)
-    for mask in bad:
-        poisoned |= mask.any(axis=(0, 2))
     given = StepInput(
         x=pack(where, [np.where(mask, 0.0, x) for mask, (x, _) in zip(bad, arrays, strict=True)]),
         g=pack(where, [g for _, g in arrays]),
@@ -33,14 +62,7 @@ def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) ->
         depths=_depths(walk, where),
         scalars=_scalars(walk, members, training=training),
     )
-    output = StepOutput(*(np.asarray(array) for array in compiled_step(where.bucket)(given)))
-    if not training:
-        lost = np.isnan(walk.buffers.mean.value)  # a poisoned buffer poisons its channel
-        return {
-            rank: RankStep(where, slot, output, mask.any(axis=(0, 2)) | lost, mask | lost[:, None])
-            for slot, (rank, mask) in enumerate(zip(members, bad, strict=True))
-        }
-    return {rank: RankStep(where, slot, output, poisoned, None) for slot, rank in enumerate(members)}
+    return where, given, bad
 
 
 def _parameter_rows(walk: Walk, where: Layout) -> Floats:
