@@ -23,7 +23,9 @@ from properties.verdict import Discrepancy, Verdict, holds, violated
 
 _ENDING = "ending of the call"
 _GROUP = "process_group of the call"
-_NOT_COMPARED = ("kind", "class", "process_group", "sign")
+_NOT_SET = "not set"
+_OF_KINDS = {"class": "instance", "process_group": "synchronized", "kind": "no kind"}
+"""Aspects that must be as before in layers of one kind only."""
 Facts = dict[str, str]
 
 
@@ -57,27 +59,29 @@ def _differences(before: Facts, after: Facts) -> Iterator[tuple[str, str, str]]:
         return
     for what, value in before.items():
         aspect, _, place = what.partition(" of ")
-        kind = before.get(f"kind of {place}", "")
-        found = after.get(what, "missing")
-        if aspect == "class":
-            if kind == "plain" and found == value:
+        kind, found = before.get(f"kind of {place}", ""), after.get(what, "missing")
+        if aspect == "class" and kind == "plain":
+            if found == value:
                 yield what, found, "a synchronized class"
-            if kind == "instance" and found != value:
-                yield what, found, value
-        elif aspect == "sign" or (aspect == "process_group" and kind == "synchronized"):
-            if found != value:
-                yield what, found, value
-        elif aspect not in _NOT_COMPARED and found != value:
+            else:
+                yield from _group(before, after, place)
+        elif found != value and _is_kept(aspect, kind, found):
             yield what, found, value
-        if aspect == "kind" and value == "plain":
-            yield from _group(before, after, place)
+
+
+def _is_kept(aspect: str, kind: str, found: str) -> bool:
+    """Return whether an aspect of a layer must be as before; `found` is what it is."""
+    if found == _NOT_SET:  # Another class need not have an option under that name.
+        return aspect == "qconfig"
+    if aspect in _OF_KINDS:
+        return kind == _OF_KINDS[aspect]
+    return True
 
 
 def _group(before: Facts, after: Facts, place: str) -> Iterator[tuple[str, str, str]]:
     """Yield the process group of a replaced layer, if it tells one, and it is not that of the call."""
     what = f"process_group of {place}"
-    replaced = after.get(f"class of {place}") != before.get(f"class of {place}")
-    if replaced and after.get(what, before[_GROUP]) != before[_GROUP]:
+    if after.get(what, before[_GROUP]) != before[_GROUP]:
         yield what, after[what], before[_GROUP]
 
 

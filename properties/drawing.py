@@ -100,7 +100,7 @@ _KINDS: tuple[tuple[SpecialKind, float], ...] = (
 )
 _WRONG: tuple[tuple[Wrong, float], ...] = (("", 955), ("channels", 15), ("dims", 15), ("integer", 15))
 _PROBES: tuple[tuple[Probe, float], ...] = (("", 14), ("repeatable", 1), ("scaling", 1))
-_CONVERSION: tuple[tuple[Probe, float], ...] = (("conversion", 1),)
+_CONVERSION: tuple[tuple[Probe, float], ...] = (("conversion", 2),)
 _GRADS: tuple[tuple[Literal["all", "none", "ragged"], float], ...] = (("all", 84), ("none", 8), ("ragged", 8))
 _STEPS = ((1, 50), (2, 28), (3, 22))
 _STEP: tuple[tuple[Step, float], ...] = (

@@ -1,10 +1,13 @@
-"""Probes: the second run that a case may ask for, derived from the case alone.
+"""Probes: what a case may ask for beside its run, derived from the case alone.
 
 `repeatable` runs the same case again. `scaling` runs it with the cotangent times 2^3 and weight and bias
 times 2^2, which a right subject answers with outputs and gradients scaled bit for bit: a power of two
 commutes with every rounding as long as nothing comes near under- or overflow. Cases whose intermediate
 results do come near it by design (subnormal and near-overflow values, replaced elements) have no scaled
 second run.
+
+`conversion` has no second run: the subject converts a tree of modules that the case's seed says, below
+`TREE_ITEMS` a tree of a single item.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from properties.case import Case
 
 COTANGENT_SHIFT = 3
 AFFINE_SHIFT = 2
+TREE_ITEMS = 16
 _EXTREME = ("subnormal", "near_overflow")
 
 

@@ -38,7 +38,7 @@ def cases(
         domain: What the subject supports.
         world_sizes: Numbers of ranks, in place of the domain's.
         probes: One case in sixteen asks for each probe, `repeatable` and `scaling`.
-        conversion: As many ask for the probe `conversion`.
+        conversion: Two in eighteen ask for the probe `conversion`.
         rare_world_sizes: Those among the numbers of ranks that are drawn rarely, about one in sixty each.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from properties.case import Case, CaseError, Step, encode
+from properties.probe import TREE_ITEMS
 
 _DEFAULT = Case()
 _RESETTABLE = (
@@ -77,11 +78,11 @@ def _plain(case: Case) -> Iterator[dict[str, Any]]:
     options: dict[str, Any] = {name: getattr(_DEFAULT, name) for name in _RESETTABLE if name != "groups"}
     if case.probe == "conversion":  # What fails may be the tree alone; low seeds have a single item each.
         alone = {name: value for name, value in options.items() if name not in ("probe", "seed")}
-        one = {"batches": (2,), "groups": (), "channels": 1, "spatial": ((),), "steps": _DEFAULT.steps}
-        yield from (
-            {**alone, **one, "dtype": "float32", "param_dtype": "float32", "seed": k} for k in range(16)
-        )
-        yield {**alone, "channels": 1, "spatial": ((),), "steps": _DEFAULT.steps}
+        alone |= {"channels": 1, "spatial": ((),), "steps": _DEFAULT.steps}
+        alone |= {"dtype": "float32", "param_dtype": "float32"}
+        yield from ({**alone, "batches": (2,), "groups": (), "seed": k} for k in range(TREE_ITEMS))
+        yield from ({**alone, "seed": k} for k in range(TREE_ITEMS))
+        yield alone
     shape = {"channels": 1, "spatial": ((),), "dtype": "float32", "param_dtype": "float32"}
     yield {**options, **shape, "steps": _DEFAULT.steps, "batches": tuple(min(n, 2) for n in case.batches)}
     yield {**options, **shape, "steps": _DEFAULT.steps}

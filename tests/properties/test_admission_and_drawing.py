@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,3 +137,17 @@ def test_every_byte_matters_and_each_falls_to_zero_by_itself():
             if simpler != whole:
                 matters.add(position)
     assert matters == set(range(TOTAL_BYTES))
+
+
+def test_conversion_is_drawn_only_where_it_is_asked_for_and_changes_nothing_else():
+    source = random.Random(0)
+    plain = tables_for(Domain(), probes=True, rare_world_sizes=())
+    asked = tables_for(Domain(), probes=True, rare_world_sizes=(), conversion=True)
+    converting = 0
+    for _ in range(400):
+        choices = source.randbytes(TOTAL_BYTES)
+        without, case = case_from(choices, plain), case_from(choices, asked)
+        assert without.probe != "conversion"
+        assert msgspec.structs.replace(case, probe=without.probe) == without
+        converting += case.probe == "conversion"
+    assert 25 <= converting <= 70

@@ -57,3 +57,32 @@ def test_dropping_a_rank_keeps_what_belongs_to_the_others() -> None:
     assert kept.input_grad == (False, True)
     assert kept.specials == (Special("nan", 1),)
     assert kept.groups == ((0,), (1,)) or kept.groups == ((1,), (0,))
+
+
+def test_a_conversion_case_keeps_its_probe_and_gets_a_tree_of_one_item() -> None:
+    case = Case(
+        batches=(3, 2, 4),
+        groups=((0, 2), (1,)),
+        channels=5,
+        dtype="float64",
+        param_dtype="float64",
+        momentum=None,
+        probe="conversion",
+        seed=123_456_789,
+    )
+    assert descend(case, lambda c: c.probe == "conversion" and c.seed in (7, 123_456_789)) == Case(
+        batches=(0,), probe="conversion", seed=7
+    )
+    first = next(c for c in simpler(case) if c.probe == "conversion" and c.seed == 7)
+    assert first == Case(batches=(2,), probe="conversion", seed=7)
+
+
+def test_a_conversion_case_that_needs_its_groups_keeps_them_with_a_tree_of_one_item() -> None:
+    case = Case(batches=(3, 2, 4), groups=((0, 2), (1,)), probe="conversion", seed=123_456_789)
+    found = descend(case, lambda c: c.probe == "conversion" and len(c.groups) > 1)
+    assert (found.batches, found.groups, found.seed) == ((0, 0), ((0,), (1,)), 0)
+
+
+def test_a_case_that_fails_without_its_conversion_loses_the_probe() -> None:
+    case = Case(batches=(3, 2), probe="conversion", seed=5)
+    assert descend(case, lambda c: True) == Case(batches=(0,))

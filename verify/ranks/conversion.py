@@ -8,8 +8,8 @@ Rules
   what appears afterwards is `a new object`.
 - No verdict is made here; `properties.conversion` judges.
 
-A case's seed says which items the tree has: below `ITEMS` that one alone, else three in four of them, some
-nested deeper, to be converted with a process group or with none.
+A case's seed says which items the tree has: below `TREE_ITEMS` that one alone, else three in four of
+them, some nested deeper, to be converted with a process group or with none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from properties.probe import TREE_ITEMS
 from verify.ranks.exceptions import describe
 from verify.ranks.loading import Factory, accepted
 
@@ -89,7 +90,6 @@ _ITEMS: dict[str, Callable[[], nn.Module]] = {
 }
 _CONVERTED = "converted"
 _ENDING = "after ending of the call"
-ITEMS = len(_ITEMS) + 1
 
 
 def facts(seed: int, factory: Factory, *, group: Any) -> dict[str, str]:
@@ -104,7 +104,7 @@ def facts(seed: int, factory: Factory, *, group: Any) -> dict[str, str]:
     if convert is None:
         return {}
     bits = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
-    given = None if seed >= ITEMS and bits & 1 else group or dist.group.WORLD
+    given = None if seed >= TREE_ITEMS and bits & 1 else group or dist.group.WORLD
     look = _Look(given)
     found = {"before process_group of the call": look.group(given)}
     try:
@@ -130,11 +130,13 @@ def _told(error: BaseException) -> str:
 def _tree(seed: int, bits: int, converted: nn.Module) -> nn.Module:
     """Return the tree: its items by name, with parameters and buffers of their own."""
     names = [*_ITEMS, _CONVERTED]
-    chosen = [names[seed]] if seed < ITEMS else [name for k, name in enumerate(names) if bits >> 2 * k & 3]
+    chosen = (
+        [names[seed]] if seed < TREE_ITEMS else [name for k, name in enumerate(names) if bits >> 2 * k & 3]
+    )
     root = nn.Sequential()
     for index, name in enumerate(chosen):
         item = _ITEMS[name]() if name in _ITEMS else converted
-        if seed >= ITEMS and bits >> (2 * ITEMS + index) & 1:
+        if seed >= TREE_ITEMS and bits >> (2 * TREE_ITEMS + index) & 1:
             block = nn.Sequential()
             block.add_module(name, item)
             root.add_module(f"block{index}", block)
