@@ -55,14 +55,15 @@ class Elements:
         self._size = start
         self._value = self._joined([one.interval.value for one in self._segments])
         self._bound = self._joined([one.interval.bound for one in self._segments])
+        overflows = self._joined([one.interval.overflows for one in self._segments])
+        self._decided = np.isfinite(self._value) & np.isfinite(self._bound) & (overflows == 0)
 
     def beyond_bound(self, seen: Observation) -> Floats:
         """Return |observed - expected| / bound of each element; 0 where it is undecided."""
-        decided = np.isfinite(self._value) & np.isfinite(self._bound)
         with np.errstate(all="ignore"):
             difference = np.abs(self._observed(seen) - self._value)
             ratio = np.where(difference == 0, 0.0, difference / self._bound)
-        return np.where(decided, ratio, 0.0)
+        return np.where(self._decided, ratio, 0.0)
 
     def beyond_tolerance(self, seen: Observation) -> Floats:
         """Return |observed - expected| / (atol + rtol |expected|), expected as it is stored."""
@@ -95,7 +96,7 @@ class Elements:
         """Return the position with the smallest bound / |value| in `quantity`; None without any."""
         with np.errstate(all="ignore"):
             relative = self._bound / np.abs(self._value)
-        relative = np.where(self.of(quantity) & np.isfinite(relative), relative, np.inf)
+        relative = np.where(self.of(quantity) & self._decided & np.isfinite(relative), relative, np.inf)
         position = int(relative.argmin()) if relative.size else 0
         return position if relative.size and np.isfinite(relative[position]) else None
 
