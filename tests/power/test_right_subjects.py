@@ -1,4 +1,4 @@
-"""Right subjects, written differently, are not accused."""
+"""Right subjects, written differently, are not accused: 3,000 cases over all of them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ from dataclasses import replace
 import pytest
 
 from verify.campaign import Budget
+from verify.faults.cards import right_cards
+from verify.power.units import right_units
+from verify.power.worker import judge
 
+UNITS = tuple(right_units(right_cards(), cases=3000, chunk=125))
 CASES = Budget(cases=60, seconds=None)
-SUBJECTS = {
-    "aggregated": "A",
-    "verify.faults.right:TwoPass": "A",
-    "verify.faults.right:Welford": "B",
-    "verify.faults.right:AllGather": "A",
-    "verify.faults.right:AllReduce": "A",
-    "verify.faults.right:Folded": "A",
-    "verify.faults.right:Float64": "A",
-    "verify.faults.right:Sequential": "B",
-    "verify.faults.right:Pairwise": "A",
-    "verify.faults.right:Blocks": "A",
-    "verify.faults.right:OnePass": "C",
-}
 
 
-@pytest.mark.parametrize("spec", SUBJECTS)
-def test_right_subject_holds_at_the_grade_it_declares(real_run, spec):
-    result = real_run.campaign(real_run.subject(spec), settings=replace(real_run.settings, budget=CASES))
-    assert result.required == SUBJECTS[spec]
-    assert result.failures == ()
-    assert result.verdict == "HOLDS"
-    assert result.accounting.cases >= 60
-    assert result.accounting.internal == 0
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: f"{unit.card.spec}-{unit.seed}")
+def test_right_subject_is_not_accused_at_the_grade_of_its_card(real_run, unit):
+    outcome = judge(unit, real_run)
+    assert outcome.accusations == ()
+    assert outcome.accused == 0
+    assert outcome.internal == 0
+    assert outcome.cases == unit.cases
+    assert {cell.property for cell in outcome.cells} >= {"forward", "running_var", "grad_input", "ending"}
+
+
+@pytest.mark.parametrize("card", right_cards(), ids=lambda card: card.spec)
+def test_the_grade_of_a_card_is_the_one_that_its_subject_declares(real_run, card):
+    assert real_run.subject(card.spec).promise.grade == card.grade
 
 
 def test_a_subject_that_breaks_grade_a_satisfies_the_grade_it_deserves(real_run):

@@ -108,9 +108,18 @@ def _written(score: Score, arguments: Namespace) -> Iterator[None]:
             facts = environment(device="cpu", backend="gloo")
             Path(arguments.json).write_text(document(score, environment=facts, command=command), "utf-8")
         if arguments.table:
-            line = " ".join(["python -m", *command])
+            line = " ".join(["python -m verify", *_without("--json", arguments.words)])
             where = one_line(device="cpu", backend="gloo").partition(": ")[2]
             Path(arguments.table).write_text(page(score, command=line, environment=where), "utf-8")
+
+
+def _without(option: str, words: list[str]) -> list[str]:
+    """Return a command line without an option and its value."""
+    left = [word for word in words if not word.startswith(f"{option}=")]
+    if option in left:
+        at = left.index(option)
+        del left[at : at + 2]
+    return left
 
 
 def _check_writable(option: str, path: str | None) -> None:

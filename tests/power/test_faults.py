@@ -1,0 +1,23 @@
+"""Every fault of the catalogue is caught on seed 1 by all the properties that must catch it.
+
+The whole measurement, with five seeds, minimal cases and causes, is `python -m verify faults`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from verify.faults.cards import cards
+from verify.power.units import Effort, FaultUnit
+from verify.power.worker import judge
+
+EFFORT = Effort(seconds=None, minimise_seconds=0.2, minimise_total=0.2)
+"""The default number of cases, whatever the load of the machine, and next to no minimising."""
+
+
+@pytest.mark.parametrize("card", cards(), ids=lambda card: card.id)
+def test_fault_is_caught_by_all_the_properties_that_must(real_run, card):
+    outcome = judge(FaultUnit(card=card, seed=1, effort=EFFORT), real_run)
+    assert outcome.caught
+    assert outcome.lacking == ()
+    assert outcome.internal == 0

@@ -1,0 +1,47 @@
+"""Minimising on real ranks: a fault that shows on two ranks and one channel is shown by such a case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from properties.case import decode
+from verify.campaign import Budget, Policy
+from verify.faults.cards import cards
+from verify.power.units import Effort, FaultUnit
+from verify.power.worker import judge
+
+SMALL = ("tutorial-unweighted-ranks", "backward-local-sums", "variance-local-bessel", "group-forgotten")
+PATIENT = Effort(cases=200, seconds=None, minimise_seconds=15.0, minimise_total=30.0)
+
+
+@pytest.mark.parametrize("fault", SMALL)
+def test_minimal_case_has_two_ranks_and_one_channel(real_run, fault):
+    (card,) = (card for card in cards() if card.id == fault)
+    outcome = judge(FaultUnit(card=card, seed=1, effort=PATIENT), real_run)
+    case = decode(outcome.smallest.case)
+    assert (case.world_size, case.channels) == (2, 1)
+    assert outcome.smallest.values <= 8
+
+
+def campaign(run, spec):
+    policy = Policy(fail_fast=True, minimise_seconds=8.0, minimise_total=8.0)
+    settings = replace(run.settings, budget=Budget(cases=200, seconds=None), policy=policy)
+    return run.campaign(run.subject(spec), settings=settings)
+
+
+def test_detached_statistics_have_a_right_forward(real_run):
+    result = campaign(real_run, "verify.faults.tutorial:DetachedStatistics")
+    assert [failure.property for failure in result.failures] == ["grad_input"]
+
+
+def test_control_is_reported_with_a_minimal_case_that_replays(real_run):
+    result = campaign(real_run, "local")
+    case = result.failures[0].case
+    assert result.verdict == "VIOLATED"
+    assert case.world_size == 2
+    assert case.channels == 1
+    assert all(case.count_of(rank) in (1, 2) for rank in range(2))
+    trial = real_run.examiner(real_run.subject("local")).examine(case)
+    assert result.failures[0].property in trial.violated
