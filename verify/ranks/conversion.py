@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from properties.probe import TREE_ITEMS
 from verify.ranks.exceptions import describe
-from verify.ranks.loading import Factory, accepted
+from verify.ranks.loading import Factory, accepted, converter
 
 _FEATURES = 3
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -100,7 +100,7 @@ def facts(seed: int, factory: Factory, *, group: Any) -> dict[str, str]:
         factory: The subject; it is not asked, and nothing is told, if it offers no conversion.
         group: This rank's process group of the case; None for the default one.
     """
-    convert = getattr(factory, "convert_sync_batchnorm", None)
+    convert = converter(factory)
     if convert is None:
         return {}
     bits = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")

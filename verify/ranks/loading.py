@@ -29,6 +29,7 @@ KEYWORDS = (
     "bias",
 )
 Factory = Callable[..., Any]
+_CONVERTER = "convert_sync_batchnorm"
 
 
 def load(target: Target) -> tuple[Factory, Description]:
@@ -123,7 +124,7 @@ def _describe(target: Target, factory: Factory, module: ModuleType) -> Descripti
         promise=data,
         keywords=accepted(factory),
         file=str(getattr(module, "__file__", "") or ""),
-        converts=callable(getattr(factory, "convert_sync_batchnorm", None)),
+        converts=converter(factory) is not None,
     )
 
 
@@ -138,3 +139,13 @@ def accepted(factory: Factory) -> tuple[str, ...]:
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = {parameter.name for parameter in parameters if parameter.kind in kinds}
     return tuple(keyword for keyword in KEYWORDS if keyword in names)
+
+
+def converter(factory: Factory) -> Callable[..., Any] | None:
+    """Return the `convert_sync_batchnorm` of `factory`; None if it has none, or only inherits torch's."""
+    found = getattr(factory, _CONVERTER, None)
+    if isinstance(factory, type):
+        owner = next((one for one in factory.__mro__ if _CONVERTER in vars(one)), factory)
+        if owner.__module__.startswith("torch."):
+            return None
+    return found if callable(found) else None
