@@ -64,10 +64,14 @@ class PermutedThroughStorage(Aggregated):
 
 class _CotangentLikeInput(Normalise):
     @staticmethod
+    def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:
+        ctx.strides = x.stride() if _is_dense(x) else None
+        return Normalise.forward(ctx, x, *others)
+
+    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
-        x = ctx.saved_tensors[0]
-        if _is_dense(x) and _is_dense(dy):
-            dy = dy.as_strided(x.shape, x.stride())
+        if ctx.strides and _is_dense(dy):
+            dy = dy.as_strided(dy.shape, ctx.strides)
         grads: Gradients = Normalise.backward(ctx, dy)
         return grads
 
