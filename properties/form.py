@@ -54,7 +54,7 @@ def dtype_and_layout(
 
 
 def purity(case: Case, observation: Observation, expected: Expected, contract: Contract) -> Verdict | None:
-    """Return whether input, cotangent, weight and bias were left unchanged."""
+    """Return whether input, cotangent, weight, bias and earlier outputs were left unchanged."""
     allowed = "input." if contract.inplace else "\0"
     wrong: dict[str, list[int]] = {}
     ranks = complete_ranks(case, observation, expected)

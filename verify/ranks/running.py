@@ -57,7 +57,7 @@ class Execution:
 
     Attributes:
         tensors: What was captured, by name.
-        modified: Names of inputs, cotangents and parameters that the subject changed.
+        modified: Names of inputs, cotangents, parameters and earlier outputs that the subject changed.
         raised: The exception that left the subject, if any.
         seconds: Time spent in the subject.
         digest: Of the inputs and cotangents drawn.
@@ -131,6 +131,7 @@ class Execution:
         if not self._case.steps[index].accumulate:
             for parameter in parameters.values():
                 parameter.grad = None
+        self._note_output(index)
         output, data.output = data.output, None
         if output is not None and output.requires_grad:
             with self._subject(f"backward {index}"):
@@ -163,6 +164,14 @@ class Execution:
         """
         self._looked_at.add(index)
         self.modified.extend(f"{name}.{index}" for name in self._data[index].modified())
+
+    def _note_output(self, index: int) -> None:
+        """Note whether an output has changed since its forward, if another forward came in between."""
+        output, before = self._data[index].output, self.tensors[f"output.{index}"]
+        if self._case.steps[index].backward != "now" and output is not None:
+            now = capture(output)
+            if now.dtype != before.dtype or now.array.tobytes() != before.array.tobytes():
+                self.modified.append(f"output.{index}")
 
     def _note_parameters(self, index: int) -> None:
         """Note parameters that have changed since the last look, and go on from what they are now."""

@@ -57,6 +57,28 @@ def test_every_tensor_of_a_case_is_on_the_device_of_the_place(layout, monkeypatc
     assert list(seen.values()) == [(META, META)] * 17
 
 
+class _SharedOutput(_BatchNorm):
+    def forward(self, input):
+        y = super().forward(input)
+        self.memory = getattr(self, "memory", torch.empty_like(y.detach()))
+        with torch.no_grad():
+            self.memory.copy_(y)
+        return self.memory.detach() if self.shares else y
+
+    shares = True
+
+
+@pytest.mark.parametrize(("shares", "modified"), [(True, ["output.0"]), (False, [])])
+def test_an_output_that_the_next_forward_overwrites_is_noted(shares, modified, monkeypatch):
+    monkeypatch.setattr(_SharedOutput, "shares", shares)
+    case = Case(batches=(3,), spatial=((2, 2),), steps=(Step(backward="deferred"), Step()))
+    place = running.Place(rank=0, device=torch.device("cpu"), group=None, ledger=_SilentLedger())
+    execution = running.Execution(case, _SharedOutput, keywords=KEYWORDS, place=place)
+    execution.run()
+    assert execution.raised is None
+    assert execution.modified == modified
+
+
 def test_a_factory_without_device_has_its_module_moved_there():
     module = build(
         Case(channels=4, strided_buffers=True),
