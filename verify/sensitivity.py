@@ -21,6 +21,7 @@ import msgspec
 
 from properties.case import DTYPES, Dtype
 from verify import exits
+from verify.arguments import UsageError
 from verify.ranks.pool import RankPool
 from verify.sensitivity_cases import STRATA, Stratum, drawn
 from verify.sensitivity_measure import AIMS, Cell, Measured, Subject, cell
@@ -38,7 +39,13 @@ def sensitivity_command(arguments: Namespace) -> int:
     Args:
         arguments: `seeds` (1 to N), `cases` (a seed), `workers`, `json` and `table` (paths); None for the
             defaults.
+
+    Raises:
+        UsageError: If a file cannot be written.
+        MeasureError: If the right subject is accused, or a rank does not return.
     """
+    for option in ("json", "table"):
+        _check_writable(option, getattr(arguments, option, None))
     seeds = getattr(arguments, "seeds", None) or SEEDS
     cases = getattr(arguments, "cases", None) or CASES
     workers = getattr(arguments, "workers", None) or os.cpu_count() or 1
@@ -50,6 +57,18 @@ def sensitivity_command(arguments: Namespace) -> int:
     if getattr(arguments, "table", None):
         Path(arguments.table).write_text(page(found), "utf-8")
     return exits.NOT_MET if found.missed else exits.OK
+
+
+def _check_writable(option: str, path: str | None) -> None:
+    """Find out before a measurement of minutes that its file cannot be written."""
+    if path is None:
+        return
+    try:
+        with Path(path).open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"Expected --{option} to be writable, but got {path!r}: {reason}.") from None
 
 
 def measure(
@@ -82,7 +101,11 @@ def _measured(tasks: Sequence[Task]) -> dict[tuple[str, str], tuple[Cell, ...]]:
     """Do `tasks` on one pool of ranks."""
     with RankPool() as pool, tempfile.TemporaryDirectory() as folder:
         subject = Subject(pool, Path(folder))
-        return {(task[0].name, task[1]): _job(task, subject) for task in tasks}
+        found: dict[tuple[str, str], tuple[Cell, ...]] = {}
+        for task in tasks:
+            found[task[0].name, task[1]] = _job(task, subject)
+            sys.stderr.write(f"measured {task[1]}, {task[0].name}\n")
+        return found
 
 
 def _job(task: Task, subject: Subject) -> tuple[Cell, ...]:

@@ -48,6 +48,8 @@ in half of the cases, predicted from the ratios of a run with a large amount. "-
 - assert_close has the reference rounded to the dtype, so without rounding errors of its own. Where it rejects
   the right subject itself (see below) the case is left out of its columns: its noticing means nothing there.
 - Gradients of the input count from three values a channel on: with two they are zero but for rounding.
+- The targets are for k. In float64 the reference has no more precision than the subject: its own rounding
+  errors, u in every operation and n u in a sum, are part of the bound.
 """
 
 
@@ -115,6 +117,8 @@ def _sections(found: Sensitivity) -> Iterator[str]:
     yield "\n## Right subjects that assert_close rejects\n"
     yield from _rejected(found)
     yield "\n## Targets\n"
+    yield from _targets(found)
+    yield ""
     yield from (f"- missed: {clause}" for clause in found.missed)
     if not found.missed:
         yield "All met."
@@ -142,6 +146,16 @@ def _rejected(found: Sensitivity) -> Iterator[str]:
             one = found.find(dtype, stratum, "mean", single=False, suite=False)
             entries.append("" if one is None else f"{1 - one.telling / max(1, one.cases):.0%}")
         yield f"| {dtype} | " + " | ".join(entries) + " |"
+
+
+def _targets(found: Sensitivity) -> Iterator[str]:
+    """Yield each target beside what all elements of the quantity were found to need."""
+    yield "| stratum | moved | dtype | target | k (half) |"
+    yield "|---|---|---|---:|---:|"
+    for (dtype, stratum, quantity), most in TARGETS.items():
+        one = found.find(dtype, stratum, quantity, single=False, suite=True)
+        if one is not None:
+            yield f"| {stratum} | {quantity} | {dtype} | {most} | {_text(one.smallest)} ({_text(one.half)}) |"
 
 
 def _text(exponent: int | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from properties.case import Case
+from verify.arguments import UsageError
 from verify.closeness import TOLERANCES, excess
 from verify.ranks.pool import RankPool
 from verify.sensitivity import measure, sensitivity_command
@@ -157,6 +158,12 @@ def test_the_command_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert "missed: output float32" in capsys.readouterr().out
     assert json.loads((tmp_path / "s.json").read_text())["seeds"] == 2
     assert (tmp_path / "s.md").read_text().startswith("# Sensitivity")
+
+
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path):
+    arguments = argparse.Namespace(table=str(tmp_path / "no" / "s.md"), json=None)
+    with pytest.raises(UsageError, match="Expected --table to be writable"):
+        sensitivity_command(arguments)
 
 
 def test_a_measurement_has_all_cells_and_catches_little_moves():
