@@ -39,7 +39,7 @@ class Saved:
     @property
     def own_count(self) -> int:
         """Values a channel on this rank, at least 1."""
-        return max(self.x.numel() // max(self.x.shape[1], 1), 1)
+        return max(int(self.x.numel()) // max(int(self.x.shape[1]), 1), 1)
 
 
 class _Function(torch.autograd.Function):

@@ -44,8 +44,8 @@ class BuffersKept(Aggregated):
 
     def _train(self, x: Tensor) -> Tensor:
         if not self.track_running_stats and self.running_mean is None:
-            self.running_mean = torch.zeros(self.num_features, device=x.device)
-            self.running_var = torch.ones(self.num_features, device=x.device)
+            self.running_mean: Any = torch.zeros(self.num_features, device=x.device)
+            self.running_var: Any = torch.ones(self.num_features, device=x.device)
         return super()._train(x)
 
     def normalise(self, x: Tensor, statistics: Statistics, group: Any) -> Tensor:
