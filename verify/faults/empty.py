@@ -15,7 +15,6 @@ from verify.subjects.aggregated import (
     Normalise,
     Statistics,
     gather_moments,
-    inverse_deviation,
     local_moments,
 )
 from verify.subjects.aggregated import merge as right_merge
@@ -66,12 +65,7 @@ class _InputDtypeBackward(Normalise):
 class EmptyReducesInputDtype(Aggregated):
     """In the backward a rank without values reduces zeros in the input's dtype, the others float32."""
 
-    def normalise(self, x: Tensor, statistics: Statistics, group: Any) -> Tensor:
-        invstd = inverse_deviation(statistics.var, self.eps)
-        anchor = None if group is None else torch.zeros((), requires_grad=True)
-        return _InputDtypeBackward.apply(
-            x, self.weight, self.bias, statistics.mean, invstd, statistics.count, group, anchor
-        )
+    rule = _InputDtypeBackward
 
 
 class EmptyRoundsStatistics(Aggregated):
@@ -92,11 +86,7 @@ class MergeDividesByZero(Aggregated):
         right = right_merge(parts)
         if not right.count:
             return right
-        n, mean, m2 = (
-            torch.zeros_like(parts[0].mean),
-            torch.zeros_like(right.mean),
-            torch.zeros_like(right.var),
-        )
+        n, mean, m2 = torch.zeros(()), torch.zeros_like(right.mean), torch.zeros_like(right.var)
         for part in parts:
             delta, total = part.mean - mean, n + part.count
             mean = mean + delta * (part.count / total)
