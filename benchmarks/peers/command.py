@@ -14,11 +14,10 @@ import msgspec
 
 from benchmarks.peers.checks import MEANS
 from benchmarks.peers.judging import Judgement, judged
+from benchmarks.peers.ours import ours
 from benchmarks.peers.table import VERIFY, Row, missed, summary, table
 from verify.faults.cards import Card, cards, right_cards
-from verify.power.crew import Crew
-from verify.power.outcome import FaultOutcome
-from verify.power.units import Effort, chosen, fault_units
+from verify.power.units import chosen
 
 _PAGE = """# How it compares
 
@@ -27,7 +26,8 @@ does, in one run on the same machine. The checks are written from the descriptio
 and fairscale's tests (`benchmarks/peers/checks.py`): fixed shapes, batch norm on the gathered batch, and
 `torch.testing.assert_close` with its default tolerances. They are those suites at their best: all compare
 outputs, running statistics and all gradients on every rank in three training steps and evaluate afterwards,
-and a hang, an exception or a lost rank counts as caught. This suite: seed 1, the default budget of a run.
+and a hang, an exception or a lost rank counts as caught. This suite: seed 1, the default
+budget of a run, up to the first failing case.
 Made by
 
     python -m benchmarks.peers --table docs/peers.md
@@ -75,15 +75,12 @@ def _rejected(workers: int) -> Iterator[str]:
 
 
 def _rows(selected: Sequence[Card], *, workers: int) -> Iterator[Row]:
-    peers = _judged([card.spec for card in selected], workers, told=_tell)
-    ours = _ours(selected, workers)
+    specs = [card.spec for card in selected]
+    peers, own = _judged(specs, workers, told=_tell), ours(specs, workers=workers)
     for card, (verdict, seconds) in zip(selected, peers, strict=True):
-        caught, times = dict(verdict.caught), {"peers": round(seconds, 1)}
-        outcome = ours.get(card.id)
-        if outcome is not None and outcome.properties:
-            caught[VERIFY] = ", ".join(outcome.properties)
-        if outcome is not None:
-            times[VERIFY] = round(outcome.total_seconds, 1)
+        violated, more = own[card.spec]
+        caught = {**verdict.caught, **({VERIFY: violated} if violated else {})}
+        times = {"peers": round(seconds, 1), VERIFY: round(more, 1)}
         yield Row(fault=card.id, number=card.number, caught=caught, seconds=times)
 
 
@@ -99,18 +96,6 @@ def _judged(
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(one, specs))
-
-
-def _ours(selected: Sequence[Card], workers: int) -> dict[str, FaultOutcome]:
-    """Return what a campaign of this suite finds out about each fault."""
-    effort = Effort(minimise_seconds=1.0, minimise_total=1.0)
-    found = {}
-    with Crew(workers) as crew:
-        for done in crew.work(fault_units(selected, seeds=1, effort=effort)):
-            if isinstance(done.outcome, FaultOutcome):
-                found[done.outcome.fault] = done.outcome
-                _tell(f"{done.unit.title}: {', '.join(done.outcome.properties) or 'missed'}")
-    return found
 
 
 def _tell(line: str) -> None:

@@ -1,0 +1,38 @@
+"""This suite on the same faults: one campaign each, ended at its first failing case."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from verify.policy import Policy
+from verify.run import Run, Settings
+
+SEED = 1
+_SETTINGS = Settings(seed=SEED, policy=Policy(fail_fast=True, minimise_seconds=0.1, minimise_total=0.1))
+Found = tuple[str, float]
+"""Properties that its first failing case violates, empty if there is none, and seconds."""
+
+
+def ours(specs: Sequence[str], *, workers: int) -> dict[str, Found]:
+    """Return what a campaign with the default budget finds out about each subject, in `workers` processes."""
+    shares = [share for start in range(workers) if (share := specs[start::workers])]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return {spec: found for part in pool.map(_campaigns, shares) for spec, found in part.items()}
+
+
+def _campaigns(specs: Sequence[str]) -> dict[str, Found]:
+    found: dict[str, Found] = {}
+    with tempfile.TemporaryDirectory() as folder, Run(_SETTINGS, keep=Path(folder)) as run:
+        for spec in specs:
+            started = time.monotonic()
+            result = run.campaign(run.subject(spec))
+            violated = ", ".join(dict.fromkeys(failure.property for failure in result.failures))
+            found[spec] = (violated, time.monotonic() - started)
+            sys.stderr.write(f"{spec}: {violated or 'missed'} in {found[spec][1]:.1f} s\n")
+    return found
