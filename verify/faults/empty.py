@@ -86,7 +86,7 @@ class MergeDividesByZero(Aggregated):
         right = right_merge(parts)
         if not right.count:
             return right
-        n, mean, m2 = torch.zeros(()), torch.zeros_like(right.mean), torch.zeros_like(right.var)
+        n, mean, m2 = right.mean.new_zeros(()), torch.zeros_like(right.mean), torch.zeros_like(right.var)
         for part in parts:
             delta, total = part.mean - mean, n + part.count
             mean = mean + delta * (part.count / total)
