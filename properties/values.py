@@ -95,12 +95,28 @@ def parameters(case: Case) -> Parameters:
     weight = np.where(b % np.uint64(8) == 0, 0.0, np.where(b % np.uint64(2) == 0, -magnitude, magnitude))
     bias = 4.0 * _unit(c) - 2.0
     scale = case.affine_exponent
+    variance = np.ldexp(0.25 + 3.75 * _unit(e), _variance_exponents(case))
     return Parameters(
         weight=np.ldexp(round_to(weight, case.param_dtype), scale),
         bias=np.ldexp(round_to(bias, case.param_dtype), scale),
         running_mean=round_to(4.0 * _unit(d) - 2.0, case.param_dtype),
-        running_var=round_to(0.25 + 3.75 * _unit(e), case.param_dtype),
+        running_var=round_to(variance, case.param_dtype),
     )
+
+
+def _variance_exponents(case: Case) -> NDArray[np.int64]:
+    """Return the binary exponents by which the initial running variance is scaled, (C,).
+
+    In the family `tiny_spread` it is as small as the batch's, which it would hide otherwise.
+    """
+    tiny = np.full(case.channels, case.values == "tiny_spread")
+    if case.last_values:
+        tiny[-1] = case.last_values == "tiny_spread"
+    if not tiny.any():
+        return np.zeros(case.channels, np.int64)
+    _, spread = _family_scale(case, "tiny_spread", _channel_words(case, _CHANNEL_TAG, step=0))
+    exponents = np.maximum(2 * (np.frexp(spread)[1] - 1), -12 if case.param_dtype == "float16" else -100)
+    return np.where(tiny, exponents, 0)
 
 
 def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
