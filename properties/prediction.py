@@ -50,7 +50,7 @@ def predict(
     }
     if variant.inputs is not None:
         inputs = {(rank, k): variant.inputs(case, rank, *pair) for (rank, k), pair in inputs.items()}
-    contract = msgspec.convert({**msgspec.structs.asdict(contract), **variant.contract}, Contract)
+    contract = msgspec.structs.replace(contract, **_resolved(variant.contract, case))
     found = Expected(refusals=refusals(case), grade=grade)
     if case.ragged_grad or case.wrong:
         return found
@@ -73,6 +73,16 @@ def predict(
                 for name, counts in walk.tracked.items():
                     found.tracked.setdefault(name, {})[rank] = counts[rank]
     return found
+
+
+_LOWER = {"float64": "float32", "float32": "bfloat16"}
+
+
+def _resolved(changes: dict[str, Any], case: Case) -> dict[str, Any]:
+    """Return changes of a contract, an accumulation in `lower` precision than the usual one resolved."""
+    if changes.get("accumulate") == "lower":
+        return {**changes, "accumulate": _LOWER.get(case.dtype, case.dtype)}
+    return changes
 
 
 class _View:

@@ -21,6 +21,7 @@ import msgspec
 
 from properties.case import Case
 from properties.verdict import Outcome
+from verify.dossier import Dossier
 from verify.events import (
     CampaignEnded,
     CampaignStarted,
@@ -95,6 +96,16 @@ class Campaign:
     _found_at: float = 0.0
     _found_trial: Trial | None = None
     _pending: str = ""
+    _dossier: Dossier = field(init=False)
+
+    def __post_init__(self) -> None:
+        subject = self.examiner.subject
+        self._dossier = Dossier(
+            diagnoses=self.examiner.parts.diagnoses,
+            contract=subject.promise.contract,
+            grade=subject.promise.grade,
+            device=subject.device,
+        )
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
@@ -103,6 +114,7 @@ class Campaign:
         try:
             self._replay_known()
             self._draw()
+            self._name_causes()
         except KeyboardInterrupt:
             self.interrupted, self.stopped = True, "interrupted"
             self._tell_pending()
@@ -336,6 +348,11 @@ class Campaign:
         if not repeats and self._found_trial is not None:  # it fails now and then: tell what was drawn
             trial = self._found_trial
         self.keep(trial)
+        if self._found_trial is not None:
+            self._dossier.add(self._found_trial, minimal=False)
+        # A hang is never minimised to the end: the bold candidates have been tried all the same.
+        ended = minimum.complete or property_of(minimum.kind) == "ending"
+        self._dossier.add(trial, minimal=repeats and ended)
         for kind in dict.fromkeys((minimum.kind, *trial.failures)):
             if kind not in self._failures:
                 self._tell(kind, trial, found=minimum.found, minimised=minimum.complete, repeats=repeats)
@@ -344,6 +361,12 @@ class Campaign:
         if self.policy.fail_fast:
             self.stopped = "first failure"
 
+    def _name_causes(self) -> None:
+        """Name the causes again, now that all failures together narrow them."""
+        for kind, failure in self._failures.items():
+            names = self._dossier.likeness(property_of(kind)).names
+            self._failures[kind] = msgspec.structs.replace(failure, resembles=names)
+
     def _tell_pending(self) -> None:
         """Tell the failure whose minimising was interrupted, by its drawn case."""
         if self._pending and self._found_trial is not None:
@@ -351,15 +374,18 @@ class Campaign:
 
     def _report_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
         if kind not in self._failures:
+            self._dossier.add(trial, minimal=False)
             self._tell(kind, trial, found=found, minimised=False, repeats=True)
 
     def _tell(self, kind: str, trial: Trial, *, found: Case, minimised: bool, repeats: bool) -> None:
+        likeness = self._dossier.likeness(property_of(kind))
         occurrence = Occurrence(
             property_id=property_of(kind),
             trial=trial,
             subject=self.examiner.subject,
             minimal=minimised,
             repeats=repeats,
+            likeness=likeness,
         )
         discrepancy, text = explain(occurrence)
         failure = Failure(
@@ -370,6 +396,7 @@ class Campaign:
             repeats=repeats,
             discrepancy=discrepancy,
             text=text,
+            resembles=likeness.names,
         )
         self._failures[kind] = failure
         self.emit(FailureMinimised(subject=self.examiner.subject.spec, failure=failure))

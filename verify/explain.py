@@ -16,15 +16,18 @@ from properties.catalogue import PROPERTIES
 from properties.ending import describe_ending
 from properties.observation import Observation, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict
+from verify.dossier import Likeness
 from verify.ledger import first_mismatch, summary
 from verify.subject import Subject
 from verify.trial import Trial
-from verify.wording import case_words, count, ranks, ratio, rough, shown
+from verify.wording import case_words, count, listing, ranks, ratio, rough, shown
 
 MAX_CASE_CHARACTERS = 400
 _MAX_STACK_LINES = 14
 _MACHINERY = ("/verify/ranks/", '"<string>"', "/torch/nn/modules/module.py")
 _INDENT = " " * 9
+_MOST_NAMED = 3
+NOTHING_KNOWN = Likeness()
 
 _WITHIN = "|observed - expected| <= bound must hold."
 _COMPARED = {
@@ -68,6 +71,7 @@ class Occurrence:
         property_id: The property.
         minimal: The search for a smaller case ended by itself; None if there was no search.
         repeats: The smallest case failed again when it was run once more.
+        likeness: What the failure resembles.
     """
 
     property_id: str
@@ -75,6 +79,7 @@ class Occurrence:
     subject: Subject
     minimal: bool | None = None
     repeats: bool = True
+    likeness: Likeness = NOTHING_KNOWN
 
     @property
     def verdict(self) -> Verdict:
@@ -99,6 +104,7 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         *_others(verdict),
         *_endings(occurrence.trial.observation, verdict.property),
         *_grades(occurrence),
+        *_resembles(occurrence.likeness),
         *_reproduce(occurrence),
     ]
     return found, "\n".join(lines)
@@ -218,6 +224,21 @@ def _grades(occurrence: Occurrence) -> Iterator[str]:
             f"Grade    this case breaks grade {required} and satisfies grade {trial.satisfied}; "
             f"declare it with --grade {trial.satisfied} if the subject means no more."
         )
+
+
+def _resembles(likeness: Likeness) -> Iterator[str]:
+    """Yield what the failure resembles, in words that claim no more."""
+    if likeness.convention:
+        settings = " ".join(shlex.quote(f"--contract={key}={value}") for key, value in likeness.convention)
+        yield f"A convention rather than a fault? All discrepancies vanish with {settings}."
+    for name, words in likeness.causes[:_MOST_NAMED]:
+        yield f'Resembles the fault "{name}" (a subject that {words}).'
+    if more := likeness.names[_MOST_NAMED:]:
+        yield f"Also predicted by {listing(more)}."
+    if likeness.error:
+        yield f"No cause was looked up: {likeness.error}."
+    elif likeness.trials and not likeness.causes and not likeness.convention:
+        yield "Resembles none of the known causes."
 
 
 def _reproduce(occurrence: Occurrence) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
         repeats: Whether the smallest case failed again when it was run once more.
         discrepancy: The greatest discrepancy.
         text: The whole message for people.
-        resembles: Names of faults that predict the observation; none are looked up yet.
+        resembles: Names of known causes that predict what was observed, most specific first.
     """
 
     property: str

@@ -74,6 +74,7 @@ class Machinery:
             `conversion=True` also of those that ask for it.
         objections: Keys of a domain that exclude a case; none if it lies in the domain.
         excluded_share: Share of the default domain's cases that a domain leaves out.
+        diagnoses: The module that names causes (`verify.dossier.Diagnoses`); None for no diagnosis.
     """
 
     expect: Expects
@@ -81,6 +82,7 @@ class Machinery:
     cases: Callable[..., Any]
     objections: Callable[[Domain, Case], tuple[str, ...]]
     excluded_share: Callable[[Domain], float]
+    diagnoses: Any = None
 
     def admits(self, domain: Domain, case: Case) -> bool:
         """Return whether `case` lies in `domain`."""
@@ -89,13 +91,19 @@ class Machinery:
 
 def machinery() -> Machinery:
     """Return the real parts; importing them imports jax and hypothesis."""
+    from properties import diagnosis
     from properties.admission import objections
     from properties.catalogue import judge
     from properties.expectation import expect
     from properties.strategies import cases, excluded_share
 
     return Machinery(
-        expect=expect, judge=judge, cases=cases, objections=objections, excluded_share=excluded_share
+        expect=expect,
+        judge=judge,
+        cases=cases,
+        objections=objections,
+        excluded_share=excluded_share,
+        diagnoses=diagnosis,
     )
 
 

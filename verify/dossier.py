@@ -1,0 +1,117 @@
+"""A dossier: the trials of one subject that tell most about its failures, and what they resemble together.
+
+A failure in the diagnosis itself costs the hint, never the verdict: it is told in place of the hint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from properties.case import Case
+from properties.domain import Contract, Grade
+from properties.observation import Observation
+from verify.trial import Trial
+
+MAX_TRIALS = 8
+
+
+class Diagnoses(Protocol):
+    """The part of `properties.diagnosis` that is needed here, so that tests can replace it."""
+
+    def diagnose(self, evidence: Any, contract: Contract, grade: Grade, *, device: str) -> Any:
+        """Return what the evidence resembles."""
+
+    def words_of(self, name: str) -> str:
+        """Return what a subject does that has the cause `name`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One trial, as the diagnosis sees it (`properties.diagnosis.Evidence`)."""
+
+    case: Case
+    observation: Observation
+    violated: tuple[str, ...]
+    minimal: bool
+
+    @property
+    def elements(self) -> int:
+        """Elements of the input over all ranks."""
+        return self.case.channels * sum(map(self.case.count_of, range(self.case.world_size)))
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a failure resembles.
+
+    Attributes:
+        causes: (id, what the subject does), most specific first.
+        convention: Settings of a contract under which nothing is violated.
+        trials: How many trials the causes were compared with.
+        error: Why the diagnosis failed, if it did.
+    """
+
+    causes: tuple[tuple[str, str], ...] = ()
+    convention: tuple[tuple[str, str], ...] = ()
+    trials: int = 0
+    error: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The causes' ids."""
+        return tuple(name for name, _ in self.causes)
+
+
+@dataclass(slots=True, kw_only=True)
+class Dossier:
+    """The evidence of one campaign.
+
+    Attributes:
+        diagnoses: `properties.diagnosis`, or None for no diagnosis.
+        contract, grade, device: Of the subject.
+    """
+
+    diagnoses: Diagnoses | None
+    contract: Contract
+    grade: Grade
+    device: str
+    _seen: list[Seen] = field(default_factory=list)
+    _latest: Any = None
+    _error: str = ""
+
+    def add(self, trial: Trial, *, minimal: bool) -> None:
+        """Add a trial that violates a property; a minimal one tells what its failure needs."""
+        if trial.observation is None or not trial.violated:
+            return
+        if any(one.case == trial.case and one.minimal >= minimal for one in self._seen):
+            return
+        self._seen.append(
+            Seen(case=trial.case, observation=trial.observation, violated=trial.violated, minimal=minimal)
+        )
+        drawn = [one for one in self._seen if not one.minimal]
+        if len(self._seen) > MAX_TRIALS and drawn:
+            self._seen.remove(max(drawn, key=lambda one: one.elements))
+        self._latest = None
+
+    def likeness(self, property_id: str) -> Likeness:
+        """Return what the violations of `property_id` resemble by all that was seen."""
+        if self.diagnoses is None or not self._seen:
+            return Likeness()
+        if self._latest is None:
+            self._diagnose()
+        if self._latest is None:
+            return Likeness(error=self._error)
+        names = self._latest.of(property_id)
+        return Likeness(
+            causes=tuple((name, self.diagnoses.words_of(name)) for name in names),
+            convention=tuple(self._latest.convention.items()),
+            trials=len(self._seen),
+        )
+
+    def _diagnose(self) -> None:
+        assert self.diagnoses is not None
+        try:
+            self._latest = self.diagnoses.diagnose(self._seen, self.contract, self.grade, device=self.device)
+        except Exception as error:  # a hint that fails must not cost the verdict
+            self._error = f"{type(error).__name__}: {error}"
