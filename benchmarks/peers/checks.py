@@ -30,6 +30,7 @@ class Check:
         half_module: The module is float16 as well; gradients of its parameters and evaluation, which round in
             every step, are not compared (PyTorch's test for half compares no values at all).
         affine: As in torch.
+        tracking: As `track_running_stats`; without it nothing is evaluated.
         channels_last: Input and cotangent are in that format.
         groups: Process groups; empty for the whole world.
         steps: Training steps, each with another batch, before an evaluation.
@@ -45,6 +46,7 @@ class Check:
     half: bool = False
     half_module: bool = False
     affine: bool = True
+    tracking: bool = True
     channels_last: bool = False
     groups: tuple[tuple[int, ...], ...] = ()
     steps: int = 3
@@ -62,6 +64,7 @@ def _fixed(loss: Loss) -> tuple[Check, ...]:
             name="channels last", batches=(4, 4), spatial=(5, 3), channels=8, channels_last=True, loss=loss
         ),
         Check(name="no affine", batches=(4, 4), spatial=(3, 3), affine=False, loss=loss),
+        Check(name="no running statistics", batches=(4, 4), spatial=(3, 3), tracking=False, loss=loss),
         Check(name="half", batches=(5, 5), spatial=(4, 4), half=True, loss=loss),
         Check(
             name="half module",

@@ -56,13 +56,19 @@ def _differences(check: Check, factory: Factory, rank: int, group: Any) -> str:
     """Return what differs from batch norm on the gathered batch, all steps together; "" if nothing does."""
     members = next((one for one in check.groups if rank in one), tuple(range(len(check.batches))))
     dtype = torch.float16 if check.half_module else torch.float32
-    subject = factory(check.channels, affine=check.affine, process_group=group, dtype=dtype)
+    subject = factory(
+        check.channels,
+        affine=check.affine,
+        track_running_stats=check.tracking,
+        process_group=group,
+        dtype=dtype,
+    )
     reference = torch.nn.SyncBatchNorm(check.channels, affine=check.affine, dtype=torch.float64)
     _initialise(reference, subject)
     found: list[str] = []
     for step in range(check.steps):
         _compare_step(check, subject, reference, found, rank=rank, members=members, step=step)
-    if not check.half_module:
+    if check.tracking and not check.half_module:
         subject.eval()
         x, _ = _data(check, rank, step=check.steps)
         _note(found, "evaluation", subject(x), _reference(reference, x.double(), training=False).to(x.dtype))
@@ -130,7 +136,7 @@ def _compare_step(
     _note(found, "output", y, expected[own].to(x.dtype))
     if x.numel():
         _note(found, "grad_input", x.grad, whole.grad[own].to(x.dtype))
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
+    for name in ("running_mean", "running_var", "num_batches_tracked") if check.tracking else ():
         dtype = torch.float16 if check.half_module else torch.float32
         wanted = getattr(reference, name)
         _note(found, name, getattr(subject, name), wanted.to(dtype) if wanted.is_floating_point() else wanted)
