@@ -37,6 +37,8 @@ _RESETTABLE = (
     "eps",
     "seed",
 )
+_SEEDS = 8
+"""Seeds with which a single channel is tried in place of several."""
 
 
 def weight(case: Case) -> tuple[Any, ...]:
@@ -138,6 +140,8 @@ def _smaller(case: Case) -> Iterator[dict[str, Any]]:
     """Yield changes to fewer channels, samples and positions."""
     for channels in _less(case.channels, least=1):
         yield {"channels": channels}
+    if case.channels > 1:  # what only one of many channels shows, one channel of another seed may show
+        yield from ({"channels": 1, "last_values": "", "seed": seed} for seed in range(_SEEDS))
     if case.spatial != ((),):
         plain = {"input_layout": "contiguous", "cotangent_layout": "contiguous"}
         yield {"spatial": ((),), **plain}

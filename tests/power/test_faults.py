@@ -11,8 +11,8 @@ from verify.faults.cards import cards
 from verify.power.units import Effort, FaultUnit
 from verify.power.worker import judge
 
-EFFORT = Effort(seconds=None, minimise_seconds=0.2, minimise_total=0.2)
-"""The default number of cases, whatever the load of the machine, and next to no minimising."""
+EFFORT = Effort(seconds=None, minimise_seconds=0.2, minimise_total=0.2, diagnose=False)
+"""The default number of cases, whatever the load of the machine, next to no minimising, and no causes."""
 
 
 @pytest.mark.parametrize("card", cards(), ids=lambda card: card.id)

@@ -86,3 +86,10 @@ def test_a_conversion_case_that_needs_its_groups_keeps_them_with_a_tree_of_one_i
 def test_a_case_that_fails_without_its_conversion_loses_the_probe() -> None:
     case = Case(batches=(3, 2), probe="conversion", seed=5)
     assert descend(case, lambda c: True) == Case(batches=(0,))
+
+
+def test_what_one_of_many_channels_shows_becomes_a_single_channel_of_another_seed() -> None:
+    def fails(case: Case) -> bool:
+        return any((3 * case.seed + channel) % 7 == 5 for channel in range(case.channels))
+
+    assert descend(Case(channels=9, seed=40), fails).channels == 1

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TextIO
 
+import msgspec
+
 from verify.arguments import UsageError
 from verify.environment import cores, environment, one_line
 from verify.faults.cards import cards, right_cards
@@ -71,8 +73,11 @@ def units(arguments: Namespace) -> Iterator[Unit]:
     except SelectionError as error:
         raise UsageError(str(error)) from None
     budget = Budget.of(arguments.cases, arguments.seconds)
-    minimising = {"minimise_seconds": QUICK_MINIMISING, "minimise_total": QUICK_MINIMISING} if quick else {}
-    effort = Effort(cases=budget.cases, seconds=budget.seconds, **minimising)
+    effort = Effort(cases=budget.cases, seconds=budget.seconds)
+    if quick:
+        effort = msgspec.structs.replace(
+            effort, minimise_seconds=QUICK_MINIMISING, minimise_total=QUICK_MINIMISING
+        )
     right = arguments.right
     if right is None:
         right = 0 if names else QUICK_RIGHT_CASES if quick else RIGHT_CASES

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from properties.case import encode
 from properties.catalogue import PROPERTIES
@@ -25,7 +24,7 @@ from verify.events import (
 from verify.plain import plain
 from verify.policy import Budget, Policy
 from verify.power.outcome import Accusation, Cell, FaultOutcome, RightOutcome, Smallest
-from verify.power.units import FaultUnit, RightUnit
+from verify.power.units import Effort, FaultUnit, RightUnit
 from verify.result import Failure, SubjectResult
 from verify.simplify import weight
 from verify.trial import Examiner, Trial
@@ -84,6 +83,7 @@ def judge_fault(
         beat: Called with each event.
     """
     card, effort = unit.card, unit.effort
+    examiner = _diagnosing(examiner, effort)
     watch = Watch(clock=clock, beat=beat)
     campaign = Campaign(
         examiner=examiner,
@@ -113,8 +113,8 @@ def judge_fault(
         minimising_seconds=watch.minimising,
         smallest=smallest(result),
         causes=causes,
-        classes=classes_of(causes),
-        diagnosed=diagnoses(),
+        classes=_classes_of(causes, examiner.parts.diagnoses),
+        diagnosed=examiner.parts.diagnoses is not None,
         internal=result.accounting.internal,
         stopped=result.stopped,
     )
@@ -138,17 +138,14 @@ def smallest(result: SubjectResult) -> Smallest | None:
     )
 
 
-def diagnoses() -> bool:
-    """Whether this version names causes."""
-    return importlib.util.find_spec("properties.diagnosis") is not None
+def _diagnosing(examiner: Examiner, effort: Effort) -> Examiner:
+    """Return `examiner`, without the diagnosis if the effort leaves it out."""
+    return examiner if effort.diagnose else replace(examiner, parts=replace(examiner.parts, diagnoses=None))
 
 
-def classes_of(causes: tuple[str, ...]) -> tuple[int, ...]:
+def _classes_of(causes: tuple[str, ...], diagnoses: Any) -> tuple[int, ...]:
     """Return the fault classes to which these causes belong, in order."""
-    if not causes or not diagnoses():
-        return ()
-    classes = importlib.import_module("properties.diagnosis")
-    return tuple(sorted({number for cause in causes for number in classes.classes_of(cause)}))
+    return tuple(sorted({number for cause in causes for number in diagnoses.classes_of(cause)}))
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from verify.faults.classes import class_name
 from verify.power.score import RightRow, Row, Score
-from verify.power.table import graded, right_lines, shown, texts, totals, undecided
+from verify.power.table import ratios, right_lines, texts, totals
 
 
 def page(score: Score, *, command: str, environment: str) -> str:
@@ -99,12 +99,10 @@ def _right(rows: Sequence[RightRow]) -> Iterator[str]:
             f"{row.max_ratio:.3f} |"
         )
     yield ""
-    yield "| grade | dtype | property | cases | greatest ratio | undecided elements |"
-    yield "|---|---|---|--:|--:|--:|"
-    for grade, cells in graded(rows).items():
-        for cell in cells:
-            yield (
-                f"| {grade} | {cell.dtype} | {cell.property} | {cell.pairs} | {shown(cell)} | "
-                f"{undecided(cell)} |"
-            )
+    yield "Greatest ratio by grade, property and dtype; above 1 would be an accusation."
     yield ""
+    titles, *lines = ratios(rows)
+    yield "| " + " | ".join(titles) + " |"
+    yield "|---|---|" + "--:|" * (len(titles) - 2)
+    for line in lines:
+        yield "| " + " | ".join(line) + " |"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from verify.faults.classes import class_name
 from verify.power.outcome import Cell
 from verify.power.score import FALSELY_TARGET, NAMED_TARGET, RightRow, Row, Score, summed
 from verify.wording import count, listing, ratio
@@ -147,35 +146,35 @@ def right_lines(rows: Sequence[RightRow]) -> Iterator[str]:
             f"{row.undecided_share:>7.3%} undecided  greatest ratio {ratio(row.max_ratio)}"
             + (f"; {count(row.internal, 'failure')} of our own machinery" if row.internal else "")
         )
-    yield "  greatest ratio by property, dtype and grade; share of undecided elements:"
-    for grade, cells in graded(rows).items():
-        for cell in cells:
-            yield (
-                f"  {grade}  {cell.dtype:<8}  {cell.property:<20} {cell.pairs:>6} cases  "
-                f"{shown(cell):>8}  {undecided(cell):>8}"
-            )
+    yield "  greatest ratio by grade, property and dtype:"
+    for line in ratios(rows):
+        yield "  " + "  ".join((f"{line[0]:<5}  {line[1]:<20}", *(f"{text:>9}" for text in line[2:])))
     for row in rows:
         for accusation in row.accusations:
             yield "\n" + accusation.text
 
 
-def graded(rows: Sequence[RightRow]) -> dict[str, tuple[Cell, ...]]:
-    """Return the counts by grade, and in each by dtype and property."""
-    grades = sorted({row.grade for row in rows})
-    return {
-        grade: summed((row.cells for row in rows if row.grade == grade), by=("dtype", "property"))
-        for grade in grades
-    }
+def ratios(rows: Sequence[RightRow]) -> Iterator[tuple[str, ...]]:
+    """Yield a line of titles, then for each grade and property the greatest ratio in each dtype.
+
+    Properties that have no ratio are left out; the last line of a grade is the share of undecided elements.
+    """
+    dtypes = sorted({cell.dtype for row in rows for cell in row.cells})
+    yield ("grade", "property", *dtypes)
+    for grade in sorted({row.grade for row in rows}):
+        cells = summed((row.cells for row in rows if row.grade == grade), by=("dtype", "property"))
+        for name in dict.fromkeys(cell.property for cell in cells):
+            mine = [cell for cell in cells if cell.property == name]
+            if any(cell.max_ratio for cell in mine):
+                found = {cell.dtype: ratio(float(cell.max_ratio)) for cell in mine if cell.max_ratio}
+                yield (grade, name, *(found.get(dtype, "-") for dtype in dtypes))
+        yield (grade, "undecided elements", *(_undecided(cells, dtype) for dtype in dtypes))
 
 
-def shown(cell: Cell) -> str:
-    """Return the greatest ratio of a cell; a dash where the property has none."""
-    return ratio(float(cell.max_ratio)) if cell.max_ratio else "-"
-
-
-def undecided(cell: Cell) -> str:
-    """Return the share of undecided elements of a cell."""
-    return f"{cell.undecided / cell.elements:.3%}" if cell.elements else "-"
+def _undecided(cells: Sequence[Cell], dtype: str) -> str:
+    elements = sum(cell.elements for cell in cells if cell.dtype == dtype)
+    undecided = sum(cell.undecided for cell in cells if cell.dtype == dtype)
+    return f"{undecided / elements:.3%}" if elements else "-"
 
 
 def conclusion(score: Score) -> str:
@@ -192,8 +191,3 @@ def conclusion(score: Score) -> str:
     if not score.finished:
         unmet.append(f"{len(score.units) - len(score.done)} of {len(score.units)} units were not judged")
     return f"Not met: {listing(unmet)}." if unmet else "Every target is met."
-
-
-def class_words(number: int) -> str:
-    """Return a class as "3 variance between ranks dropped"."""
-    return f"{number} {class_name(number)}"

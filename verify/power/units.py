@@ -19,12 +19,14 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cases, seconds: Budget of the drawing; None for no limit of that kind.
         minimise_seconds, minimise_total: As in `verify.policy.Policy`.
+        diagnose: Whether to look for causes, too.
     """
 
     cases: int | None = 300
     seconds: float | None = 60.0
     minimise_seconds: float = 8.0
     minimise_total: float = 24.0
+    diagnose: bool = True
 
     @property
     def budget(self) -> Budget:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from types import ModuleType
+from types import SimpleNamespace
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -14,7 +14,6 @@ from properties.verdict import Outcome as Said
 from properties.verdict import Verdict
 from tests.verify.fakes import FakeRanks, examiner, judge_by, returned
 from tests.verify.power.samples import RIGHT, card
-from verify.power import judging
 from verify.power.judging import Watch, judge_fault, judge_right
 from verify.power.outcome import Outcome
 from verify.power.units import Effort, FaultUnit, RightUnit
@@ -77,18 +76,32 @@ def test_a_watch_without_a_failure_found_nothing():
     assert Watch().found is None
 
 
-def test_classes_are_those_of_the_causes_named(monkeypatch):
-    module = ModuleType("properties.diagnosis")
-    module.classes_of = {"one": (3, 1), "two": (1,), "three": ()}.__getitem__
-    monkeypatch.setitem(sys.modules, "properties.diagnosis", module)
-    monkeypatch.setattr(judging, "diagnoses", lambda: True)
-    assert judging.classes_of(("one", "two", "three")) == (1, 3)
-    assert judging.classes_of(()) == ()
+class Diagnoses:
+    """Names two causes whatever it sees."""
+
+    CLASSES: ClassVar = {"one": (3, 1), "two": (1,)}
+
+    def diagnose(self, evidence, contract, grade, *, device):
+        return SimpleNamespace(of=lambda property_id: tuple(self.CLASSES), convention={})
+
+    def words_of(self, name):
+        return f"has the cause {name}"
+
+    def classes_of(self, name):
+        return self.CLASSES[name]
 
 
-def test_where_no_causes_are_named_there_are_no_classes(monkeypatch):
-    monkeypatch.setattr(judging, "diagnoses", lambda: False)
-    assert judging.classes_of(("one",)) == ()
+def test_causes_are_those_of_the_failures_and_classes_those_of_the_causes():
+    outcome = judge_fault(fault(), examiner(RULES, diagnoses=Diagnoses()))
+    assert outcome.diagnosed
+    assert outcome.causes == ("one", "two")
+    assert outcome.classes == (1, 3)
+
+
+def test_no_causes_are_named_where_the_effort_leaves_the_diagnosis_out():
+    outcome = judge_fault(fault(diagnose=False), examiner(RULES, diagnoses=Diagnoses()))
+    assert not outcome.diagnosed
+    assert (outcome.causes, outcome.classes) == ((), ())
 
 
 def test_a_right_subject_that_holds_is_counted_by_dtype_and_property():
