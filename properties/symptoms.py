@@ -43,6 +43,7 @@ class Symptom:
         properties: Of which it explains a violation.
         needs: Whether a minimal failing case shows it.
         alone: It is told only where nothing above it in the table is.
+        plain: The violation itself tells it, whether the case is minimal or not.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Symptom:
     properties: tuple[str, ...]
     needs: Callable[[Seen], bool]
     alone: bool = False
+    plain: bool = False
 
 
 def _empty_rank(seen: Seen) -> bool:
@@ -124,6 +126,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(25,),
         properties=("conversion",),
         needs=lambda seen: True,
+        plain=True,
     ),
     Symptom(
         id="communicates-in-evaluation",
@@ -131,6 +134,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(18, 14),
         properties=("eval_is_local",),
         needs=lambda seen: True,
+        plain=True,
     ),
     Symptom(
         id="modifies-what-is-not-its-own",
@@ -138,6 +142,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(21,),
         properties=("purity",),
         needs=lambda seen: True,
+        plain=True,
     ),
     Symptom(
         id="wrong-channels-accepted",
@@ -310,6 +315,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(24, 15),
         properties=("repeatable",),
         needs=lambda seen: True,
+        plain=True,
     ),
 )
 CLASSES = {symptom.id: symptom.classes for symptom in SYMPTOMS}
@@ -320,13 +326,13 @@ def symptoms(evidence: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
     """Return the symptoms of each violated property that every minimal case of it shows."""
     found: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(name for one in evidence for name in one.violated):
-        minimal = [one for one in evidence if one.minimal and name in one.violated]
-        if not minimal:
-            continue
+        violating = [one for one in evidence if name in one.violated]
+        minimal = [one for one in violating if one.minimal]
         shown: list[str] = []
         for symptom in SYMPTOMS:
-            applies = name in symptom.properties and not (symptom.alone and shown)
-            if applies and all(symptom.needs(one) for one in minimal):
+            asked = violating if symptom.plain else minimal
+            applies = asked and name in symptom.properties and not (symptom.alone and shown)
+            if applies and all(symptom.needs(one) for one in asked):
                 shown.append(symptom.id)
         if shown:
             found[name] = tuple(shown)

@@ -21,7 +21,7 @@ import msgspec
 
 from properties.case import Case
 from properties.verdict import Outcome
-from verify.dossier import Dossier
+from verify.dossier import Dossier, dossier_of
 from verify.events import (
     CampaignEnded,
     CampaignStarted,
@@ -99,13 +99,7 @@ class Campaign:
     _dossier: Dossier = field(init=False)
 
     def __post_init__(self) -> None:
-        subject = self.examiner.subject
-        self._dossier = Dossier(
-            diagnoses=self.examiner.parts.diagnoses,
-            contract=subject.promise.contract,
-            grade=subject.promise.grade,
-            device=subject.device,
-        )
+        self._dossier = dossier_of(self.examiner.subject, self.examiner.parts.diagnoses)
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""

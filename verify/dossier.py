@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from properties.case import Case
 from properties.domain import Contract, Grade
 from properties.observation import Observation
+from verify.subject import Subject
 from verify.trial import Trial
 
 MAX_TRIALS = 8
@@ -115,3 +116,9 @@ class Dossier:
             self._latest = self.diagnoses.diagnose(self._seen, self.contract, self.grade, device=self.device)
         except Exception as error:  # a hint that fails must not cost the verdict
             self._error = f"{type(error).__name__}: {error}"
+
+
+def dossier_of(subject: Subject, diagnoses: Diagnoses | None) -> Dossier:
+    """Return an empty dossier of `subject`."""
+    promise = subject.promise
+    return Dossier(diagnoses=diagnoses, contract=promise.contract, grade=promise.grade, device=subject.device)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from properties.verdict import Outcome
 from verify import exits
+from verify.dossier import Diagnoses, dossier_of
 from verify.explain import Occurrence, explain
 from verify.record import data_folder, find_case
 from verify.run import Run
@@ -30,18 +31,24 @@ def replay_command(arguments: Namespace) -> int:
         run.keep(trial)
         if not run.parts.admits(subject.promise.domain, case):
             sys.stdout.write(f"The case lies outside the domain of {subject.label}.\n")
-    return tell(trial, subject, sys.stdout)
+    return tell(trial, subject, sys.stdout, diagnoses=run.parts.diagnoses)
 
 
-def tell(trial: Trial, subject: Subject, stream: TextIO) -> int:
+def tell(trial: Trial, subject: Subject, stream: TextIO, *, diagnoses: Diagnoses | None = None) -> int:
     """Write what `trial` said to `stream` and return the exit code."""
+    dossier = dossier_of(subject, diagnoses)
+    dossier.add(trial, minimal=False)
     case = trial.case
     stream.write(f"{subject.label}: case {case.id}, {case_words(case)}; seed {case.seed}\n")
     if trial.internal:
         stream.write(f"UNDECIDED: our own machinery failed.\n{trial.internal}")
         return exits.INTERNAL
     for name in trial.violated:
-        text = explain(Occurrence(property_id=name, trial=trial, subject=subject, minimal=None))[1]
+        likeness = dossier.likeness(name)
+        occurrence = Occurrence(
+            property_id=name, trial=trial, subject=subject, minimal=None, likeness=likeness
+        )
+        text = explain(occurrence)[1]
         stream.write(f"\n{text}\n")
     stream.write("\n")
     for verdict in trial.verdicts:
@@ -68,7 +75,7 @@ def examine_again(text: str, spec: str, *, device: str, backend: str | None) -> 
     trial = run.examiner(subject).examine(case)
     run.keep(trial)
     written = io.StringIO()
-    code = tell(trial, subject, written)
+    code = tell(trial, subject, written, diagnoses=run.parts.diagnoses)
     if code == exits.NOT_MET:
         raise Violated(written.getvalue())
     if code != exits.OK:

@@ -12,6 +12,7 @@ from properties.domain import Promise
 from properties.observation import Collective, Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict, violated
 from verify.arguments import parser
+from verify.dossier import Likeness
 from verify.explain import Occurrence, explain
 from verify.report.summary import summary
 from verify.result import Accounting, KnownResult, PropertyResult, SubjectResult
@@ -75,6 +76,17 @@ def test_several_discrepancies_a_looser_grade_and_options(snapshot: SnapshotAsse
         options=("--device cuda", "--contract momentum=decay"),
     )
     assert text(made, subject=subject, minimal=False) == snapshot
+
+
+def test_what_a_failure_resembles(snapshot: SnapshotAssertion) -> None:
+    made = trial(violated("forward", [FORWARD], elements=72))
+    named = Likeness(causes=tuple((f"cause-{k}", f"does the {k}. wrong thing") for k in range(5)), trials=2)
+    assert text(made, likeness=named) == snapshot
+    assert "Resembles none of the known causes." in text(made, likeness=Likeness(trials=2))
+    assert "--contract=running_var=biased" in text(
+        made, likeness=Likeness(convention=(("running_var", "biased"),), trials=1)
+    )
+    assert "No cause was looked up: ValueError: x." in text(made, likeness=Likeness(error="ValueError: x"))
 
 
 def test_an_aborted_rank_with_its_ledger(snapshot: SnapshotAssertion) -> None:
