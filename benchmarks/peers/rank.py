@@ -82,7 +82,7 @@ def _initialise(reference: Any, subject: Any) -> None:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name in ("weight", "bias"):
-            values = torch.rand(reference.num_features, generator=generator).half() + 0.5
+            values = torch.randn(reference.num_features, generator=generator).half()
             getattr(reference, name).copy_(values)
             getattr(subject, name).copy_(values)
 
