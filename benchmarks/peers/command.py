@@ -18,6 +18,7 @@ from benchmarks.peers.ours import ours
 from benchmarks.peers.table import VERIFY, Row, missed, summary, table
 from verify.faults.cards import Card, cards, right_cards
 from verify.power.units import chosen
+from verify.subjects.catalogue import BUILTINS
 
 _PAGE = """# How it compares
 
@@ -68,10 +69,11 @@ def _explanations() -> Iterator[str]:
 
 def _rejected(workers: int) -> Iterator[str]:
     """Yield a line for each right subject that a check of the peers rejects; there should be none."""
-    specs = [card.spec for card in right_cards() if card.grade == "A"]
+    names = [card.spec for card in right_cards() if card.grade == "A"]
+    specs = [BUILTINS[name].spec if name in BUILTINS else name for name in names]
     for spec, (verdict, _) in zip(specs, _judged(specs, workers), strict=True):
         for suite, finding in verdict.caught.items():
-            yield f"- ({suite}) rejects the right subject {spec}: {finding}"
+            yield f"- ({suite}) rejects the right subject {spec}: {' '.join(finding.split())}"
 
 
 def _rows(selected: Sequence[Card], *, workers: int) -> Iterator[Row]:
