@@ -23,7 +23,8 @@ EXIT_CODES = """exit codes:
 
 FAULTS_TEXT = """The faults are judged on the CPU. Each campaign ends once all the properties that must catch
 its fault are violated. 0 means: every fault is caught on every seed by all of them, no right subject is
-accused, and, where the whole catalogue is judged, causes are named as often as they must be. Else it is 1.
+accused, and, for the whole catalogue without --quick, causes are named as often as they must be. Else it is
+1. A cause is best told from a minimal case, for which --quick leaves little time.
 
 """
 

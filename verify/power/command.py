@@ -48,7 +48,7 @@ def faults_command(arguments: Namespace) -> int:
     """Do `python -m verify faults` and return its exit code."""
     if arguments.sensitivity:
         return _sensitivity(arguments)
-    score = Score(tuple(units(arguments)), whole=not arguments.names)
+    score = Score(tuple(units(arguments)), whole=not arguments.names and not arguments.quick)
     for option in ("json", "table"):
         _check_writable(option, getattr(arguments, option))
     workers = max(1, min(arguments.workers or cores(), len(score.units)))

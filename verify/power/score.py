@@ -130,7 +130,7 @@ class Score:
 
     Args:
         units: All that is to do.
-        whole: Whether it is the whole catalogue, to which the targets of diagnosis apply.
+        whole: Whether it is the whole catalogue, with time for minimising: the targets of diagnosis apply.
     """
 
     units: Sequence[Unit]

@@ -125,7 +125,7 @@ def _naming(score: Score) -> str:
     named = score.named
     if not named.measured:
         return "diagnosis: this version names no causes"
-    judged = "" if score.whole else " (of the whole catalogue)"
+    judged = "" if score.whole else " for the whole catalogue, without --quick"
     return (
         f"diagnosis: the true class named for {named.rightly}/{named.nameable} ({named.rightly_share:.1%}; "
         f"target {NAMED_TARGET:.0%}{judged}); a cause named for {named.falsely}/{named.others} "
