@@ -32,6 +32,7 @@ from properties.causes import (
     COUNT,
     FORWARD,
     PROPERTIES_OF,
+    SWAPPED,
     Cause,
     Part,
 )
@@ -105,8 +106,8 @@ def diagnose(
     grade: Grade,
     *,
     device: str = "cpu",
-    seconds: float = 5.0,
-    clock: Callable[[], float] = time.monotonic,
+    seconds: float = 20.0,
+    clock: Callable[[], float] = time.process_time,
 ) -> Diagnosis:
     """Return what the violations in `evidence` resemble.
 
@@ -115,8 +116,8 @@ def diagnose(
         contract: The convention that they were judged by.
         grade: The error model that they were judged by.
         device: cpu or cuda.
-        seconds: After which no further cause is asked.
-        clock: Monotonic seconds.
+        seconds: Of computing, after which no further cause is asked.
+        clock: Seconds of this process's computing, which a crowded machine does not use up.
     """
     causes = symptoms(evidence)
     numeric = [one for one in evidence if _predictable(one.case)]
@@ -177,7 +178,7 @@ class _Search:
         for cause in (*forward[:1], *buffers[:1]):
             base = cause.variant(base)
         if self._violated("buffers") and not buffers and not self._fits("buffers", base):
-            buffers = self._surviving("buffers", BUFFERS, base)
+            buffers = self._surviving("buffers", BUFFERS, base) or self._hidden("buffers")
             base = buffers[0].variant(base) if buffers else base
             if not buffers:
                 return
@@ -205,10 +206,18 @@ class _Search:
         """Return what explains a gradient: what explains the forward, if the gradient belongs to it."""
         if not self._violated(part):
             return ()
-        if forward and (self._fits(part, base) or self._fits(part, CONSISTENT.variant(base))):
+        if forward and any(
+            self._fits(part, one) for one in (base, CONSISTENT.variant(base), SWAPPED.variant(base))
+        ):
             return forward
-        found = self._surviving(part, causes, base)
-        return (*found, *forward) if found else ()
+        if found := self._surviving(part, causes, base):
+            return (*found, *forward)
+        return () if forward else self._hidden(part)
+
+    def _hidden(self, part: Part) -> tuple[Cause, ...]:
+        """Return causes in the forward that only `part` shows: the rounding of the outputs hides them."""
+        found = self._surviving(part, FORWARD, RIGHT)
+        return tuple(cause for cause in found if self._fits("forward", cause.variant(RIGHT)))
 
     def _told(self, part: Part, causes: tuple[Cause, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
         for name in PROPERTIES_OF[part]:

@@ -22,7 +22,7 @@ from properties.running import right_momentum, updated
 from properties.step import shares, step_input
 from properties.variant import Ranks, Variant
 from properties.walk import Buffers, Estimate, RankStep, Walk, put
-from reference.program import StepOutput, precise
+from reference.program import StepOutput, StepScalars, precise
 from reference.shards import Layout
 from reference.variants import ROOTS, Formula, Weights, compiled_variant
 
@@ -114,14 +114,15 @@ class _View:
         case, variant = self.walk.case, self.variant
         training = case.steps[k].mode == "train"
         local = not training and not case.tracking
+        local = local or (not training and variant.batch_in_eval == "own")
         members = (self.rank,) if local else self.walk.group
-        batch = training or local or variant.batch_in_eval
+        batch = training or local or bool(variant.batch_in_eval)
         if training and variant.running_in_training and case.tracking:
             batch = False
         self.walk.steps[k] = self._step(k, members, batch=batch)
         store_output(self.walk, k, self.rank)
         if case.tracking:
-            self._track(k, times=variant.updates(case, k, case.total_of(self.group)))
+            self._track(k, times=self._updates(k))
             self._snapshot(str(k))
 
     def _step(self, k: int, members: tuple[int, ...], *, batch: bool) -> dict[int, RankStep]:
@@ -142,8 +143,14 @@ class _View:
     def _run(self, k: int, members: tuple[int, ...], *, batch: bool) -> Any:
         case, variant = self.walk.case, self.variant
         where, given, bad = step_input(self.walk, k, members, training=batch)
-        if variant.parameters is not None:
-            given = given._replace(parameters=variant.parameters(given.parameters.copy()))
+        if variant.parameters is not None and case.steps[k].mode in variant.parameters_in:
+            c, rows = case.channels, given.parameters.copy()
+            rows[:, :c] = variant.parameters(rows[:, :c])
+            given = given._replace(parameters=rows)
+        if variant.eps is not None:
+            scalars = given.scalars.copy()
+            scalars[StepScalars._fields.index("eps")] = variant.eps(case)
+            given = given._replace(scalars=scalars)
         ranks = Ranks(
             counts=np.array([case.count_of(rank) for rank in members], np.float64),
             samples=np.array([case.batches[rank] for rank in members], np.float64),
@@ -153,7 +160,19 @@ class _View:
         )
         formula = Formula(*(np.int64(v) for v in _formula(variant)))
         output = compiled_variant(where.bucket)(given, _weights(variant, ranks, where.bucket.ranks), formula)
+        if variant.swapped_gradients:
+            output = output._replace(
+                grad_weight=output.grad_bias,
+                grad_weight_bound=output.grad_bias_bound,
+                grad_bias=output.grad_weight,
+                grad_bias_bound=output.grad_weight_bound,
+            )
         return where, StepOutput(*(np.asarray(array) for array in output)), bad
+
+    def _updates(self, k: int) -> int:
+        case = self.walk.case
+        times = self.variant.updates(case, k, case.total_of(self.group))
+        return times if self.variant.updates_on(case, self.rank) else 0
 
     def _track(self, k: int, *, times: int) -> None:
         case, variant, walk = self.walk.case, self.variant, self.walk
@@ -173,14 +192,13 @@ class _View:
         momentum = variant.momentum(case, buffers.tracked, right_momentum(walk))
         mean = Estimate(step.output.mean[:c], step.output.mean_bound[:c])
         var = Estimate(step.output.var[:c], step.output.var_bound[:c])
-        if variant.tracked_root:
-            root = 1.0 / np.sqrt(var.value + case.eps)
-            var, below = Estimate(root, root * (var.bound / (var.value + case.eps) + 1e-6)), 0.0
+        if variant.tracks:
+            var = _instead(var, case.eps, invstd=variant.tracks == "invstd")
         if variant.exchanged:
             mean, var = var, mean
         common = {"momentum": momentum, "poisoned": step.poisoned}
         buffers.mean = updated(walk, buffers.mean, mean, n=max(total, 1), below=0.0, **common)  # type: ignore[arg-type]
-        buffers.var = updated(walk, buffers.var, var, n=int(max(n, 1)), below=max(below, 0.0), **common)  # type: ignore[arg-type]
+        buffers.var = updated(walk, buffers.var, var, n=n, below=max(below, 0.0), **common)  # type: ignore[arg-type]
 
     def _snapshot(self, at: str) -> None:
         buffers, dtype = self.walk.buffers, self.walk.case.param_dtype
@@ -192,7 +210,7 @@ class _View:
         case, walk, step = self.walk.case, self.walk, self.walk.case.steps[k]
         if step.mode == "train" and case.tracking and case.recomputes(k, self.group[0]):
             for _ in range(self.variant.recomputed):
-                self._track(k, times=self.variant.updates(case, k, case.total_of(self.group)))
+                self._track(k, times=self._updates(k))
         if not step.accumulate or self.variant.forgets:
             walk.sums.clear()
         if step.mode == "eval" and self.variant.training_gradient_in_eval:
@@ -212,8 +230,19 @@ class _View:
                 store_grad_parameter(walk, k, name)
 
 
-def _formula(variant: Variant) -> tuple[int, int, int]:
-    return ROOTS.index(variant.root), int(variant.derived), int(variant.consistent)
+def _instead(var: Estimate, eps: float, *, invstd: bool) -> Estimate:
+    """Return 1 / sqrt(var + eps), or var + eps."""
+    shifted = Estimate(var.value + eps, var.bound + 2.0**-20 * eps)
+    if not invstd:
+        return shifted
+    root = 1.0 / np.sqrt(shifted.value)
+    return Estimate(root, root * (shifted.bound / shifted.value + 2.0**-20))
+
+
+def _formula(variant: Variant) -> tuple[int, ...]:
+    exchanged = ("", "variance", "squares").index(variant.exchanged_moments)
+    flags = (variant.derived, variant.consistent, exchanged, variant.swapped_sums)
+    return ROOTS.index(variant.root), *(int(flag) for flag in flags)
 
 
 def _weights(variant: Variant, ranks: Ranks, size: int) -> Weights:

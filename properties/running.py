@@ -41,7 +41,7 @@ def right_momentum(walk: Walk) -> float:
 
 
 def updated(
-    walk: Walk, old: Estimate, new: Estimate, *, momentum: float, poisoned: Bools, n: int, below: float
+    walk: Walk, old: Estimate, new: Estimate, *, momentum: float, poisoned: Bools, n: float, below: float
 ) -> Estimate:
     """Return the buffer `old` after an update with the moment `new`, as stored.
 
@@ -51,7 +51,7 @@ def updated(
         new: The batch's mean or biased variance, (C,).
         momentum: Weight of the new value.
         poisoned: Channels whose moment is not finite, (C,).
-        n: Values a channel.
+        n: Values a channel, or what stands for it.
         below: What n is divided by to correct the variance, n - 1; 0 for no correction.
     """
     case = walk.case

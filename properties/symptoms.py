@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from properties.case import Case
 from properties.observation import Observation
 
@@ -102,6 +104,16 @@ def _one_value(seen: Seen) -> bool:
     return any(
         case.total_of(group) > 1 and any(case.count_of(rank) == 1 for rank in group)
         for group in case.process_groups
+    )
+
+
+def _not_a_number(seen: Seen) -> bool:
+    """Whether some rank returned a NaN that no input explains."""
+    return not seen.case.specials and any(
+        bool(np.isnan(tensor.values).any())
+        for rank in seen.observation.ranks
+        for tensor in rank.tensors.values()
+        if tensor.dtype != "int64"
     )
 
 
@@ -209,6 +221,20 @@ SYMPTOMS: tuple[Symptom, ...] = (
         needs=lambda seen: not {"running_mean", "running_var"} & set(seen.violated),
     ),
     Symptom(
+        id="eps-of-zero",
+        words="mishandles an eps of zero",
+        classes=(16,),
+        properties=_NUMBERS,
+        needs=lambda seen: seen.case.eps == 0,
+    ),
+    Symptom(
+        id="variance-below-eps",
+        words="loses a variance that is small against eps",
+        classes=(16,),
+        properties=("forward", "running_var", "grad_input", "grad_weight"),
+        needs=lambda seen: "tiny_spread" in (seen.case.values, seen.case.last_values),
+    ),
+    Symptom(
         id="no-buffers",
         words="mishandles absent running buffers",
         classes=(18,),
@@ -298,15 +324,15 @@ SYMPTOMS: tuple[Symptom, ...] = (
         id="single-value-on-a-rank",
         words="mishandles a rank with one value a channel",
         classes=(22,),
-        properties=("ending", "refusal"),
-        needs=lambda seen: _one_value(seen) and _raised(seen),
+        properties=(*_NUMBERS, "ending", "refusal"),
+        needs=lambda seen: _one_value(seen) and (_raised(seen) or _not_a_number(seen)),
     ),
     Symptom(
         id="repeated-forward",
         words="mishandles repeated forwards",
-        classes=(24,),
+        classes=(24, 21),
         properties=_EVERY,
-        needs=lambda seen: len(seen.case.steps) > 1 and not _mode(seen, "eval"),
+        needs=lambda seen: len(seen.case.steps) > 1 + _mode(seen, "eval"),
         alone=True,
     ),
     Symptom(

@@ -103,6 +103,11 @@ def _bessel(total: int, local: int, ranks: int) -> tuple[float, float]:
     return float(total), float(total - 1)
 
 
+def _everywhere(case: Case, rank: int) -> bool:
+    del case, rank
+    return True
+
+
 def _once(case: Case, k: int, total: int) -> int:
     """Return how often step k updates the buffers: once in training, unless the batch is empty."""
     return int(case.steps[k].mode == "train" and total > 0)
@@ -125,19 +130,25 @@ class Variant:
         cotangent, projection: Weights of the backward sums.
         weight, bias: Weights of the ranks' parameter gradients.
         scale: (R,) factors of grad_input.
+        exchanged_moments: A rank's mean is taken for its `variance` or its `squares`, and the reverse.
+        swapped_sums: The reduced sums of g and of g xhat are taken for each other.
         parameters: From the rows weight, bias, running mean, its error, running variance, its error to
             other ones, (6, C).
+        parameters_in: The modes in which it does so.
+        swapped_gradients: The gradients of weight and bias are taken for each other.
+        eps: From the case to another epsilon.
         inputs: From the case, a rank, its input and cotangent (N, C, positions) to other ones.
         momentum: From the case, the count of tracked batches and the right momentum to another one.
         bessel: From the group's count, the rank's, and the number of ranks to n and what divides it.
+        updates_on: Whether a rank of the group updates its buffers, given the case.
         updates: How often the buffers are updated in the forward of step k, given the group's count.
         recomputed: How often a recomputed forward updates them.
         counted: How far `num_batches_tracked` advances in the forward of step k.
         running_in_training: Training normalises with the running buffers.
-        batch_in_eval: Evaluation normalises with the batch.
+        batch_in_eval: Evaluation normalises with the batch of the `group` or the `own` one.
         training_gradient_in_eval: The backward of an evaluation has the correction terms of training.
         exchanged: The new mean goes into the variance's buffer, and the new variance into the mean's.
-        tracked_root: What goes into running_var is 1 / sqrt(var + eps).
+        tracks: What goes into running_var: the variance, `invstd`, 1 / sqrt(var + eps), or var + `eps`.
         forgets: Parameter gradients do not accumulate.
         contract, grade: What the prediction's bounds are for, in place of the subject's.
     """
@@ -153,18 +164,24 @@ class Variant:
     weight: Weigh = own
     bias: Weigh = own
     scale: Callable[[Ranks], Floats] = _ones
+    exchanged_moments: Literal["", "variance", "squares"] = ""
+    swapped_sums: bool = False
     parameters: Callable[[Floats], Floats] | None = None
+    parameters_in: tuple[str, ...] = ("train", "eval")
+    swapped_gradients: bool = False
+    eps: Callable[[Case], float] | None = None
     inputs: Callable[[Case, int, Floats, Floats], tuple[Floats, Floats]] | None = None
     momentum: Callable[[Case, int, float], float] = _usual_momentum
     bessel: Callable[[int, int, int], tuple[float, float]] = _bessel
+    updates_on: Callable[[Case, int], bool] = _everywhere
     updates: Callable[[Case, int, int], int] = _once
     recomputed: int = 1
     counted: Callable[[Case, int, int], int] = _counted
     running_in_training: bool = False
-    batch_in_eval: bool = False
+    batch_in_eval: Literal["", "group", "own"] = ""
     training_gradient_in_eval: bool = False
     exchanged: bool = False
-    tracked_root: bool = False
+    tracks: Literal["", "invstd", "eps"] = ""
     forgets: bool = False
     contract: dict[str, str] = field(default_factory=dict)
     grade: str = ""

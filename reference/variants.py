@@ -65,11 +65,16 @@ class Formula(NamedTuple):
         root: Index into `ROOTS`.
         derived: 1 if the backward has the derivative of the root, 0 if it has that of the right one.
         consistent: 1 if grad_input is the exact gradient of the variant's own forward (`jax.vjp`).
+        exchanged: 1 if a rank's mean and variance are taken for each other, 2 if its mean and its sum of
+            centred squares are.
+        swapped: 1 if the reduced sums of g and of g xhat are taken for each other.
     """
 
     root: Any = 0
     derived: Any = 0
     consistent: Any = 0
+    exchanged: Any = 0
+    swapped: Any = 0
 
 
 class _Estimate(NamedTuple):
@@ -135,6 +140,17 @@ def _merged(
     return _Estimate(center, center_error), _Estimate(value, error)
 
 
+def _exchanged(mean: _Estimate, var: _Estimate, n: Array, which: Any) -> tuple[_Estimate, _Estimate]:
+    """Return the moments with mean and variance (1), or mean and sum of centred squares (2), exchanged."""
+
+    def chosen(usual: Array, first: Array, second: Array) -> Array:
+        return jnp.where(which == 2, second, jnp.where(which == 1, first, usual))
+
+    first = (chosen(mean[part], var[part], var[part] * n) for part in (0, 1))
+    second = (chosen(var[part], mean[part], mean[part] / n) for part in (0, 1))
+    return _Estimate(*first), _Estimate(*second)
+
+
 def _exact_gradient(given: StepInput, weights: Weights, local: _Local, *, n: Array, eps: Array) -> Array:
     """Return the gradient of the variant's own forward, with 1 / sqrt(var + eps), by `jax.vjp`."""
 
@@ -176,6 +192,7 @@ def _gradients(
     local: _Local,
     normal: _Normalised,
     *,
+    swapped: Array,
     training: Array,
     units: tuple[Array, Array],
 ) -> tuple[_Estimate, _Estimate, _Estimate]:
@@ -187,11 +204,13 @@ def _gradients(
     errors = depth * magnitudes[0], (depth + 2.0 * u) * magnitudes[1] + local.sum(jnp.abs(g) * xhat.error)
     on = jnp.where(training, 1.0, 0.0)
     cotangent, projection = on * jnp.asarray(weights.cotangent), on * jnp.asarray(weights.projection)
-    g_mean, along = local.spread(cotangent @ sums[0]), local.spread(factor * (projection @ sums[1]))
+    reduced = jnp.where(swapped, sums[1], sums[0]), jnp.where(swapped, sums[0], sums[1])
+    g_mean, along = local.spread(cotangent @ reduced[0]), local.spread(factor * (projection @ reduced[1]))
     g_error = local.spread(jnp.abs(cotangent) @ errors[0])
     along_error = local.spread(jnp.abs(factor) * (jnp.abs(projection) @ errors[1]))
-    outer = local.spread(invstd.value * jnp.asarray(weights.scale)[:, None]) * given.parameters[0]
-    outer_error = local.spread(invstd.error * jnp.abs(weights.scale)[:, None]) * jnp.abs(given.parameters[0])
+    scale = jnp.where(training, jnp.asarray(weights.scale), 1.0)[:, None]
+    outer = local.spread(invstd.value * scale) * given.parameters[0]
+    outer_error = local.spread(invstd.error * jnp.abs(scale)) * jnp.abs(given.parameters[0])
     inner = g - g_mean - xhat.value * along
     parts = jnp.abs(g) + jnp.abs(g_mean) + 2.0 * jnp.abs(xhat.value * along)
     inner_error = g_error + jnp.abs(xhat.value) * along_error + xhat.error * jnp.abs(along) + 4.0 * u * parts
@@ -215,6 +234,7 @@ def _variant(bucket: Bucket, given: StepInput, weights: Weights, formula: Formul
     var = local.sum(centred**2) / n
     first = mean.error + u * jnp.sqrt(local.sum(x**2) / n)
     own = mean, _Estimate(var, depth * var + 2.0 * jnp.sqrt(var) * first + first**2)
+    own = _exchanged(*own, n, formula.exchanged)
     batch, tracked = _merged(weights[:3], *own, u=u), _merged(weights[3:6], *own, u=u)
 
     def choose(pair: _Estimate, row: int) -> _Estimate:
@@ -237,7 +257,10 @@ def _variant(bucket: Bucket, given: StepInput, weights: Weights, formula: Formul
     y_error += 2.0 * u * (jnp.abs(xhat.value * parameters[0]) + jnp.abs(parameters[1]))
     factor = _factor(formula.root * formula.derived, spread.value, scalars.eps)
     grad_input, grad_weight, grad_bias = _gradients(
-        *(given, weights, local, _Normalised(xhat, invstd, factor)), training=training, units=(u, depth)
+        *(given, weights, local, _Normalised(xhat, invstd, factor)),
+        swapped=jnp.asarray(formula.swapped > 0),
+        training=training,
+        units=(u, depth),
     )
     exact = _exact_gradient(given, weights, local, n=n, eps=scalars.eps)
     gradient = jnp.where((formula.consistent > 0) & training, exact, grad_input.value)

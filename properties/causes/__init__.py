@@ -7,7 +7,7 @@ gradient, or the parameters' gradients. Within a part the most specific comes fi
 
 from __future__ import annotations
 
-from properties.causes.backward import AFFINE, BACKWARD, CONSISTENT
+from properties.causes.backward import AFFINE, BACKWARD, CONSISTENT, SWAPPED
 from properties.causes.buffers import BUFFERS, COUNT
 from properties.causes.cause import PROPERTIES_OF, Cause, Part
 from properties.causes.forward import FORWARD
@@ -22,6 +22,7 @@ __all__ = [
     "COUNT",
     "FORWARD",
     "PROPERTIES_OF",
+    "SWAPPED",
     "Cause",
     "Part",
 ]

@@ -42,6 +42,9 @@ CONSISTENT = Cause(id="", words="", classes=(), part="backward", change={"consis
 
 BACKWARD: tuple[Cause, ...] = (
     _backward(
+        "swapped-sums", "takes the reduced sums of the backward for each other", (19,), swapped_sums=True
+    ),
+    _backward(
         "detached-statistics", "takes mean and variance for constants in the backward", (5,), **_sums(none)
     ),
     _backward("no-mean-term", "leaves the mean's term out of grad_input", (5,), cotangent=none),
@@ -122,7 +125,13 @@ def _both(weigh: Any) -> dict[str, Any]:
     return {"weight": weigh, "bias": weigh}
 
 
+SWAPPED = Cause(id="", words="", classes=(), part="affine", change={"swapped_gradients": True})
+"""No cause: where weight and bias are swapped in the forward, so are their gradients."""
+
 AFFINE: tuple[Cause, ...] = (
+    _affine(
+        "affine-gradients-swapped", "swaps the gradients of weight and bias", (19,), swapped_gradients=True
+    ),
     _affine("affine-gradients-summed", "sums the parameters' gradients over the ranks", (6,), **_both(ones)),
     _affine(
         "affine-gradients-averaged",

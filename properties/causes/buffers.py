@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from properties.case import Case
 from properties.causes.cause import Cause
 from properties.causes.weights import (
     equal,
+    equal_unbiased,
     equal_with_empty,
     first,
 )
@@ -35,6 +38,17 @@ def _trains(case: Case, k: int, total: int) -> bool:
 
 def _buffers(id: str, words: str, classes: tuple[int, ...], **change: Any) -> Cause:
     return Cause(id=id, words=words, classes=classes, part="buffers", change=change)
+
+
+def _uncorrected(n: int, own: int, ranks: int) -> tuple[float, float]:
+    del own, ranks
+    return n, 0
+
+
+def _half_bessel(n: int, own: int, ranks: int) -> tuple[float, float]:
+    """Return n / (n - 1) as float16 holds it, and 1."""
+    del own, ranks
+    return (float(np.float16(n) / np.float16(max(n - 1, 1))), 1.0) if n < 65504 else (n, n - 1)
 
 
 BUFFERS: tuple[Cause, ...] = (
@@ -155,12 +169,61 @@ BUFFERS: tuple[Cause, ...] = (
         tracked=Merge(by_count, by_count, none),
     ),
     _buffers("exchanged-buffers", "exchanges running mean and variance", (19,), exchanged=True),
-    _buffers("invstd-for-variance", "tracks invstd as the variance", (19,), tracked_root=True),
+    _buffers("invstd-for-variance", "tracks invstd as the variance", (19,), tracks="invstd"),
     _buffers(
         "rounded-steps",
         "rounds each step of the update to the buffers' dtype",
         (13,),
         contract={"buffer_update": "in_dtype"},
+    ),
+    _buffers(
+        "invstd-for-variance-uncorrected",
+        "tracks invstd as the variance, uncorrected",
+        (19,),
+        tracks="invstd",
+        bessel=_uncorrected,
+    ),
+    _buffers("eps-in-buffer", "tracks var + eps", (16,), tracks="eps"),
+    _buffers(
+        "eps-in-buffer-uncorrected", "tracks var + eps, uncorrected", (16,), tracks="eps", bessel=_uncorrected
+    ),
+    _buffers("half-bessel", "corrects the variance in half precision", (7, 13), bessel=_half_bessel),
+    _buffers(
+        "single-value-uncorrected",
+        "tracks the biased variance where a rank has one value",
+        (7,),
+        bessel=lambda n, own, ranks: (n, n - 1 if own > 1 else 0),
+    ),
+    _buffers(
+        "momentum-0-as-0.1",
+        "takes momentum 0 for 0.1",
+        (17,),
+        momentum=lambda case, tracked, right: right or 0.1,
+    ),
+    _buffers(
+        "momentum-1-as-none",
+        "takes momentum 1 for None",
+        (17,),
+        momentum=lambda case, tracked, right: 1.0 / tracked if right == 1.0 else right,
+    ),
+    _buffers(
+        "first-rank-updates",
+        "updates the buffers on a group's first rank only",
+        (15,),
+        updates_on=lambda case, rank: rank == case.group_of(rank)[0],
+    ),
+    _buffers(
+        "empty-rank-does-not-update",
+        "leaves the buffers of a rank without values alone",
+        (15, 9),
+        updates_on=lambda case, rank: case.count_of(rank) > 0,
+    ),
+    _buffers(
+        "averaged-unbiased-buffers",
+        "averages the ranks' unbiased variances",
+        (3,),
+        tracked=Merge(equal, equal_unbiased, none),
+        bessel=_uncorrected,
     ),
 )
 

@@ -6,21 +6,26 @@ from typing import Any
 
 import numpy as np
 
+from properties.case import Case
 from properties.causes.cause import Cause
 from properties.causes.weights import (
     but_first,
     but_last,
     but_last_of_total,
     by_samples,
+    empty_as_one,
     equal,
     equal_with_empty,
     first,
     ones,
+    pairs,
+    permuted,
     rounded_counts,
     unbiased,
     world_over_group,
 )
 from properties.misread import input_as_contiguous, input_like_cotangent
+from properties.values import round_to
 from properties.variant import Floats, Merge, by_count, none, own
 
 # Parameters: the rows weight, bias, running mean, its error, running variance, its error
@@ -38,18 +43,20 @@ def _changed(row: int, change: Any) -> Any:
     return parameters
 
 
-def _tail(limit: int | None, *, keep_bias: bool) -> Any:
+def _tail(limit: int | None) -> Any:
     """Return parameters whose channels from `limit` on (the last power of two if None) are zero."""
 
     def parameters(rows: Floats) -> Floats:
-        used = int(np.flatnonzero(rows[5] < np.inf)[-1]) + 1 if (rows[5] < np.inf).any() else rows.shape[1]
-        start = limit if limit is not None else 1 << (max(used, 1).bit_length() - 1)
+        start = limit if limit is not None else 1 << (rows.shape[1].bit_length() - 1)
         rows[0, start:] = 0.0
-        if not keep_bias:
-            rows[1, start:] = 0.0
+        rows[1, start:] = 0.0
         return rows
 
     return parameters
+
+
+def _rounded_eps(case: Case) -> float:
+    return float(round_to(np.array([case.eps]), case.dtype)[0])
 
 
 def _all(weigh: Any) -> dict[str, Any]:
@@ -155,6 +162,56 @@ FORWARD: tuple[Cause, ...] = (
     _forward(
         "swapped-buffers", "swaps running mean and variance", (19,), parameters=_rows((0, 1, 4, 5, 2, 3))
     ),
+    *(
+        _forward(
+            f"{name}-in-evaluation",
+            f"{words} in evaluation",
+            classes,
+            parameters=change,
+            parameters_in=("eval",),
+        )
+        for name, words, classes, change in (
+            ("swapped-affine", "swaps weight and bias", (19,), _rows((1, 0, 2, 3, 4, 5))),
+            (
+                "affine-for-buffers",
+                "swaps weight and bias with the running buffers",
+                (19,),
+                _rows((4, 2, 1, 3, 0, 5)),
+            ),
+            (
+                "affine-for-buffers-in-order",
+                "swaps weight and bias with running mean and variance",
+                (19,),
+                _rows((2, 4, 0, 3, 1, 5)),
+            ),
+            ("no-weight", "ignores the weight", (20,), _changed(0, np.ones_like)),
+            ("no-bias", "ignores the bias", (20,), _changed(1, np.zeros_like)),
+        )
+    ),
+    _forward(
+        "variance-for-mean",
+        "takes mean and variance of a message for each other",
+        (19,),
+        exchanged_moments="variance",
+    ),
+    _forward(
+        "squares-for-mean",
+        "takes mean and M2 of a message for each other",
+        (19,),
+        exchanged_moments="squares",
+    ),
+    *(
+        _forward(
+            f"permuted-counts-{name}",
+            f"weighs a rank by the count of the {name} one",
+            (19,),
+            **_all(permuted(shift)),
+        )
+        for name, shift in (("next", -1), ("previous", 1))
+    ),
+    _forward("pairs-of-ranks", "merges pairs of neighbours only", (4,), **_all(pairs)),
+    _forward("empty-as-one", "counts a rank without values as one value, zero", (9,), **_all(empty_as_one)),
+    _forward("eps-in-low-precision", "rounds eps to the input's dtype", (16,), eps=_rounded_eps),
     _forward("absolute-weight", "uses |weight|", (20,), parameters=_changed(0, np.abs)),
     _forward(
         "positive-weight",
@@ -176,7 +233,24 @@ FORWARD: tuple[Cause, ...] = (
         (17, 18, 24),
         running_in_training=True,
     ),
-    _forward("batch-in-evaluation", "normalises with the batch in evaluation", (18,), batch_in_eval=True),
+    _forward(
+        "batch-in-evaluation", "normalises with the group's batch in evaluation", (18,), batch_in_eval="group"
+    ),
+    _forward(
+        "own-batch-in-evaluation",
+        "normalises with the rank's batch in evaluation",
+        (18,),
+        batch_in_eval="own",
+    ),
+    _forward(
+        "always-training",
+        "trains in evaluation, too",
+        (18,),
+        batch_in_eval="group",
+        training_gradient_in_eval=True,
+        updates=lambda case, k, total: int(total > 0),
+        counted=lambda case, k, total: 1,
+    ),
     _forward(
         "input-as-contiguous", "reads the input's memory as if contiguous", (8,), inputs=input_as_contiguous
     ),
@@ -188,14 +262,13 @@ FORWARD: tuple[Cause, ...] = (
             f"no-channels-from-{limit or 'power-of-two'}",
             words,
             (23,),
-            parameters=_tail(limit, keep_bias=bias),
+            parameters=_tail(limit),
         )
         for limit, words in (
             (None, "leaves out the channels past a power of two"),
             (64, "leaves out the channels past 64"),
             (128, "leaves out the channels past 128"),
         )
-        for bias in (False,)
     ),
     *(
         _forward(

@@ -36,8 +36,39 @@ def ones(ranks: Ranks) -> Floats:
 
 
 def first(ranks: Ranks) -> Floats:
-    """Return 1 for the first rank, 0 for the others."""
-    return ranks.rows(np.arange(ranks.size) == 0)
+    """Return 1 for the first rank that has values, 0 for the others."""
+    return ranks.rows(np.arange(ranks.size) == int(np.argmax(ranks.counts > 0)))
+
+
+def pairs(ranks: Ranks) -> Floats:
+    """Return n_r / n within pairs of neighbours, 0 outside."""
+    near = np.arange(ranks.size)[:, None] // 2 == np.arange(ranks.size)[None] // 2
+    counts: Floats = near * ranks.counts
+    weights: Floats = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
+    return weights
+
+
+def empty_as_one(ranks: Ranks) -> Floats:
+    """Return n_r / n where an empty rank counts as one value."""
+    counts = np.maximum(ranks.counts, 1.0)
+    return ranks.rows(counts / counts.sum())
+
+
+def permuted(shift: int) -> Any:
+    """Return n_s / n, where s is the rank with values `shift` places after r."""
+
+    def weigh(ranks: Ranks) -> Floats:
+        counts, filled = np.zeros(ranks.size), np.flatnonzero(ranks.counts > 0)
+        counts[filled] = ranks.counts[np.roll(filled, shift)]
+        return ranks.rows(counts / ranks.total)
+
+    return weigh
+
+
+def equal_unbiased(ranks: Ranks) -> Floats:
+    """Return n_r / (n_r - 1) / R: the average of the ranks' unbiased variances."""
+    below = np.maximum(ranks.counts - 1.0, 1.0)
+    return ranks.rows(ranks.counts / below / max(ranks.filled.sum(), 1.0))
 
 
 def but_last(ranks: Ranks) -> Floats:
