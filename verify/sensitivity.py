@@ -28,7 +28,7 @@ from verify.sensitivity_measure import AIMS, Cell, Measured, Subject, cell
 from verify.sensitivity_table import Sensitivity, lines, page
 
 SEEDS = 5
-CASES = 10
+CASES = 40
 Task = tuple[Stratum, Dtype, int, int]
 """Stratum, dtype, seeds, cases a seed."""
 
