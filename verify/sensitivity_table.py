@@ -31,7 +31,7 @@ How small an error is caught. A right subject (`verify.faults.perturbed`) has on
 relative 2^k u, and the table gives the smallest k that is caught on every one of {seeds} seeds: "5" means
 that an error of 32 u, 2e-6 in float32, is caught. Made by
 
-    python -m verify faults --sensitivity --table docs/sensitivity.md
+    python -m verify faults --sensitivity --seeds {seeds} --cases {cases} --table docs/sensitivity.md
 
 Each entry is **k (half)**, first of this suite at grade A, then of `torch.testing.assert_close` with its
 default tolerances, on the same {cases} cases a seed, dtype and stratum. **k**: the smallest that is caught in
