@@ -238,23 +238,25 @@ class _Search:
 
     def _fits(self, part: Part, variant: Variant, *, floor: float = 0.0) -> bool:
         """Return whether `variant` predicts what every trial observed of `part`."""
-        reached = 0.0
+        reached = -1.0
         for one in self._evidence:
             ratio = self._ratio(one, part, variant)
             if ratio is None:
                 return False
             reached = max(reached, ratio)
-        return reached >= floor
+        return reached >= floor or not self._violated(part)
 
     def _ratio(self, one: Evidence, part: Part, variant: Variant) -> float | None:
-        """Return the greatest ratio under the prediction; None if the trial contradicts it."""
+        """Return the greatest ratio under the prediction; None if the trial contradicts it.
+
+        It is -1 where the trial violates nothing of the part, or the prediction decides nothing.
+        """
         names = PROPERTIES_OF[part]
         predicted = predict(one.case, self._contract, self._grade, device=self._device, variant=variant)
-        greatest = 0.0
+        greatest = -1.0
         for verdict in judge(one.case, one.observation, predicted, self._contract, only=names):
-            undecided = verdict.outcome is Outcome.UNDECIDED and verdict.property in one.violated
-            if undecided or verdict.outcome is Outcome.VIOLATED:
+            if verdict.outcome is Outcome.VIOLATED:
                 return None
-            if verdict.property in one.violated:
+            if verdict.property in one.violated and verdict.outcome is Outcome.HOLDS:
                 greatest = max(greatest, verdict.max_ratio)
         return greatest

@@ -143,10 +143,10 @@ class _View:
     def _run(self, k: int, members: tuple[int, ...], *, batch: bool) -> Any:
         case, variant = self.walk.case, self.variant
         where, given, bad = step_input(self.walk, k, members, training=batch)
+        shifted = None
         if variant.parameters is not None and case.steps[k].mode in variant.parameters_in:
-            c, rows = case.channels, given.parameters.copy()
-            rows[:, :c] = variant.parameters(rows[:, :c])
-            given = given._replace(parameters=rows)
+            shifted = given._replace(parameters=_replaced(variant, case.channels, given.parameters, 1.0))
+            given = given._replace(parameters=_replaced(variant, case.channels, given.parameters, 0.0))
         if variant.eps is not None:
             scalars = given.scalars.copy()
             scalars[StepScalars._fields.index("eps")] = variant.eps(case)
@@ -159,7 +159,10 @@ class _View:
             param_dtype=case.param_dtype,
         )
         formula = Formula(*(np.int64(v) for v in _formula(variant)))
-        output = compiled_variant(where.bucket)(given, _weights(variant, ranks, where.bucket.ranks), formula)
+        weights, compiled = _weights(variant, ranks, where.bucket.ranks), compiled_variant(where.bucket)
+        output = compiled(given, weights, formula)
+        if shifted is not None:
+            output = _widened(output, compiled(shifted, weights, formula))
         if variant.swapped_gradients:
             output = output._replace(
                 grad_weight=output.grad_bias,
@@ -228,6 +231,25 @@ class _View:
         for name, present in (("weight", case.has_weight), ("bias", case.has_bias)):
             if present and name not in case.frozen:
                 store_grad_parameter(walk, k, name)
+
+
+def _replaced(variant: Variant, c: int, given: Floats, errors: float) -> Floats:
+    """Return the variant's parameter rows, of buffers that are off by `errors` times their bounds."""
+    assert variant.parameters is not None
+    rows = given.copy()
+    for row in (2, 4):
+        bound = rows[row + 1, :c]
+        rows[row, :c] += errors * np.where(np.isfinite(bound), bound, 0.0)
+    rows[:, :c] = variant.parameters(rows[:, :c])
+    return rows
+
+
+def _widened(output: StepOutput, shifted: StepOutput) -> StepOutput:
+    """Return `output` with what shifted buffers change in it added to its bounds."""
+    return output._replace(
+        y_bound=output.y_bound + abs(output.y - shifted.y),
+        grad_input_bound=output.grad_input_bound + abs(output.grad_input - shifted.grad_input),
+    )
 
 
 def _instead(var: Estimate, eps: float, *, invstd: bool) -> Estimate:
