@@ -47,7 +47,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     texts = {**{name: f"({name}) {text}" for name, text in MEANS.items()}, VERIFY: "this suite"}
     for name, text in texts.items():
         caught = sum(name in row.caught for row in rows)
-        yield f"| {text} | {caught} of {len(rows)} | {caught / max(1, len(rows)):.0%} |"
+        yield f"| {text} | {caught} of {len(rows)} | {100 * caught // max(1, len(rows))} % |"
 
 
 def missed(rows: Sequence[Row]) -> Iterator[str]:
