@@ -40,7 +40,7 @@ from properties.domain import Contract, Grade
 from properties.expectation import expect
 from properties.observation import Observation
 from properties.prediction import predict
-from properties.symptoms import CLASSES, WORDS, symptoms
+from properties.symptoms import BESIDE, CLASSES, WORDS, symptoms
 from properties.variant import RIGHT, Variant
 from properties.verdict import Outcome
 
@@ -126,7 +126,10 @@ def diagnose(
     search = _Search(numeric, contract, grade, device=device, until=clock() + seconds, clock=clock)
     convention = search.convention()
     found = dict(search.parts())
-    return Diagnosis(causes={**causes, **found}, convention=convention)
+    for name, names in found.items():
+        beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
+        causes[name] = (*names, *beside)
+    return Diagnosis(causes=causes, convention=convention)
 
 
 def _predictable(case: Case) -> bool:
@@ -198,6 +201,8 @@ class _Search:
             found = self._surviving("forward", BUFFERS, base)
             if buffers := tuple(one for one in found if self._fits("buffers", one.variant(base))):
                 return (), buffers
+        if not self._violated("buffers"):  # what computes less precisely tracks less precisely
+            return (), ()
         return self._surviving("forward", tuple(cause for cause in FORWARD if cause.floor), base), ()
 
     def _gradients(
@@ -216,7 +221,8 @@ class _Search:
 
     def _hidden(self, part: Part) -> tuple[Cause, ...]:
         """Return causes in the forward that only `part` shows: the rounding of the outputs hides them."""
-        found = self._surviving(part, FORWARD, RIGHT)
+        sharp = tuple(cause for cause in FORWARD if not cause.floor or part == "buffers")
+        found = self._surviving(part, sharp, RIGHT)
         return tuple(cause for cause in found if self._fits("forward", cause.variant(RIGHT)))
 
     def _told(self, part: Part, causes: tuple[Cause, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:

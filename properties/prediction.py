@@ -75,13 +75,10 @@ def predict(
     return found
 
 
-_LOWER = {"float64": "float32", "float32": "bfloat16"}
-
-
 def _resolved(changes: dict[str, Any], case: Case) -> dict[str, Any]:
-    """Return changes of a contract, an accumulation in `lower` precision than the usual one resolved."""
+    """Return changes of a contract, an accumulation in the input's dtype, or float32 at most, resolved."""
     if changes.get("accumulate") == "lower":
-        return {**changes, "accumulate": _LOWER.get(case.dtype, case.dtype)}
+        return {**changes, "accumulate": "float32" if case.dtype == "float64" else case.dtype}
     return changes
 
 
@@ -263,7 +260,7 @@ def _instead(var: Estimate, eps: float, *, invstd: bool) -> Estimate:
 
 def _formula(variant: Variant) -> tuple[int, ...]:
     exchanged = ("", "variance", "squares").index(variant.exchanged_moments)
-    flags = (variant.derived, variant.consistent, exchanged, variant.swapped_sums)
+    flags = (variant.derived, variant.consistent, exchanged, variant.swapped_sums, variant.corrected)
     return ROOTS.index(variant.root), *(int(flag) for flag in flags)
 
 
@@ -283,5 +280,7 @@ def _weights(variant: Variant, ranks: Ranks, size: int) -> Weights:
         *(tracked.mean, tracked.within, tracked.between),
         *(variant.cotangent, variant.projection, variant.weight, variant.bias),
     )
+    merges = (variant.merge, tracked)
     with np.errstate(all="ignore"):
-        return Weights(*[padded(weigh(ranks)) for weigh in weighed], scale)  # type: ignore[call-arg]
+        centers = [padded(weigh(ranks)) for weigh in (merge.center or merge.mean for merge in merges)]
+        return Weights(*(*map(padded, (weigh(ranks) for weigh in weighed)), scale, *centers))

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from properties.case import Case
 from properties.observation import Observation
 
@@ -45,7 +43,7 @@ class Symptom:
         properties: Of which it explains a violation.
         needs: Whether a minimal failing case shows it.
         alone: It is told only where nothing above it in the table is.
-        plain: The violation itself tells it, whether the case is minimal or not.
+        beside: It is told beside a cause that numbers tell, too.
     """
 
     id: str
@@ -54,7 +52,7 @@ class Symptom:
     properties: tuple[str, ...]
     needs: Callable[[Seen], bool]
     alone: bool = False
-    plain: bool = False
+    beside: bool = False
 
 
 def _empty_rank(seen: Seen) -> bool:
@@ -73,12 +71,23 @@ def _half(seen: Seen) -> bool:
     return seen.case.dtype in ("float16", "bfloat16")
 
 
-def _disjoint(seen: Seen) -> bool:
-    return len(seen.case.groups) > 1
+def _always(seen: Seen) -> bool:
+    del seen
+    return True
 
 
-def _mode(seen: Seen, mode: str) -> bool:
-    return any(step.mode == mode for step in seen.case.steps)
+def _evaluates(seen: Seen) -> bool:
+    return any(step.mode == "eval" for step in seen.case.steps)
+
+
+def _most_values(seen: Seen) -> int:
+    return max(map(seen.case.count_of, range(seen.case.world_size)))
+
+
+def _waits(seen: Seen) -> bool:
+    """Whether some rank waited until its time was over while another came to its end."""
+    endings = {rank.ending for rank in seen.observation.ranks}
+    return "timeout" in endings and "returned" in endings
 
 
 def _mismatched(seen: Seen) -> bool:
@@ -107,16 +116,6 @@ def _one_value(seen: Seen) -> bool:
     )
 
 
-def _not_a_number(seen: Seen) -> bool:
-    """Whether some rank returned a NaN that no input explains."""
-    return not seen.case.specials and any(
-        bool(np.isnan(tensor.values).any())
-        for rank in seen.observation.ranks
-        for tensor in rank.tensors.values()
-        if tensor.dtype != "int64"
-    )
-
-
 def _single(seen: Seen) -> bool:
     return any(seen.case.total_of(group) == 1 for group in seen.case.process_groups)
 
@@ -137,24 +136,21 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="does not convert a module as torch's contract has it",
         classes=(25,),
         properties=("conversion",),
-        needs=lambda seen: True,
-        plain=True,
+        needs=_always,
     ),
     Symptom(
         id="communicates-in-evaluation",
         words="communicates in evaluation",
         classes=(18, 14),
         properties=("eval_is_local",),
-        needs=lambda seen: True,
-        plain=True,
+        needs=_always,
     ),
     Symptom(
         id="modifies-what-is-not-its-own",
         words="writes into a tensor that is not its own",
         classes=(21,),
         properties=("purity",),
-        needs=lambda seen: True,
-        plain=True,
+        needs=_always,
     ),
     Symptom(
         id="wrong-channels-accepted",
@@ -174,30 +170,33 @@ SYMPTOMS: tuple[Symptom, ...] = (
         id="empty-rank-in-low-precision",
         words="mishandles a rank without values in low precision",
         classes=(10,),
-        properties=(
-            "ending",
-            "collectives",
-            "forward",
-            "running_mean",
-            "running_var",
-            "dtype_and_layout",
-            "agreement",
-        ),
-        needs=lambda seen: _empty_rank(seen) and _half(seen),
+        properties=_EVERY,
+        needs=lambda seen: (_empty_rank(seen) or _empty_group(seen)) and _half(seen),
     ),
     Symptom(
         id="empty-batch",
         words="mishandles a batch without values on every rank",
         classes=(11,),
-        properties=_EVERY,
+        properties=(*_NUMBERS, "num_batches_tracked", "agreement"),
+        needs=lambda seen: _empty_group(seen) and not _empty_rank(seen),
+    ),
+    Symptom(
+        id="empty-batch-fails",
+        words="does not get through a batch without values",
+        classes=(9, 11),
+        properties=("ending", "refusal", "dtype_and_layout", "collectives"),
         needs=lambda seen: _empty_group(seen) and not _empty_rank(seen),
     ),
     Symptom(
         id="conditional-collective",
         words="takes part in a collective on some ranks only",
         classes=(14,),
-        properties=("ending", "collectives"),
-        needs=lambda seen: bool(seen.case.ragged_grad or seen.case.frozen or seen.case.input_grad),
+        properties=_EVERY,
+        needs=lambda seen: (
+            bool(seen.case.ragged_grad or seen.case.frozen or seen.case.input_grad)
+            and seen.case.world_size > 1
+        ),
+        beside=True,
     ),
     Symptom(
         id="empty-rank",
@@ -211,7 +210,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="issues other collectives on one rank than on another",
         classes=(14,),
         properties=("ending", "collectives"),
-        needs=_mismatched,
+        needs=lambda seen: _mismatched(seen) or _waits(seen),
     ),
     Symptom(
         id="diverging-ranks",
@@ -219,20 +218,6 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(15,),
         properties=("agreement",),
         needs=lambda seen: not {"running_mean", "running_var"} & set(seen.violated),
-    ),
-    Symptom(
-        id="eps-of-zero",
-        words="mishandles an eps of zero",
-        classes=(16,),
-        properties=_NUMBERS,
-        needs=lambda seen: seen.case.eps == 0,
-    ),
-    Symptom(
-        id="variance-below-eps",
-        words="loses a variance that is small against eps",
-        classes=(16,),
-        properties=("forward", "running_var", "grad_input", "grad_weight"),
-        needs=lambda seen: "tiny_spread" in (seen.case.values, seen.case.last_values),
     ),
     Symptom(
         id="no-buffers",
@@ -295,16 +280,14 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles a memory layout",
         classes=(8,),
         properties=_EVERY,
-        needs=lambda seen: (
-            (seen.case.input_layout, seen.case.cotangent_layout) != ("contiguous", "contiguous")
-        ),
+        needs=lambda seen: {seen.case.input_layout, seen.case.cotangent_layout} != {"contiguous"},
     ),
     Symptom(
         id="process-group",
         words="mishandles process groups",
         classes=(4,),
         properties=_EVERY,
-        needs=_disjoint,
+        needs=lambda seen: len(seen.case.groups) > 1,
     ),
     Symptom(
         id="many-channels",
@@ -318,21 +301,35 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles many values",
         classes=(13,),
         properties=_NUMBERS,
-        needs=lambda seen: max(map(seen.case.count_of, range(seen.case.world_size))) > 255,
+        needs=lambda seen: _most_values(seen) > 255,
     ),
     Symptom(
         id="single-value-on-a-rank",
         words="mishandles a rank with one value a channel",
         classes=(22,),
-        properties=(*_NUMBERS, "ending", "refusal"),
-        needs=lambda seen: _one_value(seen) and (_raised(seen) or _not_a_number(seen)),
+        properties=("ending", "refusal"),
+        needs=lambda seen: _one_value(seen) and _raised(seen),
+    ),
+    Symptom(
+        id="eps-of-zero",
+        words="mishandles an eps of zero",
+        classes=(16,),
+        properties=_NUMBERS,
+        needs=lambda seen: seen.case.eps == 0,
+    ),
+    Symptom(
+        id="variance-below-eps",
+        words="loses a variance that is small against eps",
+        classes=(16,),
+        properties=("forward", "running_var", "grad_input", "grad_weight"),
+        needs=lambda seen: "tiny_spread" in (seen.case.values, seen.case.last_values),
     ),
     Symptom(
         id="repeated-forward",
         words="mishandles repeated forwards",
         classes=(24, 21),
         properties=_EVERY,
-        needs=lambda seen: len(seen.case.steps) > 1 + _mode(seen, "eval"),
+        needs=lambda seen: len(seen.case.steps) > 1 + _evaluates(seen),
         alone=True,
     ),
     Symptom(
@@ -340,26 +337,35 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="gives other bits the second time",
         classes=(24, 15),
         properties=("repeatable",),
-        needs=lambda seen: True,
-        plain=True,
+        needs=_always,
     ),
 )
 CLASSES = {symptom.id: symptom.classes for symptom in SYMPTOMS}
 WORDS = {symptom.id: symptom.words for symptom in SYMPTOMS}
+BESIDE = {symptom.id for symptom in SYMPTOMS if symptom.beside}
 
 
 def symptoms(evidence: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
-    """Return the symptoms of each violated property that every minimal case of it shows."""
+    """Return the symptoms of each violated property: what all its violating trials show.
+
+    Where minimising came to its end, or every trial shows a symptom that is `telling`, it is one.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(name for one in evidence for name in one.violated):
         violating = [one for one in evidence if name in one.violated]
-        minimal = [one for one in violating if one.minimal]
+        minimal = any(one.minimal for one in violating)
         shown: list[str] = []
         for symptom in SYMPTOMS:
-            asked = violating if symptom.plain else minimal
-            applies = asked and name in symptom.properties and not (symptom.alone and shown)
-            if applies and all(symptom.needs(one) for one in asked):
+            applies = name in symptom.properties and not (symptom.alone and shown)
+            if applies and (minimal or symptom.id in _TELLING) and all(map(symptom.needs, violating)):
                 shown.append(symptom.id)
         if shown:
             found[name] = tuple(shown)
     return found
+
+
+_TELLING = {
+    *("conversion", "communicates-in-evaluation", "modifies-what-is-not-its-own", "wrong-channels-accepted"),
+    *("single-value-accepted", "mismatched-collectives", "diverging-ranks", "unrepeatable"),
+}
+"""What a single trial tells, minimal or not."""

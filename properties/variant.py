@@ -81,11 +81,15 @@ def none(ranks: Ranks) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """How the ranks' means and variances are combined; see `reference.variants`."""
+    """How the ranks' means and variances are combined; see `reference.variants`.
+
+    The center is that of the between-rank term: the combined mean itself unless said.
+    """
 
     mean: Weigh = by_count
     within: Weigh = by_count
     between: Weigh = by_count
+    center: Weigh | None = None
 
 
 def _ones(ranks: Ranks) -> Floats:
@@ -146,7 +150,8 @@ class Variant:
         counted: How far `num_batches_tracked` advances in the forward of step k.
         running_in_training: Training normalises with the running buffers.
         batch_in_eval: Evaluation normalises with the batch of the `group` or the `own` one.
-        training_gradient_in_eval: The backward of an evaluation has the correction terms of training.
+        training_gradient_in_eval: The backward of an evaluation is that of training.
+        corrected: The backward of an evaluation has the correction terms of training.
         exchanged: The new mean goes into the variance's buffer, and the new variance into the mean's.
         tracks: What goes into running_var: the variance, `invstd`, 1 / sqrt(var + eps), or var + `eps`.
         forgets: Parameter gradients do not accumulate.
@@ -180,6 +185,7 @@ class Variant:
     running_in_training: bool = False
     batch_in_eval: Literal["", "group", "own"] = ""
     training_gradient_in_eval: bool = False
+    corrected: bool = False
     exchanged: bool = False
     tracks: Literal["", "invstd", "eps"] = ""
     forgets: bool = False

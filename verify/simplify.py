@@ -42,10 +42,14 @@ _SEEDS = 16
 
 
 def weight(case: Case) -> tuple[Any, ...]:
-    """Return the key by which cases are compared: ranks, steps, values, channels, then length of the JSON."""
-    values = sum(case.count_of(rank) for rank in range(case.world_size))
-    text = encode(case)
-    return case.world_size, len(case.steps), values * case.channels, case.channels, len(text), text
+    """Return the key by which cases are compared.
+
+    Ranks, steps, ranks without values (which are a feature, not the lack of one), values, channels, then the
+    length of the JSON.
+    """
+    counts = [case.count_of(rank) for rank in range(case.world_size)]
+    empty, values, text = counts.count(0), sum(counts), encode(case)
+    return case.world_size, len(case.steps), empty, values * case.channels, case.channels, len(text), text
 
 
 def simpler(case: Case) -> Iterator[Case]:
@@ -133,7 +137,12 @@ def _fewer_steps(case: Case) -> Iterator[dict[str, Any]]:
         if rest:
             yield {"steps": rest}
     for index, step in enumerate(case.steps):
-        for plain in (Step(), msgspec.structs.replace(step, recompute=False, accumulate=False)):
+        undone = {"recompute": False, "accumulate": False}
+        for plain in (
+            Step(),
+            msgspec.structs.replace(step, **undone),
+            msgspec.structs.replace(step, mode="train"),
+        ):
             if step != plain:
                 yield {"steps": (*case.steps[:index], plain, *case.steps[index + 1 :])}
 
@@ -153,6 +162,10 @@ def _smaller(case: Case) -> Iterator[dict[str, Any]]:
             for less in _less(size, least=1):
                 new = (*sizes[:axis], less, *sizes[axis + 1 :])
                 yield {"spatial": (*case.spatial[:rank], new, *case.spatial[rank + 1 :])}
+    for samples in (1, 2) if 0 in case.batches else ():
+        yield {"batches": tuple(n or samples for n in case.batches)}
+        for rank in (rank for rank, n in enumerate(case.batches) if n == 0):
+            yield {"batches": (*case.batches[:rank], samples, *case.batches[rank + 1 :])}
     yield {"batches": tuple(min(n, 1) for n in case.batches)}
     yield {"batches": tuple(min(n, 2) for n in case.batches)}
     for rank, samples in enumerate(case.batches):

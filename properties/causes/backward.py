@@ -42,6 +42,12 @@ CONSISTENT = Cause(id="", words="", classes=(), part="backward", change={"consis
 
 BACKWARD: tuple[Cause, ...] = (
     _backward(
+        "correction-in-evaluation",
+        "has the correction terms of training in evaluation",
+        (18,),
+        corrected=True,
+    ),
+    _backward(
         "swapped-sums", "takes the reduced sums of the backward for each other", (19,), swapped_sums=True
     ),
     _backward(

@@ -139,7 +139,10 @@ BUFFERS: tuple[Cause, ...] = (
         bessel=lambda n, own, ranks: (own, own - 1),
     ),
     _buffers(
-        "local-running-mean", "tracks the rank's own mean", (15, 4), tracked=Merge(own, by_count, by_count)
+        "local-running-mean",
+        "tracks the rank's own mean",
+        (15, 4),
+        tracked=Merge(own, by_count, by_count, by_count),
     ),
     _buffers(
         "first-rank-buffers", "tracks the first rank's statistics", (4,), tracked=Merge(first, first, none)

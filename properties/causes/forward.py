@@ -91,19 +91,19 @@ FORWARD: tuple[Cause, ...] = (
         "equal-weights-in-variance",
         "weighs the ranks equally in the variance",
         (1,),
-        merge=Merge(by_count, equal, equal),
+        merge=Merge(by_count, equal, equal, equal),
     ),
     _forward(
         "equal-weights-in-mean",
         "weighs the ranks equally in the mean",
         (1,),
-        merge=Merge(equal, by_count, by_count),
+        merge=Merge(equal, by_count, by_count, by_count),
     ),
     _forward(
         "sum-of-means",
         "sums the ranks' means without a division",
         (1,),
-        merge=Merge(ones, by_count, by_count),
+        merge=Merge(ones, by_count, by_count, by_count),
     ),
     _forward(
         "no-between-variance",
@@ -129,7 +129,9 @@ FORWARD: tuple[Cause, ...] = (
         (3, 1),
         merge=Merge(by_count, equal, none),
     ),
-    _forward("local-mean", "subtracts the rank's own mean", (4,), merge=Merge(own, by_count, by_count)),
+    _forward(
+        "local-mean", "subtracts the rank's own mean", (4,), merge=Merge(own, by_count, by_count, by_count)
+    ),
     _forward("local-variance", "divides by the rank's own deviation", (4,), merge=Merge(by_count, own, none)),
     _forward(
         "unbiased-normalisation",

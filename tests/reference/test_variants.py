@@ -53,7 +53,8 @@ def weights(where, **changes):
     )
     right |= dict.fromkeys(("cotangent", "projection"), np.full((ranks, ranks), 1 / n.sum()))
     right |= dict.fromkeys(("weight", "bias"), np.eye(ranks))
-    return Weights(**(right | {"scale": np.ones(ranks)} | changes))
+    right |= {"scale": np.ones(ranks), "center": merge, "tracked_center": merge}
+    return Weights(**(right | changes))
 
 
 @pytest.mark.parametrize("formula", [Formula(), Formula(consistent=1)])
@@ -81,7 +82,7 @@ def test_the_identity_as_weights_gives_each_rank_its_own_batch(given):
     own = np.eye(where.bucket.ranks)
     with precise():
         variant = compiled_variant(where.bucket)(
-            step, weights(where, mean=own, within=own, between=0 * own), Formula()
+            step, weights(where, mean=own, within=own, between=0 * own, center=own), Formula()
         )
     for rank in (0, 1):
         mean, var = x[rank].mean(0), x[rank].var(0)
