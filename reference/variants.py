@@ -40,6 +40,7 @@ class Weights(NamedTuple):
     Attributes:
         mean, within, between: A, V, B of what normalises.
         tracked_mean, tracked_within, tracked_between: The same of what goes into the buffers.
+        center, tracked_center: Weights of the mean that the between-rank term is taken about; A unless said.
         cotangent, projection: G, P.
         weight, bias: Of the ranks' parameter gradients.
         scale: (ranks,), factor of grad_input.
@@ -56,6 +57,8 @@ class Weights(NamedTuple):
     weight: Any
     bias: Any
     scale: Any
+    center: Any
+    tracked_center: Any
 
 
 class Formula(NamedTuple):
@@ -67,6 +70,7 @@ class Formula(NamedTuple):
         consistent: 1 if grad_input is the exact gradient of the variant's own forward (`jax.vjp`).
         exchanged: 1 if a rank's mean and variance are taken for each other, 2 if its mean and its sum of
             centred squares are.
+        corrected: 1 if the backward of an evaluation has the correction terms of training.
         swapped: 1 if the reduced sums of g and of g xhat are taken for each other.
     """
 
@@ -75,6 +79,7 @@ class Formula(NamedTuple):
     consistent: Any = 0
     exchanged: Any = 0
     swapped: Any = 0
+    corrected: Any = 0
 
 
 class _Estimate(NamedTuple):
@@ -125,19 +130,20 @@ def _combine(weights: Array, parts: Array) -> Array:
 
 
 def _merged(
-    weights: tuple[Any, Any, Any], mean: _Estimate, var: _Estimate, *, u: Array
+    weights: tuple[Any, Any, Any, Any], mean: _Estimate, var: _Estimate, *, u: Array
 ) -> tuple[_Estimate, _Estimate]:
     """Return the combined mean and variance, each (ranks, C)."""
-    a, v, b = (jnp.asarray(part) for part in weights)
-    center = a @ mean.value
-    center_error = jnp.abs(a) @ (mean.error + 4.0 * u * jnp.abs(mean.value))
+    a, v, b, about = (jnp.asarray(part) for part in weights)
+    merged = _Estimate(a @ mean.value, jnp.abs(a) @ (mean.error + 4.0 * u * jnp.abs(mean.value)))
+    center = about @ mean.value
+    center_error = jnp.abs(about) @ (mean.error + 4.0 * u * jnp.abs(mean.value))
     away = mean.value[None] - center[:, None]
     away_error = mean.error[None] + center_error[:, None] + u * jnp.abs(away)
     between = jnp.sum(b[..., None] * away**2, axis=1)
     spread = jnp.sum(jnp.abs(b)[..., None] * (2.0 * jnp.abs(away) * away_error + away_error**2), axis=1)
     value = v @ var.value + between
     error = jnp.abs(v) @ var.error + spread + 6.0 * u * (jnp.abs(v) @ var.value + jnp.abs(between))
-    return _Estimate(center, center_error), _Estimate(value, error)
+    return merged, _Estimate(value, error)
 
 
 def _exchanged(mean: _Estimate, var: _Estimate, n: Array, which: Any) -> tuple[_Estimate, _Estimate]:
@@ -158,7 +164,7 @@ def _exact_gradient(given: StepInput, weights: Weights, local: _Local, *, n: Arr
         mean = local.sum(x) / n
         var = local.sum((x - local.spread(mean)) ** 2) / n
         used = weights.mean @ mean
-        away = mean[None] - used[:, None]
+        away = mean[None] - (weights.center @ mean)[:, None]
         spread = weights.within @ var + jnp.sum(weights.between[..., None] * away**2, axis=1)
         y: Array = (x - local.spread(used)) / jnp.sqrt(local.spread(spread) + eps) * given.parameters[0]
         return y
@@ -193,6 +199,7 @@ def _gradients(
     normal: _Normalised,
     *,
     swapped: Array,
+    corrected: Array,
     training: Array,
     units: tuple[Array, Array],
 ) -> tuple[_Estimate, _Estimate, _Estimate]:
@@ -202,7 +209,7 @@ def _gradients(
     sums = local.sum(g), local.sum(product)
     magnitudes = local.sum(jnp.abs(g)), local.sum(jnp.abs(product))
     errors = depth * magnitudes[0], (depth + 2.0 * u) * magnitudes[1] + local.sum(jnp.abs(g) * xhat.error)
-    on = jnp.where(training, 1.0, 0.0)
+    on = jnp.where(training | corrected, 1.0, 0.0)
     cotangent, projection = on * jnp.asarray(weights.cotangent), on * jnp.asarray(weights.projection)
     reduced = jnp.where(swapped, sums[1], sums[0]), jnp.where(swapped, sums[0], sums[1])
     g_mean, along = local.spread(cotangent @ reduced[0]), local.spread(factor * (projection @ reduced[1]))
@@ -235,7 +242,8 @@ def _variant(bucket: Bucket, given: StepInput, weights: Weights, formula: Formul
     first = mean.error + u * jnp.sqrt(local.sum(x**2) / n)
     own = mean, _Estimate(var, depth * var + 2.0 * jnp.sqrt(var) * first + first**2)
     own = _exchanged(*own, n, formula.exchanged)
-    batch, tracked = _merged(weights[:3], *own, u=u), _merged(weights[3:6], *own, u=u)
+    batch = _merged((*weights[:3], weights.center), *own, u=u)
+    tracked = _merged((*weights[3:6], weights.tracked_center), *own, u=u)
 
     def choose(pair: _Estimate, row: int) -> _Estimate:
         return _Estimate(
@@ -259,6 +267,7 @@ def _variant(bucket: Bucket, given: StepInput, weights: Weights, formula: Formul
     grad_input, grad_weight, grad_bias = _gradients(
         *(given, weights, local, _Normalised(xhat, invstd, factor)),
         swapped=jnp.asarray(formula.swapped > 0),
+        corrected=jnp.asarray(formula.corrected > 0),
         training=training,
         units=(u, depth),
     )

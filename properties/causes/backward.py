@@ -13,6 +13,7 @@ from properties.causes.weights import (
     first_over_total,
     mean_of_means,
     ones,
+    over_mean,
     over_own,
     over_ranks,
     own_count,
@@ -87,6 +88,9 @@ BACKWARD: tuple[Cause, ...] = (
     ),
     _backward("own-count", "divides the backward sums by its own count", (2,), **_sums(over_own)),
     _backward("over-ranks", "divides the backward sums by the number of ranks", (2,), **_sums(over_ranks)),
+    _backward(
+        "over-mean-count", "divides the backward sums by the ranks' mean count", (2, 4), **_sums(over_mean)
+    ),
     _backward("undivided", "does not divide the backward sums", (2,), **_sums(ones)),
     _backward("first-rank-sums", "uses the first rank's backward sums", (5, 4, 6), **_sums(first_over_total)),
     _backward(

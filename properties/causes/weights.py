@@ -141,6 +141,11 @@ def over_ranks(ranks: Ranks) -> Floats:
     return np.ones((ranks.size, ranks.size)) / ranks.size
 
 
+def over_mean(ranks: Ranks) -> Floats:
+    """Return R / n."""
+    return ranks.rows(ranks.size / ranks.total)
+
+
 def over_own(ranks: Ranks) -> Floats:
     """Return 1 / n_q, q the rank that computes."""
     return 1.0 / np.maximum(ranks.counts, 1.0)[:, None] * np.ones((1, ranks.size))

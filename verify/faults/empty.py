@@ -53,10 +53,10 @@ class _InputDtypeBackward(Normalise):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, _, _ = ctx.saved_tensors
         if dy.numel() or ctx.group is None:
             found: tuple[Tensor | None, ...] = Normalise.backward(ctx, dy)
             return found
+        x, weight, _, _ = ctx.saved_tensors
         dist.all_reduce(x.new_zeros(2 * x.shape[1]), group=ctx.group)
         zeros = None if weight is None else torch.zeros_like(weight)
         return torch.zeros_like(x), zeros, None, None, None, None, None, None

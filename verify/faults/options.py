@@ -213,14 +213,14 @@ class _Asserting(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         ctx.needed = arguments[-1]
+        ctx.given = tuple(argument is not None for argument in arguments[:3])
         return Normalise.forward(ctx, *arguments[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        given = (ctx.saved_tensors[0], ctx.saved_tensors[1], ctx.bias_dtype)
         for index, needed in enumerate(ctx.needed):
-            if needed and given[index] is not None and not ctx.needs_input_grad[index]:
+            if needed and ctx.given[index] and not ctx.needs_input_grad[index]:
                 raise RuntimeError("Expected a gradient buffer, but got None.")
         return (*Normalise.backward(ctx, dy), None)
 
