@@ -6,6 +6,7 @@ wrong subject's ranks may hold different statistics and buffers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -156,6 +157,9 @@ class _View:
             param_dtype=case.param_dtype,
         )
         formula = Formula(*(np.int64(v) for v in _formula(variant)))
+        if not batch and variant.sums_in_eval is not None:
+            sums = variant.sums_in_eval
+            variant = replace(variant, cotangent=sums, projection=sums)
         weights, compiled = _weights(variant, ranks, where.bucket.ranks), compiled_variant(where.bucket)
         output = compiled(given, weights, formula)
         if shifted is not None:

@@ -36,7 +36,7 @@ def right_momentum(walk: Walk) -> float:
     """Return the weight of the new value in the update that the walk is at."""
     case = walk.case
     if case.momentum is None:
-        return 1.0 / walk.buffers.tracked
+        return 1.0 / max(walk.buffers.tracked, 1)  # 0 only where a wrong subject updates before it counts
     return case.momentum if walk.contract.momentum == "torch" else 1.0 - case.momentum
 
 

@@ -133,6 +133,7 @@ class Variant:
         root, derived, consistent: See `reference.variants.Formula`.
         cotangent, projection: Weights of the backward sums.
         weight, bias: Weights of the ranks' parameter gradients.
+        sums_in_eval: Weights of both backward sums in evaluation, with `corrected`; None for the same.
         scale: (R,) factors of grad_input.
         exchanged_moments: A rank's mean is taken for its `variance` or its `squares`, and the reverse.
         swapped_sums: The reduced sums of g and of g xhat are taken for each other.
@@ -166,6 +167,7 @@ class Variant:
     consistent: bool = False
     cotangent: Weigh = over_total
     projection: Weigh = over_total
+    sums_in_eval: Weigh | None = None
     weight: Weigh = own
     bias: Weigh = own
     scale: Callable[[Ranks], Floats] = _ones

@@ -43,6 +43,13 @@ CONSISTENT = Cause(id="", words="", classes=(), part="backward", change={"consis
 
 BACKWARD: tuple[Cause, ...] = (
     _backward(
+        "own-correction-in-evaluation",
+        "has the correction terms of training in evaluation, by the rank's own sums",
+        (18,),
+        corrected=True,
+        sums_in_eval=own_count,
+    ),
+    _backward(
         "correction-in-evaluation",
         "has the correction terms of training in evaluation",
         (18,),
@@ -124,6 +131,13 @@ BACKWARD: tuple[Cause, ...] = (
         inputs=cotangent_as_contiguous,
     ),
     _backward("unweighted-gradient", "ignores the weight in grad_input", (20,), parameters=_unweighted),
+    _backward(
+        "unweighted-gradient-in-training",
+        "ignores the weight in grad_input of training",
+        (20,),
+        parameters=_unweighted,
+        parameters_in=("train",),
+    ),
 )
 
 

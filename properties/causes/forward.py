@@ -67,6 +67,41 @@ def _forward(id: str, words: str, classes: tuple[int, ...], **change: Any) -> Ca
     return Cause(id=id, words=words, classes=classes, part="forward", change=change)
 
 
+_PARAMETERS: tuple[tuple[str, str, tuple[int, ...], Any], ...] = (
+    ("swapped-affine", "swaps weight and bias", (19,), _rows((1, 0, 2, 3, 4, 5))),
+    (
+        "affine-for-buffers",
+        "swaps weight and bias with the running buffers",
+        (19,),
+        _rows((4, 2, 1, 3, 0, 5)),
+    ),
+    (
+        "affine-for-buffers-in-order",
+        "swaps weight and bias with running mean and variance",
+        (19,),
+        _rows((2, 4, 0, 3, 1, 5)),
+    ),
+    ("swapped-buffers", "swaps running mean and variance", (19,), _rows((0, 1, 4, 5, 2, 3))),
+    ("absolute-weight", "uses |weight|", (20,), _changed(0, np.abs)),
+    ("positive-weight", "clamps the weight at zero", (20,), _changed(0, lambda row: np.maximum(row, 0.0))),
+    ("no-weight", "ignores the weight", (20,), _changed(0, np.ones_like)),
+    ("no-bias", "ignores the bias", (20,), _changed(1, np.zeros_like)),
+    (
+        "weight-of-next-channel",
+        "uses the next channel's weight",
+        (19,),
+        _changed(0, lambda row: np.roll(row, -1)),
+    ),
+    (
+        "weight-of-previous-channel",
+        "uses the previous channel's weight",
+        (19,),
+        _changed(0, lambda row: np.roll(row, 1)),
+    ),
+)
+"""Parameters that take the place of others: in both modes, in evaluation, or in training only."""
+
+
 FORWARD: tuple[Cause, ...] = (
     _forward("local-statistics", "normalises each rank by its own batch", (4,), merge=Merge(own, own, none)),
     _forward("zero-statistics", "uses zeros for mean and variance", (4,), merge=Merge(none, none, none)),
@@ -148,47 +183,13 @@ FORWARD: tuple[Cause, ...] = (
     _forward(
         "variance-for-invstd", "multiplies by the variance where invstd is meant", (19,), root="identity"
     ),
-    _forward("swapped-affine", "swaps weight and bias", (19,), parameters=_rows((1, 0, 2, 3, 4, 5))),
-    _forward(
-        "affine-for-buffers",
-        "swaps weight and bias with the running buffers",
-        (19,),
-        parameters=_rows((4, 2, 1, 3, 0, 5)),
-    ),
-    _forward(
-        "affine-for-buffers-in-order",
-        "swaps weight and bias with running mean and variance",
-        (19,),
-        parameters=_rows((2, 4, 0, 3, 1, 5)),
-    ),
-    _forward(
-        "swapped-buffers", "swaps running mean and variance", (19,), parameters=_rows((0, 1, 4, 5, 2, 3))
-    ),
+    *(_forward(name, words, classes, parameters=change) for name, words, classes, change in _PARAMETERS),
     *(
         _forward(
-            f"{name}-in-evaluation",
-            f"{words} in evaluation",
-            classes,
-            parameters=change,
-            parameters_in=("eval",),
+            f"{name}-in-{place}", f"{words} in {place}", classes, parameters=change, parameters_in=(mode,)
         )
-        for name, words, classes, change in (
-            ("swapped-affine", "swaps weight and bias", (19,), _rows((1, 0, 2, 3, 4, 5))),
-            (
-                "affine-for-buffers",
-                "swaps weight and bias with the running buffers",
-                (19,),
-                _rows((4, 2, 1, 3, 0, 5)),
-            ),
-            (
-                "affine-for-buffers-in-order",
-                "swaps weight and bias with running mean and variance",
-                (19,),
-                _rows((2, 4, 0, 3, 1, 5)),
-            ),
-            ("no-weight", "ignores the weight", (20,), _changed(0, np.ones_like)),
-            ("no-bias", "ignores the bias", (20,), _changed(1, np.zeros_like)),
-        )
+        for place, mode in (("evaluation", "eval"), ("training", "train"))
+        for name, words, classes, change in _PARAMETERS
     ),
     _forward(
         "variance-for-mean",
@@ -214,21 +215,6 @@ FORWARD: tuple[Cause, ...] = (
     _forward("pairs-of-ranks", "merges pairs of neighbours only", (4,), **_all(pairs)),
     _forward("empty-as-one", "counts a rank without values as one value, zero", (9,), **_all(empty_as_one)),
     _forward("eps-in-low-precision", "rounds eps to the input's dtype", (16,), eps=_rounded_eps),
-    _forward("absolute-weight", "uses |weight|", (20,), parameters=_changed(0, np.abs)),
-    _forward(
-        "positive-weight",
-        "clamps the weight at zero",
-        (20,),
-        parameters=_changed(0, lambda row: np.maximum(row, 0.0)),
-    ),
-    _forward("no-weight", "ignores the weight", (20,), parameters=_changed(0, np.ones_like)),
-    _forward("no-bias", "ignores the bias", (20,), parameters=_changed(1, np.zeros_like)),
-    _forward(
-        "shifted-weight",
-        "uses the next channel's weight",
-        (19,),
-        parameters=_changed(0, lambda row: np.roll(row, 1)),
-    ),
     _forward(
         "running-in-training",
         "normalises with the running buffers in training",

@@ -142,8 +142,8 @@ def over_ranks(ranks: Ranks) -> Floats:
 
 
 def over_mean(ranks: Ranks) -> Floats:
-    """Return R / n."""
-    return ranks.rows(ranks.size / ranks.total)
+    """Return 1 / (n // R), the mean count of a rank."""
+    return ranks.rows(1.0 / max(ranks.total // ranks.size, 1.0))
 
 
 def over_own(ranks: Ranks) -> Floats:

@@ -29,7 +29,7 @@ def _lines(score: Score, *, command: str, environment: str) -> Iterator[str]:
     yield ""
     yield "Each fault is the smallest change to a right subject; `verify/faults/` holds a family a file."
     yield "*Cases* and *seconds* until the first failure are medians over the seeds; the *minimal case*"
-    yield "(ranks x channels x values a channel, bytes of JSON) is the largest over the seeds."
+    yield "(ranks x channels x values a channel, bytes of JSON) and the causes are those of seed 1."
     yield ""
     yield "## Totals"
     yield ""

@@ -79,8 +79,9 @@ class Row:
 
     @property
     def minimal(self) -> Smallest | None:
-        """The largest of the seeds' minimal cases."""
-        found = [outcome.smallest for outcome in self.outcomes if outcome.smallest is not None]
+        """The largest minimal case of the seeds that were minimised in full, those that were diagnosed."""
+        full = [outcome for outcome in self.outcomes if outcome.diagnosed] or self.outcomes
+        found = [outcome.smallest for outcome in full if outcome.smallest is not None]
         return max(found, key=lambda one: (one.ranks, one.channels, one.values, one.size), default=None)
 
     @property
@@ -216,7 +217,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """How well causes are named, over faults and seeds.
+    """How well causes are named, over faults and the seeds on which they are looked for.
 
     Attributes:
         measured: Whether causes are looked for at all.
@@ -248,11 +249,11 @@ class Naming:
 
 def naming(rows: Iterable[Row]) -> Naming:
     """Return how well causes are named in `rows`."""
-    pairs = [(row.card, outcome) for row in rows for outcome in row.outcomes]
+    pairs = [(row.card, outcome) for row in rows for outcome in row.outcomes if outcome.diagnosed]
     nameable = [(card, outcome) for card, outcome in pairs if card.nameable]
     others = [outcome for card, outcome in pairs if not card.nameable]
     return Naming(
-        measured=any(outcome.diagnosed for _, outcome in pairs),
+        measured=bool(pairs),
         nameable=len(nameable),
         rightly=sum(card.number in outcome.classes for card, outcome in nameable),
         others=len(others),

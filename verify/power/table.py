@@ -45,7 +45,7 @@ class Columns:
 
 
 FOOTNOTE = (
-    "* ranks x channels x values a channel, and bytes of JSON: the largest over the seeds. "
+    "* ranks x channels x values a channel, and bytes of JSON, of seed 1. "
     "Cases and seconds until the first failure are medians over the seeds."
 )
 

@@ -51,11 +51,13 @@ def caught(unit: FaultUnit, **more: Any) -> Done:
     return Done(unit=unit, outcome=FaultOutcome(fault=unit.card.id, seed=unit.seed, **{**fields, **more}))
 
 
-def missed(unit: FaultUnit) -> Done:
+def missed(unit: FaultUnit, **more: Any) -> Done:
     """Return the unit with an outcome that misses its fault."""
     return Done(
         unit=unit,
-        outcome=FaultOutcome(fault=unit.card.id, seed=unit.seed, lacking=unit.card.caught_by, drawn=300),
+        outcome=FaultOutcome(
+            fault=unit.card.id, seed=unit.seed, lacking=unit.card.caught_by, drawn=300, **more
+        ),
     )
 
 

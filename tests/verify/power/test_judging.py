@@ -38,7 +38,7 @@ def test_a_fault_is_caught_with_its_first_case_and_its_smallest():
     assert outcome.properties == ("forward", "grad_input")
     assert outcome.lacking == ()
     assert outcome.cases == outcome.drawn == first
-    assert (outcome.smallest.ranks, outcome.smallest.channels, outcome.smallest.values) == (2, 4, 0)
+    assert (outcome.smallest.ranks, outcome.smallest.channels, outcome.smallest.values) == (2, 4, 2)
     assert json.loads(outcome.smallest.case)["channels"] == 4
     assert outcome.smallest.size == len(outcome.smallest.case)
     assert not outcome.smallest.small

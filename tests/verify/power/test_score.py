@@ -69,7 +69,7 @@ def test_the_diagnosis_is_measured_apart_for_nameable_and_other_faults():
 
 def test_a_missed_nameable_fault_is_not_named():
     made = units(card())
-    assert score(made, [missed(made[0])]).named.rightly_share == 0.0
+    assert score(made, [missed(made[0], diagnosed=True)]).named.rightly_share == 0.0
 
 
 def test_without_diagnosis_its_targets_do_not_count():
