@@ -190,6 +190,7 @@ FORWARD: tuple[Cause, ...] = (
         )
         for place, mode in (("evaluation", "eval"), ("training", "train"))
         for name, words, classes, change in _PARAMETERS
+        if (name, mode) != ("swapped-buffers", "train")  # training does not use them
     ),
     _forward(
         "variance-for-mean",

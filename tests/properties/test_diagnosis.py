@@ -24,6 +24,7 @@ CASES = (
     Case(batches=(2, 5, 0), rank_offset=4, random_parameters=True, channels=3, eps=0.1, seed=1),
     Case(
         batches=(3, 4),
+        channels=8,
         rank_offset=1,
         random_parameters=True,
         momentum=0.0,
