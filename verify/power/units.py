@@ -86,14 +86,14 @@ def chosen(cards: Sequence[Card], names: Collection[str]) -> tuple[Card, ...]:
 
 
 def fault_units(cards: Sequence[Card], *, seeds: int, effort: Effort) -> Iterator[FaultUnit]:
-    """Yield one unit a fault and seed 1 to `seeds`, all seeds of a fault together.
+    """Yield one unit a fault and seed 1 to `seeds`, all faults of a seed together.
 
     Minimal cases and causes are looked for on seed 1; the others only show that the fault is caught.
     """
     least = min(effort.minimise_seconds, QUICK_MINIMISING)
     quick = msgspec.structs.replace(effort, minimise_seconds=least, minimise_total=least, diagnose=False)
-    for card in cards:
-        for seed in range(1, seeds + 1):
+    for seed in range(1, seeds + 1):
+        for card in cards:
             yield FaultUnit(card=card, seed=seed, effort=effort if seed == 1 else quick)
 
 
