@@ -25,8 +25,10 @@ def test_an_unknown_name_is_refused_with_the_families():
 
 def test_each_fault_has_a_unit_for_each_seed():
     made = list(fault_units(CARDS, seeds=3, effort=Effort(cases=5, seconds=None)))
-    assert [(unit.card.id, unit.seed) for unit in made] == [(i, seed) for i in "abc" for seed in (1, 2, 3)]
+    assert [(unit.card.id, unit.seed) for unit in made] == [(i, seed) for seed in (1, 2, 3) for i in "abc"]
     assert {unit.effort.budget.cases for unit in made} == {5}
+    assert [unit.effort.diagnose for unit in made] == [unit.seed == 1 for unit in made]
+    assert all(unit.effort.minimise_total <= 1.0 for unit in made if unit.seed > 1)
 
 
 @pytest.mark.parametrize("cases", [1, 2, 3, 7, 100, 101])

@@ -1,0 +1,36 @@
+"""Causes: of a sample of the catalogue the true class is named, and of faults outside it none.
+
+The whole measurement is `python -m verify faults`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from verify.faults.cards import cards
+from verify.power.score import FALSELY_TARGET, NAMED_TARGET
+from verify.power.units import Effort, FaultUnit
+from verify.power.worker import judge
+
+EFFORT = Effort(seconds=None, minimise_seconds=4.0, minimise_total=8.0)
+HANGING = {"ending", "collectives"}
+"""Faults that these catch may hang, which takes the time of many others."""
+NAMEABLE = [card for card in cards() if card.nameable and not HANGING & set(card.caught_by)]
+OUTSIDE = [card for card in cards() if not card.nameable and not HANGING & set(card.caught_by)]
+
+
+def diagnosed(run, sample):
+    return [(card, judge(FaultUnit(card=card, seed=1, effort=EFFORT), run)) for card in sample]
+
+
+@pytest.mark.parametrize("start", range(3))
+def test_the_true_class_of_a_known_fault_is_named(real_run, start):
+    found = diagnosed(real_run, NAMEABLE[start * 5 :: 15])
+    unnamed = [card.id for card, outcome in found if card.number not in outcome.classes]
+    assert len(unnamed) <= (1 - NAMED_TARGET) * len(found) + 1, unnamed
+
+
+def test_a_fault_outside_the_known_causes_is_rarely_named(real_run):
+    found = diagnosed(real_run, OUTSIDE[::2])
+    named = [(card.id, outcome.causes) for card, outcome in found if outcome.causes]
+    assert len(named) <= FALSELY_TARGET * len(found) + 1, named
