@@ -59,8 +59,8 @@ _CHANNELS = (
 )
 _EMPTY = (("none", 76), ("one", 14), ("others", 6), ("group", 2), ("all", 2))
 _SCALES = (
-    *((("", 0), 880), (("tall", 40), 35), (("wide", 64), 30), (("tall", 300), 30), (("wide", 700), 12)),
-    *((("tall", 2500), 26), (("tall", 70_000), 9)),
+    *((("", 0), 880), (("tall", 40), 35), (("wide", 64), 30), (("tall", 300), 40), (("wide", 700), 12)),
+    *((("tall", 2500), 44), (("tall", 70_000), 20)),
 )
 _DTYPES: tuple[tuple[tuple[Dtype, Dtype], float], ...] = (
     (("float32", "float32"), 44),
@@ -70,14 +70,14 @@ _DTYPES: tuple[tuple[tuple[Dtype, Dtype], float], ...] = (
     (("bfloat16", "bfloat16"), 11),
     (("float64", "float64"), 14),
 )
-_DIMS = ((2, 28), (3, 20), (4, 36), (5, 16))
+_DIMS = ((2, 28), (3, 20), (4, 36), (5, 20))
 _INPUTS: tuple[tuple[InputLayout, float], ...] = (
-    *(("contiguous", 50), ("channels_last", 20), ("permuted", 15), ("sliced", 15)),
+    *(("contiguous", 46), ("channels_last", 26), ("permuted", 15), ("sliced", 15)),
 )
 _COTANGENTS: tuple[tuple[CotangentLayout, float], ...] = (
     *(("contiguous", 54), ("channels_last", 20), ("permuted", 16), ("expanded", 10)),
 )
-_EPS = ((1e-5, 48), (1e-3, 14), (0.1, 8), (1.0, 7), (1e-8, 7), (1e-12, 7), (0.0, 10))
+_EPS = ((1e-5, 48), (1e-3, 14), (0.1, 8), (1.0, 7), (1e-8, 7), (1e-12, 7), (0.0, 13))
 _MOMENTA: tuple[tuple[float | None, float], ...] = ((0.1, 42), (0.3, 20), (1.0, 11), (0.0, 7), (None, 18))
 _AFFINE: tuple[tuple[Affine, float], ...] = (("both", 62), ("weight", 19), ("none", 19))
 _FROZEN: tuple[tuple[tuple[Literal["weight", "bias"], ...], float], ...] = (
