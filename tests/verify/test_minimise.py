@@ -12,7 +12,7 @@ from verify.minimise import Minimum, Over, PropertyFailed, failure_class, hunt
 from verify.simplify import weight
 
 CASES = st.builds(
-    Case, batches=st.tuples(st.integers(0, 99), st.integers(0, 99)), channels=st.integers(1, 99)
+    Case, batches=st.tuples(st.integers(1, 99), st.integers(1, 99)), channels=st.integers(1, 99)
 )
 
 
@@ -59,7 +59,7 @@ def test_hypothesis_itself_shrinks_before_the_case_is_simplified(monkeypatch: py
     monkeypatch.setattr("verify.minimise.simpler", lambda case: iter(()))
     found = hunted(lambda case: case.batches[0] >= 17 and case.channels >= 4)
     assert found is not None
-    assert (found.case.batches, found.case.channels) == ((17, 0), 4)
+    assert (found.case.batches, found.case.channels) == ((17, 1), 4)
 
 
 def test_a_draw_may_end_the_hunt() -> None:
