@@ -18,6 +18,7 @@ from properties.causes.weights import (
     equal_with_empty,
     first,
     ones,
+    own_count,
     pairs,
     permuted,
     rounded_counts,
@@ -103,6 +104,16 @@ _PARAMETERS: tuple[tuple[str, str, tuple[int, ...], Any], ...] = (
 
 
 FORWARD: tuple[Cause, ...] = (
+    _forward(
+        "no-synchronisation",
+        "does everything on each rank alone",
+        (4,),
+        merge=Merge(own, own, none),
+        bessel=lambda n, own, ranks: (own, own - 1),
+        updates_on=lambda case, rank: case.count_of(rank) > 0,
+        cotangent=own_count,
+        projection=own_count,
+    ),
     _forward("local-statistics", "normalises each rank by its own batch", (4,), merge=Merge(own, own, none)),
     _forward("zero-statistics", "uses zeros for mean and variance", (4,), merge=Merge(none, none, none)),
     _forward("first-rank-statistics", "uses the first rank's statistics on all", (4,), **_all(first)),
