@@ -275,7 +275,7 @@ FORWARD: tuple[Cause, ...] = (
             f"counts-in-{dtype}",
             f"holds counts in {words}",
             (13,),
-            **_all(rounded_counts(dtype, own_total=True)),
+            **_all(rounded_counts(dtype)),
         )
         for dtype, words in (
             ("buffers", "the buffers' dtype"),

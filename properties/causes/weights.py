@@ -98,7 +98,7 @@ def world_over_group(ranks: Ranks) -> Floats:
     return ranks.rows(ranks.counts / max((ranks.counts * ranks.group).sum(), 1.0))
 
 
-def rounded_counts(dtype: str, *, own_total: bool) -> Any:
+def rounded_counts(dtype: str) -> Any:
     """Return weights whose counts were held in `dtype`: a name, `buffers` or `input`."""
 
     def weigh(ranks: Ranks) -> Floats:
@@ -107,7 +107,7 @@ def rounded_counts(dtype: str, *, own_total: bool) -> Any:
         fraction, exponent = np.frexp(ranks.counts)
         held = np.ldexp(np.round(np.ldexp(fraction, bits + 1)), exponent - bits - 1)
         held = np.where(held >= FACTS[name].overflow, np.inf, held)
-        total = held.sum() if own_total else ranks.total
+        total = held.sum()
         return ranks.rows(np.where(np.isinf(total), 0.0, held / max(total, 1.0)))
 
     return weigh
