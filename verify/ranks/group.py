@@ -34,6 +34,7 @@ from verify.ranks import memory
 from verify.ranks.endings import blames_a_lost_peer, exit_text, trim, unfit
 from verify.ranks.link import Link, tail
 from verify.ranks.messages import (
+    Bare,
     Description,
     Failed,
     Frames,
@@ -48,6 +49,7 @@ from verify.ranks.messages import (
     Stop,
     Stopped,
     Target,
+    Timed,
     frame,
 )
 from verify.ranks.plan import Plan
@@ -163,6 +165,25 @@ class RankGroup:
         dirty = any(isinstance(answer, Ran) and answer.dirty for answer in answers)
         self.lost = unfit(ranks) or ("left its process changed" if dirty else "")
         return Observation(ranks=ranks)
+
+    def bare(self, cases: Sequence[Case], *, seconds: float) -> tuple[tuple[float, ...], ...]:
+        """Return, for each rank, the wall seconds of the bare step of each case; see `verify.ranks.bare`.
+
+        Raises:
+            SubjectError: If the subject could not be loaded.
+            RankError: If a rank did not run them all within `seconds`.
+        """
+        self.describe()
+        self.groupings.update(case.groups for case in cases if case.groups)
+        self._send([Bare(cases=tuple(cases))] * len(self._ranks))
+        self._collect(time.monotonic() + seconds)
+        answers = [rank.answers.pop(0) if rank.answers else None for rank in self._ranks]
+        for rank, answer in zip(self._ranks, answers, strict=True):
+            if not isinstance(answer, Timed):
+                self.lost = "RankError"
+                why = answer.message if isinstance(answer, Failed) else self._why_silent(rank, seconds)
+                raise RankError(f"Expected rank {rank.number} to time bare steps, but {why}")
+        return tuple(answer.seconds for answer in answers if isinstance(answer, Timed))
 
     def ending(self, rank: int) -> Ending | None:
         """Return how the submitted case has ended on `rank` so far, or None; never waits."""

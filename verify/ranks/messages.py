@@ -57,6 +57,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     seconds: float
 
 
+class Bare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to rank: time the bare steps of these cases; see `verify.ranks.bare`."""
+
+    cases: tuple[Case, ...]
+
+
+class Timed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Rank to parent: wall seconds of each case's bare step here, from one barrier on."""
+
+    seconds: tuple[float, ...]
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Rank to parent: the group stands."""
 
@@ -173,8 +185,8 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cuda: int
 
 
-ToRank = Setup | Load | Run
-FromRank = Ready | Loaded | Ran | Failed
+ToRank = Setup | Load | Run | Bare
+FromRank = Ready | Loaded | Ran | Timed | Failed
 ToServer = Spawn | Stop | CountDevices
 FromServer = Spawned | Stopped | Devices
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -169,6 +169,21 @@ class RankPool:
         """Return the observation of `case` on the subject `spec`."""
         self.submit(spec, case)
         return self.observation()
+
+    def bare(self, spec: str, cases: Sequence[Case]) -> tuple[tuple[float, ...], ...]:
+        """Return, for each rank, the wall seconds of the bare step of each case; all of one world size.
+
+        No case may be in flight.
+
+        Raises:
+            SubjectError: If `spec` names nothing that exists.
+            RankError: If a rank did not run them; the group is then made anew.
+        """
+        group = self._group(self._target(spec), cases[0].world_size)
+        try:
+            return group.bare(cases, seconds=self.warm_up + sum(map(self._seconds, cases)))
+        finally:
+            self._drop_if_lost(group, None)
 
     def close(self) -> None:
         """End all ranks and the server, so that nothing is left behind; may be called again.

@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 from properties.case import Case
 from verify.errors import SubjectError
+from verify.ranks.bare import prepare, timed
+from verify.ranks.building import build
 from verify.ranks.conversion import facts
 from verify.ranks.exceptions import describe
 from verify.ranks.hygiene import Hygiene
@@ -27,6 +29,7 @@ from verify.ranks.loading import Factory, load
 from verify.ranks.memory import write
 from verify.ranks.messages import (
     TRACE_SIGNAL,
+    Bare,
     Description,
     Failed,
     Frames,
@@ -37,6 +40,7 @@ from verify.ranks.messages import (
     Ready,
     Run,
     Setup,
+    Timed,
     ToRank,
     frame,
     receive,
@@ -65,6 +69,9 @@ def main(connection: socket.socket, memory: int) -> None:
                 case Run() as request:
                     assert worker is not None
                     reply = worker.run(request)
+                case Bare() as request:
+                    assert worker is not None
+                    reply = worker.bare(request)
         except Exception as error:
             raised = describe(error, "rank")
             reply = Failed(message=f"{raised.type}: {raised.message}\n{raised.traceback}")
@@ -143,6 +150,17 @@ class Worker:
             facts=told,
             dirty=not self._hygiene.intact(),
         )
+
+    def bare(self, request: Bare) -> Timed:
+        """Build the subject for each case, draw its data, then time the bare steps in one loop."""
+        assert self._factory is not None
+        assert self._description is not None
+        factory, keywords = self._factory, self._description.keywords
+        steps = []
+        for case in request.cases:
+            module = build(case, factory, keywords=keywords, device=self._device, group=self._group(case))
+            steps.append(prepare(case, module, rank=self._setup.rank, device=self._device))
+        return Timed(seconds=timed(steps))
 
     def _group(self, case: Case) -> Any:
         """Return this rank's process group; all ranks make those of a case together and in the same order."""
