@@ -44,7 +44,7 @@ from properties.symptoms import BESIDE, CLASSES, WORDS, symptoms
 from properties.variant import RIGHT, Variant
 from properties.verdict import Outcome
 
-MAX_ELEMENTS = 40_000
+MAX_ELEMENTS = 100_000
 CONVENTIONS: tuple[dict[str, str], ...] = (
     {"running_var": "biased"},
     {"momentum": "decay"},

@@ -304,9 +304,15 @@ def _sizes(
         sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]))
     spatial = _ragged(tuple(sizes), ragged, world=world)
     if (how == "tall" or (how and dims == 2)) and any(batches):
-        rank = next(rank for rank in range(world) if batches[rank])
-        samples = -(-target // math.prod(spatial[rank % len(spatial)]))
-        batches[rank] = max(batches[rank], samples + other % 61)  # no round number: a count that rounds shows
+        filled = [rank for rank in range(world) if batches[rank]]
+        longer = (
+            2 if other >= 128 and 100 < target < 10_000 else 1
+        )  # what weighs counts shows with two of a size
+        for rank in filled[:longer]:
+            samples = -(-target // math.prod(spatial[rank % len(spatial)]))
+            batches[rank] = max(
+                batches[rank], samples + (other + 17 * rank) % 61
+            )  # no round numbers: they round
     total = sum(n * math.prod(spatial[rank % len(spatial)]) for rank, n in enumerate(batches))
     channels = _CHANNELS_TABLE[channel] or 1 + other % 130
     return tuple(batches), spatial, min(channels, max(1, _ELEMENTS // max(1, total)))

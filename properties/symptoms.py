@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from properties.bits import nans
 from properties.case import Case
 from properties.observation import Observation
 
@@ -113,6 +114,16 @@ def _one_value(seen: Seen) -> bool:
     return any(
         case.total_of(group) > 1 and any(case.count_of(rank) == 1 for rank in group)
         for group in case.process_groups
+    )
+
+
+def _not_a_number(seen: Seen) -> bool:
+    """Whether some rank gave an output that is NaN although no input is."""
+    return not seen.case.specials and any(
+        bool(nans(tensor).any())
+        for rank in seen.observation.ranks
+        for name, tensor in rank.tensors.items()
+        if name.startswith("output.")
     )
 
 
@@ -307,8 +318,8 @@ SYMPTOMS: tuple[Symptom, ...] = (
         id="single-value-on-a-rank",
         words="mishandles a rank with one value a channel",
         classes=(22,),
-        properties=("ending", "refusal"),
-        needs=lambda seen: _one_value(seen) and _raised(seen),
+        properties=("ending", "refusal", *_NUMBERS),
+        needs=lambda seen: _one_value(seen) and (_raised(seen) or _not_a_number(seen)),
     ),
     Symptom(
         id="eps-of-zero",

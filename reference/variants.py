@@ -240,7 +240,10 @@ def _variant(bucket: Bucket, given: StepInput, weights: Weights, formula: Formul
     centred = x - local.spread(mean.value)
     var = local.sum(centred**2) / n
     first = mean.error + u * jnp.sqrt(local.sum(x**2) / n)
-    own = mean, _Estimate(var, depth * var + 2.0 * jnp.sqrt(var) * first + first**2)
+    squares, one_pass = local.sum(x**2) / n, scalars.one_pass > 0.5
+    once = (depth + 4.0 * u) * squares + 2.0 * jnp.abs(mean.value) * mean.error  # E[x^2] - E[x]^2
+    centred_error = depth * var + 2.0 * jnp.sqrt(var) * first + first**2
+    own = mean, _Estimate(var, jnp.where(one_pass, jnp.maximum(once, centred_error), centred_error))
     own = _exchanged(*own, n, formula.exchanged)
     batch = _merged((*weights[:3], weights.center), *own, u=u)
     tracked = _merged((*weights[3:6], weights.tracked_center), *own, u=u)
@@ -258,6 +261,8 @@ def _variant(bucket: Bucket, given: StepInput, weights: Weights, formula: Formul
         for sign in (-1.0, 1.0)
     ]
     away = jnp.maximum(*(jnp.abs(other - root) for other in others))
+    negative = one_pass & training & (spread.value - spread.error + scalars.eps <= 0.0)
+    away = jnp.where(negative, jnp.inf, away)
     invstd = _Estimate(root, away + 6.0 * u * jnp.abs(root))
     xhat = _normalised(x, local, used, invstd, u)
     y = xhat.value * parameters[0] + parameters[1]

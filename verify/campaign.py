@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from properties.case import Case
+from properties.case import Case, encode
 from properties.verdict import Outcome
 from verify.dossier import Dossier, dossier_of
 from verify.events import (
@@ -54,6 +54,9 @@ MAX_LOST = 10
 """Cases that cost a rank group, after which drawing ends: whatever they say was said."""
 SHORT_TIMEOUT = 2.5
 """Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
+SIMPLE_BYTES = 40
+"""Of JSON: a case this short differs in a field or two from the simplest, whether or not the time was enough
+to lower its sizes further."""
 
 
 def property_of(kind: str) -> str:
@@ -345,7 +348,8 @@ class Campaign:
         if self._found_trial is not None:
             self._dossier.add(self._found_trial, minimal=False)
         # A hang is never minimised to the end: the bold candidates have been tried all the same.
-        ended = minimum.complete or property_of(minimum.kind) == "ending"
+        simple = len(encode(trial.case)) <= SIMPLE_BYTES
+        ended = minimum.complete or property_of(minimum.kind) == "ending" or simple
         self._dossier.add(trial, minimal=repeats and ended)
         for kind in dict.fromkeys((minimum.kind, *trial.failures)):
             if kind not in self._failures:

@@ -140,6 +140,12 @@ FORWARD: tuple[Cause, ...] = (
         merge=Merge(by_count, equal, equal, equal),
     ),
     _forward(
+        "equal-weights-about-mean",
+        "weighs the ranks equally in the variance about the right mean",
+        (1,),
+        merge=Merge(by_count, equal, equal),
+    ),
+    _forward(
         "equal-weights-in-mean",
         "weighs the ranks equally in the mean",
         (1,),
