@@ -11,7 +11,8 @@ Theory of operation
 Messages are sent ahead: set-up, load and the first case go out before the server has forked the ranks, which
 find them in their sockets. The parent then collects one answer a message from each rank. When one rank has
 raised or died, the others get a short grace, because they may be waiting for it in a collective for ever; who
-has not answered then is `stopped`. Without that, who has not answered when the time is over is a `timeout`.
+has not answered then is `stopped`. Without that, who has not answered when the time is over is a `timeout`;
+the time grows by what the ranks wait for a core (`verify.ranks.limit`) and on a slow machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import os
 import selectors
 import shutil
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from properties.observation import Ending, Observation, RankObservation
 from verify.errors import RankError, SubjectError
 from verify.ranks import memory
 from verify.ranks.endings import blames_a_lost_peer, exit_text, trim, unfit
+from verify.ranks.limit import Limit, Queues
 from verify.ranks.link import Link, tail
 from verify.ranks.messages import (
     Bare,
@@ -112,7 +113,9 @@ class RankGroup:
         self._description: Description | None = None
         self._case: Case | None = None
         self._seconds = 0.0
-        self._since = 0.0
+        self._slowness = 1.0
+        self._queues = Queues(())
+        self._limit = Limit(0.0)
         folder.mkdir()
         self._ranks = [_Rank(number) for number in range(plan.world_size)]
         self._selector = selectors.DefaultSelector()
@@ -131,12 +134,13 @@ class RankGroup:
             except (RankError, SubjectError) as error:
                 self.lost = type(error).__name__
                 raise
-            self._since = time.monotonic()
+            self._limit = self._limited(self._seconds)
         return self._description
 
     def submit(self, case: Case, *, seconds: float) -> None:
         """Send `case` to all ranks and return; they may take `seconds` from when they begin."""
-        self._case, self._seconds, self._since = case, seconds, time.monotonic()
+        self._case, self._seconds = case, seconds
+        self._limit = self._limited(seconds)
         if case.groups:
             self.groupings.add(case.groups)
         self._send([Run(case=case, seconds=seconds)] * len(self._ranks))
@@ -150,7 +154,7 @@ class RankGroup:
         """
         assert self._case is not None
         self.describe()
-        self._collect(self._since + self._seconds + _SLACK_SECONDS)
+        self._collect(self._limit)
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Failed):
                 self.lost = "RankError"
@@ -176,7 +180,7 @@ class RankGroup:
         self.describe()
         self.groupings.update(case.groups for case in cases if case.groups)
         self._send([Bare(cases=tuple(cases))] * len(self._ranks))
-        self._collect(time.monotonic() + seconds)
+        self._collect(self._limited(seconds))
         answers = [rank.answers.pop(0) if rank.answers else None for rank in self._ranks]
         for rank, answer in zip(self._ranks, answers, strict=True):
             if not isinstance(answer, Timed):
@@ -215,6 +219,7 @@ class RankGroup:
                 self._await_pids()
                 self.stop()
         self._selector.close()
+        self._queues.close()
         for rank in self._ranks:
             rank.connection.close()
             os.close(rank.memory)
@@ -259,11 +264,12 @@ class RankGroup:
         if spawned.error:
             raise RankError(f"Expected {self.plan.world_size} ranks, but the server {spawned.error}.")
         self.pids, self._alive = spawned.pids, True
+        self._slowness, self._queues = spawned.slowness, Queues(spawned.pids)
 
     def _await_start(self) -> Description:
         self._await_pids()
         seconds = _SETUP_SECONDS + _SETUP_SECONDS_A_RANK * self.plan.world_size
-        self._collect(time.monotonic() + seconds)
+        self._collect(self._limited(seconds))
         for rank in self._ranks:
             answer = rank.answers.pop(0) if rank.answers else None
             if answer is None or isinstance(answer, Failed):
@@ -271,7 +277,7 @@ class RankGroup:
                 raise RankError(
                     f"Expected rank {rank.number} to join its {self.plan.backend} group, but {why}"
                 )
-        self._collect(time.monotonic() + _LOAD_SECONDS)
+        self._collect(self._limited(_LOAD_SECONDS))
         descriptions = []
         for rank in self._ranks:
             answer = rank.answers.pop(0) if rank.answers else None
@@ -290,18 +296,23 @@ class RankGroup:
         lines = tail(self._folder / f"rank-{rank.number}.log").splitlines()
         return f"the process ended: {exit_text(code)}{'; ' + lines[-1] if lines else '.'}"
 
-    def _collect(self, until: float) -> None:
-        """Wait until every rank has answered or is gone, `until` at most, and shortly once one has failed."""
-        hurry = min(1.0, max(0.0, until - time.monotonic()) / 10.0)  # a short limit asks for a short grace
-        grace = GRACE_SECONDS * hurry * max(1.0, len(self._ranks) / _CORES)
+    def _limited(self, seconds: float) -> Limit:
+        """Return the limit of what takes `seconds` where limits were chosen, from now on."""
+        return Limit(seconds * self._slowness + _SLACK_SECONDS, self._queues.waited)
+
+    def _collect(self, limit: Limit) -> None:
+        """Wait until every rank has answered or is gone, `limit` at most, and shortly once one has failed."""
+        hurry = min(1.0, limit.left() / 10.0)  # a short limit asks for a short grace
+        grace: Limit | None = None
         self._poll(0.0)
         while any(rank.silent for rank in self._ranks):
-            if any(rank.failed for rank in self._ranks):
-                until, grace = min(until, time.monotonic() + grace), float("inf")
-            left = until - time.monotonic()
+            if grace is None and any(rank.failed for rank in self._ranks):
+                crowded = max(1.0, len(self._ranks) / _CORES)
+                grace = Limit(GRACE_SECONDS * hurry * crowded * self._slowness, self._queues.waited)
+            left = min(one.left() for one in (limit, grace) if one is not None)
+            self._poll(left)
             if left <= 0:
                 return
-            self._poll(left)
 
     def _poll(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
@@ -326,8 +337,11 @@ class RankGroup:
         silent = [rank.number for rank in self._ranks if rank.silent]
         failed = any(rank.failed for rank in self._ranks)
         codes: dict[int, int] = {}
+        sizes: dict[int, int] = {}
         if dead or silent:
-            trace = [number for number in silent if not self._stack(number)]
+            late = self._slowness > 1 or self._limit.extended  # the stacks were written long ago
+            trace = [number for number in silent if late or not self._stack(number)]
+            sizes = {number: _size(self._stack_file(number)) for number in trace if late}
             codes = self.stop(dead=dead, trace=trace)
         observed = []
         for rank in self._ranks:
@@ -339,7 +353,8 @@ class RankGroup:
                 seen = self._died(rank.number, codes.get(rank.number))
             else:
                 ending: Ending = "stopped" if failed else "timeout"
-                seen = RankObservation(rank=rank.number, ending=ending, stack=self._stack(rank.number))
+                stack = self._stack(rank.number, start=sizes.get(rank.number, 0)) or self._stack(rank.number)
+                seen = RankObservation(rank=rank.number, ending=ending, stack=stack)
             observed.append(seen)
         return tuple(observed)
 
@@ -361,5 +376,14 @@ class RankGroup:
         stack = self._stack(number) + (f"\n\nLast output of the rank:\n{printed}" if printed else "")
         return RankObservation(rank=number, ending="died", exit=exit_text(code), stack=stack.strip())
 
-    def _stack(self, number: int) -> str:
-        return trim(tail(self._folder / f"rank-{number}.stack", limit=20_000), ours=_OURS)
+    def _stack_file(self, number: int) -> Path:
+        return self._folder / f"rank-{number}.stack"
+
+    def _stack(self, number: int, *, start: int = 0) -> str:
+        return trim(tail(self._stack_file(number), limit=20_000, start=start), ours=_OURS)
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0

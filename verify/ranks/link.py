@@ -15,12 +15,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import msgspec
 
 from verify.errors import RankError
+from verify.ranks.limit import Limit, Queues
 from verify.ranks.messages import Frames, FromServer, ToServer, frame, receive
 
 _START = (
@@ -50,6 +50,7 @@ class Link:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
+        self._queues = Queues([self._process.pid])
 
     @property
     def alive(self) -> bool:
@@ -69,12 +70,14 @@ class Link:
 
     def reply(self, ticket: int, *, seconds: float = _BOOT_SECONDS) -> FromServer:
         """Return the reply to the request of this ticket, waiting for it."""
-        limit = time.monotonic() + seconds
+        limit = Limit(seconds, self._queues.waited)
         while ticket not in self._replies:
-            self._connection.settimeout(max(0.001, limit - time.monotonic()))
+            self._connection.settimeout(max(0.001, limit.left()))
             try:
                 body = receive(self._connection, self._frames)
             except TimeoutError:
+                if limit.left():
+                    continue
                 raise RankError(f"Expected the server of ranks to answer within {seconds:g} s.") from None
             if body is None:
                 raise RankError(self._lost("its connection is closed"))
@@ -89,6 +92,7 @@ class Link:
     def close(self) -> None:
         """End the server and all its ranks, and remove the folder."""
         self._connection.close()
+        self._queues.close()
         try:
             self._process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -106,11 +110,11 @@ class Link:
         return f"Expected a server of ranks in process {self._process.pid}, but it is gone: {cause}"
 
 
-def tail(path: Path, limit: int = 4000) -> str:
-    """Return the end of a text file; nothing if it is not there."""
+def tail(path: Path, limit: int = 4000, *, start: int = 0) -> str:
+    """Return the end of a text file, `start` at the earliest; nothing if it is not there."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
+            file.seek(max(start, os.fstat(file.fileno()).st_size - limit))
             return file.read().decode("utf-8", "replace").strip()
     except OSError:
         return ""

@@ -149,10 +149,11 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Server to parent: the process ids of the ranks, or why there are none."""
+    """Server to parent: the process ids of the ranks, or why there are none; and how slow the machine is."""
 
     pids: tuple[int, ...] = ()
     error: str = ""
+    slowness: float = 1.0
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -46,9 +46,10 @@ from verify.ranks.messages import (
     ToServer,
     frame,
 )
+from verify.ranks.speed import slowness
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_TRACE_SECONDS = 0.1
+_TRACE_SECONDS, _TRACE_PAUSE = 1.0, 0.02
 _REAP_SECONDS = 5.0
 _STRAY_ROUNDS = 8
 _DESCRIPTORS = 192
@@ -68,6 +69,7 @@ def main() -> None:
     server = Server(connection)
     try:
         _preload()
+        server.slowness = slowness()
         gc.collect()
         gc.freeze()
         server.serve()
@@ -78,12 +80,17 @@ def main() -> None:
 
 
 class Server:
-    """The forked ranks and the connection that asks for them."""
+    """The forked ranks and the connection that asks for them.
+
+    Attributes:
+        slowness: The factor by which limits are longer on this machine.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.pid = os.getpid()
+        self.slowness = 1.0
         self._connection = connection
-        self._ranks: set[int] = set()
+        self._ranks: dict[int, Path] = {}
 
     def serve(self) -> None:
         """Answer one request after the other until the parent is gone."""
@@ -132,8 +139,9 @@ class Server:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        self._ranks.update(pids)
-        return Spawned(pids=tuple(pids))
+        for rank, pid in enumerate(pids):
+            self._ranks[pid] = Path(request.folder) / f"rank-{rank}.stack"
+        return Spawned(pids=tuple(pids), slowness=self.slowness)
 
     def _become_rank(self, descriptors: list[int], rank: int, folder: Path) -> None:
         """Turn the forked process into a rank; never returns."""
@@ -157,14 +165,23 @@ class Server:
             os._exit(code)
 
     def _stop(self, request: Stop) -> Stopped:
-        traced = [pid for pid in request.trace if pid in self._ranks]
-        for pid in traced:
-            os.kill(pid, TRACE_SIGNAL)
-        if traced:
-            time.sleep(_TRACE_SECONDS)
+        self._trace([pid for pid in request.trace if pid in self._ranks])
         # A process that is on its way out keeps its own exit status when it is killed.
         codes = self._kill(request.pids)
         return Stopped(codes={pid: codes[pid] for pid in request.dead if pid in codes})
+
+    def _trace(self, pids: list[int]) -> None:
+        """Have ranks write their stacks down, and wait until they have; one may have masked the signal."""
+        before = {pid: _size(self._ranks[pid]) for pid in pids}
+        sizes = before
+        for pid in pids:
+            os.kill(pid, TRACE_SIGNAL)
+        limit = time.monotonic() + _TRACE_SECONDS
+        while pids and time.monotonic() < limit:
+            time.sleep(_TRACE_PAUSE)
+            last, sizes = sizes, {pid: _size(self._ranks[pid]) for pid in pids}
+            if sizes == last and all(sizes[pid] != before[pid] for pid in pids):
+                return
 
     def _kill(self, pids: tuple[int, ...]) -> dict[int, int]:
         """Kill and reap these ranks with their children; return exit codes, negative for signals."""
@@ -175,7 +192,8 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         codes = _reap(pids)
-        self._ranks.difference_update(pids)
+        for pid in pids:
+            self._ranks.pop(pid, None)
         self._kill_strays()
         return codes
 
@@ -184,7 +202,7 @@ class Server:
         with contextlib.suppress(OSError, ValueError):
             for _ in range(_STRAY_ROUNDS):
                 children = Path(f"/proc/self/task/{self.pid}/children").read_text().split()
-                strays = {int(child) for child in children} - self._ranks
+                strays = {int(child) for child in children} - self._ranks.keys()
                 if not strays:
                     return
                 for pid in strays:
@@ -206,6 +224,12 @@ def _reap(pids: tuple[int, ...]) -> dict[int, int]:
                 else:
                     time.sleep(0.001)
     return codes
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _preload() -> None:

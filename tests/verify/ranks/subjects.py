@@ -240,6 +240,16 @@ class Sleeps(Local):
         return super().forward(x)
 
 
+class Works(Local):
+    """Takes half a second of a core."""
+
+    def forward(self, x):
+        end = time.thread_time() + 0.5
+        while time.thread_time() < end:
+            pass
+        return super().forward(x)
+
+
 class Identity(Local):
     """Gives its input back."""
 
