@@ -5,7 +5,7 @@ Theory of operation
 First the stored case of each known discrepancy runs. Then rounds: each is one Hypothesis run that draws until
 a property fails for the first time, and shrinks that failure within a time bound. A property that has failed
 is only counted from then on, so that a round finds another one. What else the smallest case violates is told
-with that same case.
+with that same case. A trial that the memory of an interrupted run holds is not run again (`verify.memory`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from verify.events import (
 )
 from verify.explain import Occurrence, explain
 from verify.known import extent
+from verify.memory import Memory, Place, Recalled
 from verify.minimise import Minimum, Over, hunt
 from verify.plain import plain
 from verify.policy import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
@@ -73,7 +74,8 @@ class Campaign:
         budget: When drawing ends.
         seed: Of the draws; the same seed and case budget draw the same cases.
         emit: Takes each event.
-        keep: Takes each trial with its number, for the record.
+        keep: Takes each new trial with its place, for the record.
+        memory: What an interrupted run of the same campaign had judged.
         excluded: Share of the default domain that the subject's domain leaves out.
         clock: Monotonic seconds.
     """
@@ -82,7 +84,8 @@ class Campaign:
     budget: Budget
     seed: int
     emit: Callable[[Event], None]
-    keep: Callable[[Trial], None] = lambda trial: None
+    keep: Callable[[Trial, Place], None] = lambda trial, place: None
+    memory: Memory = field(default_factory=Memory)
     policy: Policy = DEFAULT_POLICY
     excluded: float = 0.0
     clock: Callable[[], float] = time.monotonic
@@ -97,6 +100,7 @@ class Campaign:
     _began: float = 0.0
     _minimised: float = 0.0
     _found_at: float = 0.0
+    _found_runs: int = 0
     _found_trial: Trial | None = None
     _pending: str = ""
     _dossier: Dossier = field(init=False)
@@ -111,6 +115,7 @@ class Campaign:
         try:
             self._replay_known()
             self._draw()
+            self._count_rest()
             self._name_causes()
         except KeyboardInterrupt:
             self.interrupted, self.stopped = True, "interrupted"
@@ -165,18 +170,23 @@ class Campaign:
 
     # Trials
 
-    def _trial(self, case: Case, *, stored: str = "") -> Trial:
-        """Run, judge, count and tell one case."""
+    def _trial(self, case: Case, *, stored: str = "", recalled: Recalled | None = None) -> Trial:
+        """Run and judge one case, unless it was judged before; count and tell it."""
         self.emit(
             CaseDrawn(
                 subject=self.examiner.subject.spec, case=case, number=self.tally.cases + 1, stored=stored
             )
         )
-        with self._hurried(self._hangs):
-            trial = self.examiner.examine(case)
+        if recalled := recalled or self.memory.trial(case.id, stored):
+            trial = recalled.trial
+            self._began = min(self._began, self.clock() - self._minimised - recalled.place.elapsed)
+        else:
+            with self._hurried(self._hangs):
+                trial = self.examiner.examine(case)
+            place = Place(role="stored" if stored else "drawn", entry=stored, elapsed=self._elapsed)
+            self.keep(trial, place)
         self.tally.add(trial)
         self._judged[case.id] = trial.violated
-        self.keep(trial)
         self.emit(
             CaseEnded(
                 subject=self.examiner.subject.spec,
@@ -197,7 +207,7 @@ class Campaign:
         A stored case outside the domain that the subject promises tells its state, and nothing else.
         """
         subject = self.examiner.subject
-        for entry in subject.known:
+        for entry in subject.known if not self.stopped else ():
             objections = self.examiner.parts.objections(subject.promise.domain, entry.case)
             if subject.narrowed.intersection(objections):
                 continue
@@ -240,19 +250,30 @@ class Campaign:
             number += 1
             # A small domain may be exhausted: Hypothesis then ends although the budget has not.
             idle = idle + 1 if self._drawn == before else 0
-        if idle >= 3 and not self.stopped:
+        if idle >= 3 and not self.stopped and self._remaining() > self.memory.left:
             self.stopped = "no new case could be drawn"
 
+    @property
+    def _elapsed(self) -> float:
+        """Seconds of drawing, minimising left out."""
+        return self.clock() - self._began - self._minimised
+
     def _remaining(self) -> int:
-        """Return how many cases the budget still has; 0 when it is over."""
-        seconds = self.budget.seconds
-        if seconds is not None and self.clock() - self._began - self._minimised >= seconds:
-            return 0
-        return 1_000_000 if self.budget.cases is None else max(0, self.budget.cases - self._drawn)
+        """Return how many cases the budget still has, those judged before included; 0 when it is over."""
+        seconds, left = self.budget.seconds, self.memory.left
+        if seconds is not None and self._elapsed >= seconds:
+            return left
+        return 1_000_000 if self.budget.cases is None else max(left, self.budget.cases - self._drawn)
+
+    def _over_for(self, case: Case) -> bool:
+        """Return whether the budget has no room for `case`: what is left of it was judged before."""
+        left = self.memory.left
+        again = left and (self.memory.holds(case.id) or case.id in self._judged)
+        return self._remaining() <= left and not again
 
     def _take(self, case: Case) -> str | None:
         """Run a drawn case; return the first kind of failure that it is the first to show."""
-        if self._remaining() <= 0:
+        if self._over_for(case):
             raise Over
         if case.id in self._judged:
             return None
@@ -270,6 +291,7 @@ class Campaign:
         fresh.sort(key=lambda kind: property_of(kind) not in self.policy.until)
         if fresh:
             self._found_at, self._found_trial, self._pending = self.clock(), trial, fresh[0]
+            self._found_runs = self.tally.accounting().minimising
             self.emit(
                 FailureFound(subject=self.examiner.subject.spec, property=property_of(fresh[0]), case=case)
             )
@@ -278,6 +300,20 @@ class Campaign:
         if self.stopped:
             raise Over
         return None
+
+    def _count_rest(self) -> None:
+        """Count what was judged before and is not drawn again, since the budget is another one."""
+        while recalled := self.memory.next():
+            case = recalled.trial.case
+            if case.id in self._judged:
+                continue
+            self._drawn += 1
+            trial = self._trial(case, recalled=recalled)
+            for kind in trial.failures:
+                if kind not in self._failures and self.memory.is_concluded(kind):
+                    self._found_trial = trial
+                    self._conclude(Minimum(kind=kind, found=case, case=case, complete=False))
+                self._report_as_is(kind, trial, found=case)
 
     def _stop_if_enough(self) -> None:
         """End the drawing once every property of the policy's `until` was violated."""
@@ -310,7 +346,7 @@ class Campaign:
                 return False
             if self._deadly_entry(case):
                 return False
-            if hung >= MAX_HUNG_MINIMISING:
+            if hung >= MAX_HUNG_MINIMISING or self.memory.is_concluded(kind):
                 raise Over
             self.tally.minimising()
             with self._hurried(True):  # noqa: FBT003 - a candidate that hangs says nothing new
@@ -338,26 +374,47 @@ class Campaign:
             ranks.timeout = usual
 
     def _conclude(self, minimum: Minimum) -> None:
-        """Run the smallest case once more and tell every property that it violates for the first time."""
+        """Tell every property that the smallest case violates for the first time."""
+        found, complete = minimum.found.id, minimum.complete
+        if past := self.memory.conclusion(minimum.kind):
+            trial, repeats = past.trial, past.place.repeats
+            found, complete = past.place.found, past.place.complete
+            self.tally.minimising(past.place.runs)
+            self._found_at, self._began = self.clock() - past.place.took, self._began - past.place.took
+        else:
+            trial, repeats = self._repeat(minimum)
+        if self._found_trial is not None:
+            self._dossier.add(self._found_trial, minimal=False)
+        # A hang is never minimised to the end: the bold candidates have been tried all the same.
+        simple = len(encode(trial.case)) <= SIMPLE_BYTES
+        ended = complete or property_of(minimum.kind) == "ending" or simple
+        self._dossier.add(trial, minimal=repeats and ended)
+        for kind in dict.fromkeys((minimum.kind, *trial.failures)):
+            if kind not in self._failures:
+                self._tell(kind, trial, found=found, minimised=complete, repeats=repeats)
+        self._pending = ""
+        self._stop_if_enough()
+        if self.policy.fail_fast:
+            self.stopped = "first failure"
+
+    def _repeat(self, minimum: Minimum) -> tuple[Trial, bool]:
+        """Run the smallest case once more; return what is to be told, and whether it failed again."""
         self.tally.minimising()
         trial = self.examiner.examine(minimum.case)
         repeats = minimum.kind in trial.failures
         if not repeats and self._found_trial is not None:  # it fails now and then: tell what was drawn
             trial = self._found_trial
-        self.keep(trial)
-        if self._found_trial is not None:
-            self._dossier.add(self._found_trial, minimal=False)
-        # A hang is never minimised to the end: the bold candidates have been tried all the same.
-        simple = len(encode(trial.case)) <= SIMPLE_BYTES
-        ended = minimum.complete or property_of(minimum.kind) == "ending" or simple
-        self._dossier.add(trial, minimal=repeats and ended)
-        for kind in dict.fromkeys((minimum.kind, *trial.failures)):
-            if kind not in self._failures:
-                self._tell(kind, trial, found=minimum.found, minimised=minimum.complete, repeats=repeats)
-        self._pending = ""
-        self._stop_if_enough()
-        if self.policy.fail_fast:
-            self.stopped = "first failure"
+        place = Place(
+            role="minimal",
+            found=minimum.found.id,
+            kind=minimum.kind,
+            complete=minimum.complete,
+            repeats=repeats,
+            runs=self.tally.accounting().minimising - self._found_runs,
+            took=self.clock() - self._found_at,
+        )
+        self.keep(trial, place)
+        return trial, repeats
 
     def _name_causes(self) -> None:
         """Name the causes again, now that all failures together narrow them."""
@@ -373,9 +430,9 @@ class Campaign:
     def _report_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
         if kind not in self._failures:
             self._dossier.add(trial, minimal=False)
-            self._tell(kind, trial, found=found, minimised=False, repeats=True)
+            self._tell(kind, trial, found=found.id, minimised=False, repeats=True)
 
-    def _tell(self, kind: str, trial: Trial, *, found: Case, minimised: bool, repeats: bool) -> None:
+    def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
         likeness = self._dossier.likeness(property_of(kind))
         occurrence = Occurrence(
             property_id=property_of(kind),
@@ -389,7 +446,7 @@ class Campaign:
         failure = Failure(
             property=property_of(kind),
             case=trial.case,
-            found=found.id,
+            found=found,
             minimised=minimised,
             repeats=repeats,
             discrepancy=discrepancy,

@@ -21,6 +21,7 @@ import platformdirs
 from properties.case import MAX_JSON_BYTES, Case, CaseError, decode, encode
 from properties.observation import Observation, RankObservation, tensor_to_data
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost
+from verify.memory import Place
 from verify.plain import line, plain
 from verify.trial import Trial
 
@@ -86,8 +87,8 @@ class Record:
         self._file = (folder / "record.jsonl").open("a", encoding="utf-8")
         self._write({"kind": "environment", **environment})
 
-    def keep(self, trial: Trial) -> None:
-        """Append one trial; a failing one with its whole observation."""
+    def keep(self, trial: Trial, place: Place | None = None) -> None:
+        """Append one trial, with its place in a campaign; a failing one with its whole observation."""
         entry: dict[str, Any] = {
             "kind": "trial",
             "id": trial.case.id,
@@ -98,6 +99,8 @@ class Record:
             "ratios": plain(trial.graded),
             "seconds": trial.seconds,
         }
+        if place is not None:
+            entry["place"] = plain(place)
         if trial.internal:
             entry["internal"] = trial.internal
         if trial.violated or trial.internal or trial.excused:

@@ -11,6 +11,7 @@ from typing import Self
 from verify import exits
 from verify.campaign import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Campaign, Policy
 from verify.events import Event, GroupLost, Handler
+from verify.memory import Place
 from verify.ranks.pool import LostGroup, RankPool
 from verify.record import Record, data_folder, keep_case
 from verify.result import SubjectResult
@@ -132,10 +133,10 @@ class Run:
         for handler in self._handlers:
             handler.handle(event)
 
-    def keep(self, trial: Trial) -> None:
-        """Record `trial`, and keep its case if it fails."""
+    def keep(self, trial: Trial, place: Place | None = None) -> None:
+        """Record `trial` with its place in a campaign, if it has one, and keep its case if it fails."""
         if self._record is not None:
-            self._record.keep(trial)
+            self._record.keep(trial, place)
         if trial.violated:
             keep_case(trial.case, self._folder)
 

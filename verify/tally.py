@@ -85,9 +85,9 @@ class Tally:
         self._counts["skipped"] += 1
         self._skipped[entry] += 1
 
-    def minimising(self) -> None:
-        """Count one run that only serves to minimise a failure."""
-        self._counts["minimising"] += 1
+    def minimising(self, runs: int = 1) -> None:
+        """Count runs that only serve to minimise a failure."""
+        self._counts["minimising"] += runs
 
     def accounting(self) -> Accounting:
         """Return all counts."""

@@ -21,6 +21,7 @@ from verify.events import (
     FailureFound,
     FailureMinimised,
 )
+from verify.memory import Place
 from verify.plain import plain
 from verify.policy import Budget, Policy
 from verify.power.outcome import Accusation, Cell, FaultOutcome, RightOutcome, Smallest
@@ -197,7 +198,8 @@ def judge_right(
     """
     watch, cells = Watch(beat=beat), _Cells()
 
-    def both(trial: Trial) -> None:
+    def both(trial: Trial, place: Place) -> None:
+        del place
         cells.keep(trial)
         keep(trial)
 
