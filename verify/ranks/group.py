@@ -166,8 +166,9 @@ class RankGroup:
             raise RankError(f"Expected to read what the ranks gave back, but it failed: {error}") from error
         answers = [rank.answers.pop(0) for rank in self._ranks if rank.answers]
         self._case = None
-        dirty = any(isinstance(answer, Ran) and answer.dirty for answer in answers)
-        self.lost = unfit(ranks) or ("left its process changed" if dirty else "")
+        changed = {answer.changed for answer in answers if isinstance(answer, Ran)} - {""}
+        told = f"left its process changed: {', '.join(sorted(changed))}" if changed else ""
+        self.lost = unfit(ranks) or told
         return Observation(ranks=ranks)
 
     def bare(self, cases: Sequence[Case], *, seconds: float) -> tuple[tuple[float, ...], ...]:

@@ -1,22 +1,42 @@
-"""Hygiene: what a subject may have changed in its process, put right before the next case.
+"""Hygiene: what a subject may have changed in its process, put right before the next case, or told.
 
 Every case starts from the same state, whatever ran before it, so that its replay alone gives the same bits.
+What can be put right is (`verify.ranks.settings`); what cannot costs the group, and a new one is made.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import random
-import sys
+import resource
+import signal
+import threading
 from collections.abc import Callable
+from operator import itemgetter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+import torch.distributed.distributed_c10d as c10d
+from torch.nn.modules import batchnorm, module
 
-Setting = tuple[Callable[[], object], object, Callable[[], object]]
+from verify.ranks.messages import TRACE_SIGNAL
+from verify.ranks.settings import LIMITS, Output, Setting, of_a_fresh_process, of_a_loaded_subject
 
-_SMALLEST = sys.float_info.min
+MOST_HELPERS = 8
+"""Child processes and Python threads that a subject may keep from case to case, such as a compiler's."""
+MOST_DESCRIPTORS = 128
+"""Descriptors that a subject may keep open from case to case."""
+_NAMESPACES: tuple[ModuleType | type, ...] = (
+    *(torch.nn.functional, dist, c10d, functional),
+    *(torch.Tensor, torch.nn.Module, torch.autograd.Function, batchnorm._BatchNorm, torch.nn.SyncBatchNorm),
+)
 
 
 class Hygiene:
@@ -24,54 +44,129 @@ class Hygiene:
 
     def __init__(self) -> None:
         self._folder = os.getcwd()  # noqa: PTH109 - compared as a string, twice a case
-        self._modes = _mode_depths()
+        self._output = Output()
+        self._fresh = of_a_fresh_process()
+        self._loaded: tuple[Setting, ...] = ()
+        self._namespaces: tuple[_Namespace, ...] = ()
+        self._descriptors: dict[int, tuple[int, int]] = {}
         self._world = dist.group.WORLD if dist.is_initialized() else None
-        self._settings: tuple[Setting, ...] = (
-            (torch.get_default_dtype, torch.float32, lambda: torch.set_default_dtype(torch.float32)),
-            (torch.get_num_threads, 1, lambda: torch.set_num_threads(1)),
-            (torch.is_grad_enabled, True, lambda: torch.set_grad_enabled(True)),
-            (
-                torch.are_deterministic_algorithms_enabled,
-                False,
-                lambda: torch.use_deterministic_algorithms(mode=False),
-            ),
-            (torch.is_anomaly_enabled, False, lambda: torch.autograd.set_detect_anomaly(False)),
-            (_flushes_subnormals, False, lambda: torch.set_flush_denormal(False)),
-            (
-                torch.get_float32_matmul_precision,
-                torch.get_float32_matmul_precision(),
-                lambda: torch.set_float32_matmul_precision("highest"),
-            ),
-            (os.getcwd, self._folder, lambda: os.chdir(self._folder)),
-        )
+        self._checks: tuple[tuple[str, Callable[[], Any], Any], ...] = ()
 
     def restore(self, seed: int) -> None:
         """Put settings right and seed every generator, before a case."""
-        for read, wanted, write in self._settings:
-            if read() != wanted:
-                write()
+        if not self._loaded:
+            self._look()
+        self._output.restore()
+        for setting in (*self._fresh, *self._loaded):
+            setting.restore()
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the subject may use the global generator
         torch.default_generator.manual_seed(seed % 2**63)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed % 2**63)
 
-    def intact(self) -> bool:
-        """Return whether nothing has changed, after a case, that cannot be put right."""
-        return (
-            dist.is_initialized()
-            and dist.group.WORLD is self._world
-            and _mode_depths() == self._modes
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.is_inference_mode_enabled()
-        )
+    def changed(self) -> str:
+        """Return, after a case, what has changed that cannot be put right; nothing if all is well."""
+        if not dist.is_initialized() or dist.group.WORLD is not self._world:
+            return "process group"
+        for name, read, wanted in self._checks:
+            if read() != wanted:
+                return name
+        for namespace in self._namespaces:
+            if namespace.changed():
+                return f"functions of {namespace.name}"
+        if any(_identity(number) != file for number, file in self._descriptors.items()):
+            return "descriptors"
+        return _leftovers()
+
+    def _look(self) -> None:
+        """Take what is found now, once the subject is loaded, as what must stay."""
+        self._loaded = of_a_loaded_subject(self._folder)
+        self._namespaces = tuple(_Namespace(one) for one in _NAMESPACES)
+        open_now = [int(path.name) for path in Path("/proc/self/fd").iterdir()] if _PROC else []
+        found = {number: _identity(number) for number in open_now if number > 2}
+        self._descriptors = {number: file for number, file in found.items() if file is not None}
+        self._checks = tuple((name, read, read()) for name, read in _CHECKS)
 
 
-def _flushes_subnormals() -> bool:
-    return _SMALLEST * 0.5 == 0.0
+class _Namespace:
+    """The callables of a module or class; those that a module gains by a late import do not count."""
+
+    def __init__(self, owner: ModuleType | type) -> None:
+        self.name = f"{owner.__module__}.{owner.__name__}" if isinstance(owner, type) else owner.__name__
+        self._owner = owner
+        values = tuple(vars(owner).values())
+        indexes = [index for index, value in enumerate(values) if callable(value)]
+        self._pick = itemgetter(*indexes)
+        self._size = len(values)
+        self._callables = self._pick(values)
+
+    def changed(self) -> bool:
+        """Return whether one was replaced or removed, or a class has gained one."""
+        values = tuple(vars(self._owner).values())
+        grown = len(values) != self._size if isinstance(self._owner, type) else len(values) < self._size
+        return grown or self._pick(values) != self._callables
+
+
+def _identity(number: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(number)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _leftovers() -> str:
+    """Return what a subject has left running or open beyond what it may keep."""
+    try:
+        number = os.dup(1)
+    except OSError:
+        return "open descriptors"
+    os.close(number)
+    if number > MOST_DESCRIPTORS:
+        return "open descriptors"
+    if threading.active_count() > MOST_HELPERS:
+        return "threads"
+    return "child processes" if _children() > MOST_HELPERS else ""
+
+
+def _children() -> int:
+    """Return how many child processes there are; asking the kernel whether there are any takes least."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    count = 0
+    with contextlib.suppress(OSError):
+        for children in Path("/proc/self/task").glob("*/children"):
+            count += len(children.read_text().split())
+    return count
 
 
 def _mode_depths() -> tuple[int, ...]:
     """Return how many function and dispatch modes are active, as far as this torch can tell."""
     names = ("_len_torch_function_stack", "_len_torch_dispatch_stack")
     return tuple(int(getattr(torch._C, name)()) for name in names if hasattr(torch._C, name))
+
+
+def _hooks() -> int:
+    """Return how many hooks run in every module of the process."""
+    return sum(len(hooks) for hooks in _HOOKS)
+
+
+_PROC = Path("/proc/self/fd").is_dir()
+_UNTRACED = True
+_SIGNALS = (TRACE_SIGNAL, signal.SIGSEGV, signal.SIGABRT, signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
+_HOOKS = tuple(
+    hooks for name, hooks in vars(module).items() if name.startswith("_global_") and isinstance(hooks, dict)
+)
+_CHECKS: tuple[tuple[str, Callable[[], Any]], ...] = (
+    ("modes", _mode_depths),
+    ("autocast", lambda: torch.is_autocast_enabled("cpu")),
+    ("inference mode", torch.is_inference_mode_enabled),
+    ("hooks of all modules", _hooks),
+    ("hooks of saved tensors", lambda: torch._C._autograd._top_saved_tensors_default_hooks(_UNTRACED)),
+    ("priority", lambda: os.getpriority(os.PRIO_PROCESS, 0)),
+    ("signal handlers", lambda: [faulthandler.is_enabled(), *map(signal.getsignal, _SIGNALS)]),
+    ("limits", lambda: [resource.getrlimit(kind)[1] for kind in LIMITS]),
+)

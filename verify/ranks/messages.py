@@ -119,7 +119,7 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         ending: `returned` or `raised`.
         size: Bytes that the tensors take in the memory file, or in the file `spill` if it is named.
-        dirty: The subject left the process in a state that could not be restored: renew the group.
+        changed: What the subject has changed in its process that cannot be put right: renew the group.
     """
 
     ending: Ending
@@ -132,7 +132,7 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     digest: str = ""
     seconds: float = 0.0
     facts: dict[str, str] = {}
-    dirty: bool = False
+    changed: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

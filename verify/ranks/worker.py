@@ -121,8 +121,8 @@ class Worker:
         assert self._factory is not None
         assert self._description is not None
         self._stacks.arm(request.seconds)
-        _bound_log()
         self._hygiene.restore(case.seed)
+        _bound_log()
         place = Place(
             rank=self._setup.rank, device=self._device, group=self._group(case), ledger=self._ledger
         )
@@ -148,7 +148,7 @@ class Worker:
             digest=execution.digest,
             seconds=execution.seconds,
             facts=told,
-            dirty=not self._hygiene.intact(),
+            changed=self._hygiene.changed(),
         )
 
     def bare(self, request: Bare) -> Timed:

@@ -243,7 +243,7 @@ def test_settings_that_a_subject_leaves_are_undone_and_draws_repeat(pool, losses
 def test_a_group_whose_process_cannot_be_put_right_is_renewed(pool, losses):
     assert pool.run(spec("LeavesAMode"), CASE).ranks[0].ending == "returned"
     assert pool.run(spec("LeavesAMode"), CASE).ranks[0].ending == "returned"
-    assert [loss.reason for loss in losses] == ["left its process changed"] * 2
+    assert [loss.reason for loss in losses] == ["left its process changed: modes"] * 2
 
 
 def test_one_rank_that_raises_stops_the_others(pool, losses):
