@@ -28,8 +28,13 @@ accused, and, for the whole catalogue without --quick, causes are named as often
 
 """
 
-COMMANDS = "run, replay, faults, doctor"
-LATER = ("recheck", "report", "baseline", "bench")
+BENCH_TEXT = """Figures: harness, draw, share. Give the machine nothing
+else to do meanwhile. 0 means: every target is met. Else it is 1.
+
+"""
+
+COMMANDS = "run, replay, faults, bench, doctor"
+LATER = ("recheck", "report", "baseline")
 """Commands that a later version will have."""
 
 
@@ -59,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_replay(commands)
     _add_faults(commands)
+    _add_bench(commands)
     doctor = _command(
         commands, "doctor", "tell versions, cores, shared memory, and whether rank groups start"
     )
@@ -202,6 +208,23 @@ def _add_faults(commands: Commands) -> None:
     command.add_argument("--table", metavar="FILE", help="write the page docs/faults.md")
     command.add_argument(
         "--sensitivity", action="store_true", help="instead: how small an error of a right subject is caught"
+    )
+
+
+def _add_bench(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "bench",
+        "measure how fast the suite is, each figure beside its target",
+        epilog=BENCH_TEXT,
+    )
+    command.add_argument("names", nargs="*", metavar="FIGURE", help="these figures only (all)")
+    command.add_argument(
+        "--json", metavar="FILE", help="write the figures, and what they are made of, as JSON"
+    )
+    command.add_argument("--quick", action="store_true", help="as little as possible; the numbers say little")
+    command.add_argument(
+        "--memory-cases", type=_at_least(2), metavar="N", help="cases over which memory is watched (1000)"
     )
 
 

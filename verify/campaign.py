@@ -207,7 +207,7 @@ class Campaign:
         A stored case outside the domain that the subject promises tells its state, and nothing else.
         """
         subject = self.examiner.subject
-        for entry in subject.known if not self.stopped else ():
+        for entry in subject.known if self.policy.stored and not self.stopped else ():
             objections = self.examiner.parts.objections(subject.promise.domain, entry.case)
             if subject.narrowed.intersection(objections):
                 continue

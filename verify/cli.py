@@ -71,6 +71,12 @@ def _faults(arguments: Namespace) -> int:
     return faults_command(arguments)
 
 
+def _bench(arguments: Namespace) -> int:
+    from verify.bench.command import bench_command
+
+    return bench_command(arguments)
+
+
 def _doctor(arguments: Namespace) -> int:
     from verify.doctor import doctor_command
 
@@ -81,5 +87,6 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "replay": _replay,
     "faults": _faults,
+    "bench": _bench,
     "doctor": _doctor,
 }

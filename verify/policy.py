@@ -26,12 +26,14 @@ class Policy:
         fail_fast: End at the first failing case, once it is minimised.
         minimise_seconds: Bound of one minimising.
         minimise_total: Bound of all together; each still gets a second, if `minimise_seconds` is not less.
+        stored: Run the stored case of each known discrepancy first.
         until: Properties that are minimised first; once all were violated, drawing ends. Empty: never.
     """
 
     fail_fast: bool = False
     minimise_seconds: float = 8.0
     minimise_total: float = 24.0
+    stored: bool = True
     until: frozenset[str] = frozenset()
 
 

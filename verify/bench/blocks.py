@@ -1,0 +1,118 @@
+"""Blocks: a campaign of a number of cases in this process, timed case by case.
+
+Rules
+-----
+- A campaign here is that of `verify run`: it draws, runs, computes what is expected, judges and records, into
+  a folder of its own.
+- The time of a case is the time from when the case before it had been recorded until it is recorded itself.
+- Stored cases of known discrepancies do not run. Left out, and counted, are cases that a rank did not return
+  from (refused, raised, hung, died), and the case after a lost group, which waits for new ranks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from properties.case import Case
+from verify.events import CampaignStarted, Event, GroupLost
+from verify.policy import Budget, Policy
+from verify.record import Record
+from verify.run import Run, Settings
+from verify.subject import Overrides
+from verify.trial import Machinery, Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """What a block was: its cases, their seconds, and how many were left out."""
+
+    cases: tuple[Case, ...]
+    seconds: tuple[float, ...]
+    left_out: int
+
+    @property
+    def each(self) -> float:
+        """Mean seconds a case."""
+        return sum(self.seconds) / len(self.seconds) if self.seconds else float("nan")
+
+
+class Watch(Record):
+    """A record that notes when each trial was written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, {})
+        self._since, self._lost = 0.0, False
+        self._left_out = 0
+        self._timed: list[tuple[Case, float]] = []
+
+    def keep(self, trial: Trial, *rest: Any, **more: Any) -> None:
+        """Append one trial, and note the time."""
+        super().keep(trial, *rest, **more)
+        now = time.perf_counter()
+        returned = trial.endings == {"returned"} and not trial.internal
+        if returned and not self._lost:
+            self._timed.append((trial.case, now - self._since))
+        else:
+            self._left_out += 1
+        self._since, self._lost = now, False
+
+    def handle(self, event: Event) -> None:
+        """Append what a record appends; note what begins, and which group is lost."""
+        super().handle(event)
+        if isinstance(event, CampaignStarted):
+            self._begin()
+        elif isinstance(event, GroupLost):
+            self._lost = True
+
+    def block(self) -> Block:
+        """Return what was noted since the campaign started."""
+        cases, seconds = zip(*self._timed, strict=True) if self._timed else ((), ())
+        return Block(cases=cases, seconds=seconds, left_out=self._left_out)
+
+    def _begin(self) -> None:
+        self._timed, self._left_out = [], 0
+        self._since, self._lost = time.perf_counter(), False
+
+
+class BenchRun(Run):
+    """An open run whose campaigns are blocks.
+
+    Args:
+        watch: Its record.
+        parts: The reference and the properties; None for the usual ones.
+    """
+
+    def __init__(self, watch: Watch, parts: Machinery | None = None) -> None:
+        super().__init__(Settings(seed=1), (watch,), record=watch, keep=watch.folder)
+        self._watch = watch
+        self._parts = parts
+
+    def verified(self, spec: str, cases: int, *, seed: int, world_size: int | None = None) -> Block:
+        """Judge `spec` on so many drawn cases, of one number of ranks or of the default ones."""
+        domain = {} if world_size is None else {"world_sizes": str(world_size)}
+        subject = self.subject(spec, overrides=Overrides(domain=domain, contract={}, grade=None))
+        budget = Budget(cases=cases, seconds=None)
+        self.campaign(subject, settings=Settings(seed=seed, budget=budget, policy=Policy(stored=False)))
+        return self._watch.block()
+
+    def bare(self, spec: str, cases: tuple[Case, ...]) -> float:
+        """Return the wall seconds that the bare steps of `cases`, of one world size, take in one loop."""
+        return max(sum(seconds) for seconds in self.pool.bare(spec, cases))
+
+
+@contextmanager
+def bench_run(parts: Machinery | None = None) -> Iterator[BenchRun]:
+    """Open a run that records into a temporary folder; at the end its ranks end and the folder goes."""
+    with tempfile.TemporaryDirectory(prefix="syncbn-verify-bench-") as folder:
+        watch = Watch(Path(folder))
+        try:
+            with BenchRun(watch, parts) as run:
+                yield run
+        finally:
+            watch.close()

@@ -1,0 +1,115 @@
+"""The command `bench`: measures the figures asked for one after the other, tells each, and writes them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from verify import exits
+from verify.arguments import UsageError
+from verify.bench.catalogue import MODULES, measure_of
+from verify.bench.figure import Effort, Figure, Tell
+from verify.bench.report import HEADER, document, lines
+from verify.environment import environment, one_line
+from verify.plain import line
+
+
+def bench_command(arguments: Namespace) -> int:
+    """Do `python -m verify bench` and return its exit code.
+
+    Raises:
+        UsageError: If a figure is unknown or a file cannot be written.
+    """
+    names = _chosen(arguments.names)
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise UsageError(
+            f"Expected --json to be writable, but got {arguments.json!r}: there is no such folder."
+        )
+    bench = Bench(sys.stdout, Effort(quick=arguments.quick, memory_cases=arguments.memory_cases))
+    facts = _facts(arguments.words)
+    load = ", ".join(f"{one:.1f}" for one in facts["load"])
+    bench.write(f"{one_line(device='cpu', backend='gloo')}; load {load}", HEADER)
+    try:
+        for name in names:
+            bench.measure(name)
+    finally:
+        if arguments.json:
+            data = document(bench.figures, failed=bench.failed, facts=facts)
+            Path(arguments.json).write_text(line(data) + "\n", "utf-8")
+        bench.write(bench.conclusion())
+    if bench.failed:
+        return exits.INTERNAL
+    return exits.OK if all(figure.met for figure in bench.figures) else exits.NOT_MET
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in MODULES:
+            raise UsageError(f"Expected figures among {', '.join(MODULES)}, but got {name!r}.")
+    return [name for name in MODULES if name in names or not names]
+
+
+def _facts(words: list[str]) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "date": now,
+        "environment": environment(device="cpu", backend="gloo"),
+        "load": list(os.getloadavg()),
+        "command": ["verify", *words],
+    }
+
+
+class Bench:
+    """What was measured so far; tells it on `stream`."""
+
+    def __init__(self, stream: TextIO, effort: Effort) -> None:
+        self.figures: list[Figure] = []
+        self.failed: dict[str, str] = {}
+        self._stream = stream
+        self._effort = effort
+        self._began = time.monotonic()
+
+    def measure(self, name: str) -> None:
+        """Measure the figures of `name`; a failure of ours is told, and the others go on."""
+        try:
+            with _told(name, self._stream) as tell:
+                figures = measure_of(name)(self._effort, tell)
+        except Exception:
+            self.failed[name] = traceback.format_exc()
+            self.write(f"{name}: not measured\n{self.failed[name]}")
+            return
+        for figure in figures:
+            self.figures.append(figure)
+            self.write(*lines(figure))
+
+    def write(self, *texts: str) -> None:
+        """Write lines, at once."""
+        self._stream.write("\n".join(texts) + "\n")
+        self._stream.flush()
+
+    def conclusion(self) -> str:
+        """Return the last line."""
+        met = sum(figure.met for figure in self.figures)
+        seconds = time.monotonic() - self._began
+        failed = f"; not measured: {', '.join(self.failed)}" if self.failed else ""
+        return f"{met} of {len(self.figures)} targets met, in {seconds:.0f} s{failed}"
+
+
+@contextmanager
+def _told(name: str, stream: TextIO) -> Iterator[Tell]:
+    """Show on a terminal what is being measured; in a log nothing, the figures are lines enough."""
+    if not stream.isatty():
+        yield lambda text: None
+        return
+    with Console(file=stream, highlight=False, markup=False).status(name) as status:
+        yield lambda text: status.update(f"{name}: {text}")
