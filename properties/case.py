@@ -235,7 +235,8 @@ def decode(data: bytes | str) -> Case:
     except CaseError:
         raise
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CaseError(f"Expected a case as JSON, but got {_shorten(data)}: {error}") from None
+        reason = one_line(str(error))
+        raise CaseError(f"Expected a case as JSON, but got {shorten(data)}: {reason}") from None
 
 
 def events(case: Case) -> tuple[tuple[Literal["forward", "backward"], int], ...]:
@@ -268,14 +269,22 @@ def _sparse(value: Any) -> Any:
     return value
 
 
-def _shorten(data: bytes | str) -> str:
-    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+def shorten(data: bytes | str, most: int = 60) -> str:
+    """Return `data` as a quoted text of about `most` characters, for a message of one line."""
+    text = data[: 4 * most].decode("utf-8", "replace") if isinstance(data, bytes) else data
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Return the beginning of `text` in one line of printable characters."""
+    words = " ".join(text[: 2 * most].split())
+    clean = "".join(char if char.isprintable() else "\ufffd" for char in words)
+    return clean if len(clean) <= most else clean[: most - 3] + "..."
 
 
 def _require(condition: bool, expected: str, **given: object) -> None:  # noqa: FBT001
     if not condition:
-        values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        values = ", ".join(f"{name}={one_line(repr(value), 200)}" for name, value in given.items())
         raise CaseError(f"Expected {expected}, but got {values}.")
 
 

@@ -187,5 +187,5 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
             device=str(data["device"]),
             aliases_input=bool(data["aliases_input"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"Expected a stored tensor, but a field is missing or wrong: {error}") from None

@@ -166,6 +166,11 @@ def _add_run(commands: Commands) -> None:
     )
     command.add_argument("--fail-fast", action="store_true", help="end at the first failing case, minimised")
     command.add_argument("--record", metavar="DIR", help="append every trial to DIR/record.jsonl")
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the last run of --record: same seed and arguments, nothing judged twice",
+    )
     command.add_argument("--json", metavar="FILE", help="write the results as JSON")
 
 

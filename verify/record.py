@@ -2,8 +2,10 @@
 
 Rules
 -----
-- `record.jsonl` holds one line a trial: the case, its verdicts with their ratios; if it failed, the whole
-  observation. A line is written in one piece, so that an interrupted record is still readable up to its end.
+- `record.jsonl` is a journal (`verify.journal`) of runs, each from a line `environment` on. It holds one line
+  a trial with the case, its place in the campaign, its verdicts with their ratios; if it failed, the whole
+  observation. `verify.past` reads it.
+- What cannot be written ends the recording, never the run: `Record.failed` says why.
 - Every failing case is a file of its own, `cases/<id>.json`: in the record, and in the user's data folder, so
   that `replay ID` works without --record.
 - Nothing is pickled: a stranger's record is data.
@@ -13,20 +15,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from properties.case import MAX_JSON_BYTES, Case, CaseError, decode, encode
+from properties.case import MAX_JSON_BYTES, Case, CaseError, decode, encode, shorten
 from properties.observation import Observation, RankObservation, tensor_to_data
-from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost
+from verify.events import CampaignEnded, CampaignStarted, Event, FailureFound, FailureMinimised, GroupLost
+from verify.journal import Journal
 from verify.memory import Place
 from verify.plain import line, plain
 from verify.trial import Trial
 
 DATA_FOLDER = "SYNCBN_VERIFY_DATA"
 """Environment variable that names another data folder."""
+SCHEMA = 1
+MAX_TENSOR_BYTES = 1 << 28
+"""Of the tensors of one observation; together with base64 and names well below `verify.journal.MAX_LINE`."""
 _ID_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -40,8 +47,14 @@ def keep_case(case: Case, folder: Path) -> Path:
     target = folder / "cases" / f"{case.id}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-        file.write(encode(case) + b"\n")
-    Path(file.name).replace(target)
+        part = Path(file.name)
+        try:
+            file.write(encode(case) + b"\n")
+            file.flush()
+        except BaseException:
+            part.unlink()
+            raise
+    part.replace(target)
     return target
 
 
@@ -55,42 +68,71 @@ def find_case(text: str, folders: tuple[Path, ...]) -> Case:
         return decode(text)
     if _ID_DIGITS.issuperset(text) and 4 <= len(text) <= 12:
         found = sorted({path for folder in folders for path in (folder / "cases").glob(f"{text}*.json")})
+        found = [path for path in found if path.is_file() and not path.is_symlink()]
         if len({path.name for path in found}) > 1:
             raise CaseError(
                 f"Expected one case, but the id {text!r} begins those of {len(found)}; give more digits."
             )
         if found:
             return _read(found[0])
-    path = Path(text)
-    if path.is_file():
-        return _read(path)
+    try:
+        if Path(text).is_file():
+            return _read(Path(text))
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise CaseError(f"Expected a case, but {shorten(text)} cannot be read: {error.strerror}.") from None
     looked = ", ".join(str(folder) for folder in folders)
-    raise CaseError(f"Expected the id of a kept case, a file or JSON, but got {text!r}; looked in {looked}.")
+    raise CaseError(
+        f"Expected the id of a kept case, a file or JSON, but got {shorten(text)}; looked in {looked}."
+    )
 
 
 def _read(path: Path) -> Case:
-    with path.open("rb") as file:
-        return decode(file.read(MAX_JSON_BYTES + 1))
+    try:
+        with path.open("rb") as file:
+            return decode(file.read(MAX_JSON_BYTES + 1))
+    except OSError as error:
+        raise CaseError(f"Expected a case, but {path} cannot be read: {error.strerror}.") from None
 
 
 class Record:
     """An open record folder; takes trials and events.
 
     Args:
-        folder: Created if it does not exist; a record that is there is continued.
-        environment: Facts about this machine, versions and the command, written first.
+        folder: Created if it does not exist; runs that are there stay, and another one is appended.
+        environment: Facts about this machine, versions and the command, written first; None to call `begin`
+            later.
+
+    Attributes:
+        journal: The file.
+        failed: Why nothing more can be recorded; empty as long as it can.
+
+    Raises:
+        OSError: If the folder or the file cannot be written.
+        RecordError: If another run is writing it.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, Any] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._file = (folder / "record.jsonl").open("a", encoding="utf-8")
-        self._write({"kind": "environment", **environment})
+        self.failed = ""
+        self.journal = Journal(folder / "record.jsonl")
+        self._subject = ""
+        if environment is not None:
+            self.begin(environment)
+
+    def begin(self, environment: dict[str, Any]) -> None:
+        """Write what is known of the run.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        self.journal.append(_bytes({"kind": "environment", "schema": SCHEMA, **environment}))
 
     def keep(self, trial: Trial, place: Place | None = None) -> None:
         """Append one trial, with its place in a campaign; a failing one with its whole observation."""
         entry: dict[str, Any] = {
             "kind": "trial",
+            "subject": self._subject,
             "id": trial.case.id,
             "case": plain(trial.case),
             "verdicts": [plain(verdict) for verdict in trial.verdicts],
@@ -103,35 +145,52 @@ class Record:
             entry["place"] = plain(place)
         if trial.internal:
             entry["internal"] = trial.internal
-        if trial.violated or trial.internal or trial.excused:
+        if trial.violated or trial.internal or trial.excused or not trial.endings <= {"returned", "raised"}:
             entry["observation"] = observation_to_data(trial.observation) if trial.observation else None
         if trial.violated:
-            keep_case(trial.case, self.folder)
-        self._write(entry)
+            self._attempt(lambda: keep_case(trial.case, self.folder))
+        self._attempt(lambda: self.journal.append(_bytes(entry)))
 
     def handle(self, event: Event) -> None:
-        """Append the events that are not of a single trial."""
+        """Append the events that are not of a single trial; failures and ends are on the disk at once."""
+        if isinstance(event, CampaignStarted):
+            self._subject = event.subject
         if isinstance(event, CampaignStarted | FailureMinimised | GroupLost | CampaignEnded):
-            self._write({"kind": "event", **plain(event)})
+            self._attempt(lambda: self.journal.append(_bytes({"kind": "event", **plain(event)})))
+        if isinstance(event, FailureFound | FailureMinimised | CampaignEnded):
+            self._attempt(self.journal.sync)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, once it is on the disk."""
+        self._attempt(self.journal.sync)
+        self.journal.close()
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(line(entry) + "\n")
-        self._file.flush()
+    def _attempt(self, *actions: Callable[[], object]) -> None:
+        """Do `actions`, unless writing failed before; note why it fails."""
+        try:
+            for action in actions if not self.failed else ():
+                action()
+        except OSError as error:
+            self.failed = error.strerror or str(error)
+
+
+def _bytes(entry: dict[str, Any]) -> bytes:
+    return line(entry).encode("utf-8", "replace")
 
 
 def observation_to_data(observation: Observation) -> dict[str, Any]:
-    """Return the whole `observation` as plain JSON data, tensors in base64."""
-    return {
-        "ranks": [_rank_to_data(rank) for rank in observation.ranks],
-        "again": observation_to_data(observation.again) if observation.again else None,
-    }
+    """Return the whole `observation` as plain JSON data, tensors in base64.
+
+    Tensors that have more than `MAX_TENSOR_BYTES` together are left out.
+    """
+    both = (observation, observation.again) if observation.again else (observation,)
+    tensors = (tensor for one in both for rank in one.ranks for tensor in rank.tensors.values())
+    whole = sum(tensor.array.nbytes for tensor in tensors) <= MAX_TENSOR_BYTES
+    ranks, *again = ([_rank_to_data(rank, whole=whole) for rank in one.ranks] for one in both)
+    return {"ranks": ranks, "again": {"ranks": again[0], "again": None} if again else None}
 
 
-def _rank_to_data(rank: RankObservation) -> dict[str, Any]:
-    tensors = {name: tensor_to_data(tensor) for name, tensor in rank.tensors.items()}
+def _rank_to_data(rank: RankObservation, *, whole: bool) -> dict[str, Any]:
+    tensors = {name: tensor_to_data(tensor) for name, tensor in rank.tensors.items() if whole}
     rest = {name: getattr(rank, name) for name in rank.__struct_fields__ if name != "tensors"}
     return {**plain(rest), "tensors": tensors}

@@ -10,8 +10,9 @@ from typing import Self
 
 from verify import exits
 from verify.campaign import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Campaign, Policy
-from verify.events import Event, GroupLost, Handler
-from verify.memory import Place
+from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost, Handler
+from verify.memory import Memory, Place
+from verify.past import Past
 from verify.ranks.pool import LostGroup, RankPool
 from verify.record import Record, data_folder, keep_case
 from verify.result import SubjectResult
@@ -49,8 +50,12 @@ class Run:
     Args:
         settings: Shared by its campaigns.
         handlers: Take the events.
-        record: Takes the trials, too.
+        record: Takes the trials, too; must be among the handlers.
+        past: What an interrupted run had judged; its campaigns go on.
         keep: Folder for failing cases.
+
+    Attributes:
+        unkept: Why failing cases could not be written to that folder; empty if they could.
     """
 
     def __init__(
@@ -59,9 +64,12 @@ class Run:
         handlers: Sequence[Handler] = (),
         *,
         record: Record | None = None,
+        past: Past | None = None,
         keep: Path | None = None,
     ) -> None:
         self.settings = settings
+        self.unkept = ""
+        self._past = past
         self._handlers = tuple(handlers)
         self._record = record
         self._folder = keep or data_folder()
@@ -115,18 +123,48 @@ class Run:
         return Examiner(subject=subject, ranks=self.pool, parts=self.parts, only=self.settings.only)
 
     def campaign(self, subject: Subject, *, settings: Settings | None = None) -> SubjectResult:
-        """Run one campaign and return its result."""
+        """Run one campaign and return its result; one that had ended before is told again instead.
+
+        Raises:
+            RecordError: If the subject promises something else than in the run that goes on.
+        """
         chosen = settings or self.settings
         self._spec = subject.spec
-        return Campaign(
+        if self._past and (ended := self._past.result(subject, chosen.budget)):
+            return self._tell_again(*ended)
+
+        def keep(trial: Trial, place: Place) -> None:
+            self.keep(trial, place)
+            campaign.stopped = self._halted or campaign.stopped
+
+        campaign = Campaign(
             examiner=self.examiner(subject),
             budget=chosen.budget,
             seed=chosen.seed,
             emit=self.emit,
-            keep=self.keep,
+            keep=keep,
+            memory=self._past.memory(subject.spec) if self._past else Memory(),
             policy=chosen.policy,
             excluded=self.parts.excluded_share(subject.promise.domain),
-        ).run()
+            stopped=self._halted,
+        )
+        return campaign.run()
+
+    @property
+    def _halted(self) -> str:
+        """Why no campaign may go on; empty if they may."""
+        failed = self._record.failed if self._record else ""
+        return f"the record cannot be written: {failed}" if failed else ""
+
+    def _tell_again(self, started: CampaignStarted, result: SubjectResult) -> SubjectResult:
+        """Tell a campaign that had ended, to all but the record, which has it."""
+        failures = [FailureMinimised(subject=result.subject, failure=failure) for failure in result.failures]
+        events: list[Event] = [started, *failures, CampaignEnded(result=result)]
+        for event in events:
+            for handler in self._handlers:
+                if handler is not self._record:
+                    handler.handle(event)
+        return result
 
     def emit(self, event: Event) -> None:
         """Give `event` to every handler."""
@@ -137,8 +175,11 @@ class Run:
         """Record `trial` with its place in a campaign, if it has one, and keep its case if it fails."""
         if self._record is not None:
             self._record.keep(trial, place)
-        if trial.violated:
-            keep_case(trial.case, self._folder)
+        if trial.violated and not self.unkept:
+            try:
+                keep_case(trial.case, self._folder)
+            except OSError as error:  # the verdict matters more than its copy
+                self.unkept = f"{self._folder}: {error.strerror or error}"
 
     def _lost(self, group: LostGroup) -> None:
         if not self._spec:  # no campaign has begun: the error that follows says it

@@ -5,34 +5,65 @@ from __future__ import annotations
 import secrets
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from verify import exits
 from verify.arguments import UsageError, pairs
 from verify.campaign import Budget, Policy
 from verify.environment import backend_words, environment, one_line
 from verify.events import Handler
+from verify.past import Past, read
+from verify.plain import plain
 from verify.record import Record
 from verify.report.document import Document
 from verify.report.lines import Lines
 from verify.report.terminal import Terminal
+from verify.resume import merged, recorded
 from verify.run import Run, Settings, exit_code
 from verify.subject import Overrides
+from verify.wording import count
 
 
 def run_command(arguments: Namespace) -> int:
     """Do `python -m verify run` and return its exit code."""
-    settings = settings_from(arguments)
-    if not arguments.subject:
+    with ExitStack() as stack:
+        record = past = None
+        if arguments.resume:
+            record = _record(stack, arguments.record)
+            arguments, past = _resumed(arguments, record)
+        settings = settings_from(arguments)
+        if arguments.record:
+            record = record or _record(stack, arguments.record)
+            _begin(record, arguments, settings, resumed=past is not None)
+        run = stack.enter_context(open_run(arguments, settings, record=record, past=past))
+        code = _campaigns(run, arguments.subject)
+    return _tell_unwritten(run, record) or code
+
+
+def _tell_unwritten(run: Run, record: Record | None) -> int:
+    """Tell what could not be written; return the exit code that this means, 0 for none."""
+    if run.unkept:
+        sys.stderr.write(f"Failing cases were not kept in {run.unkept}; `replay ID` will not find them.\n")
+    if record is None or not record.failed:
+        return exits.OK
+    sys.stderr.write(
+        f"The record {record.journal.path} could not be written: {record.failed}. Judging ended there; "
+        "what was judged is told above, and --resume goes on.\n"
+    )
+    return exits.INTERNAL
+
+
+def _campaigns(run: Run, specs: Sequence[str]) -> int:
+    """Run the campaigns over `specs`, or the main job, and return the exit code."""
+    if not specs:
         from verify.main_job import main_job
 
-        with open_run(arguments, settings) as run:
-            return main_job(run, sys.stdout)
-    with open_run(arguments, settings) as run:
-        subjects = [run.subject(spec) for spec in dict.fromkeys(arguments.subject)]
-        return exit_code([run.campaign(subject) for subject in subjects])
+        return main_job(run, sys.stdout)
+    subjects = [run.subject(spec) for spec in dict.fromkeys(specs)]
+    return exit_code([run.campaign(subject) for subject in subjects])
 
 
 def settings_from(arguments: Namespace) -> Settings:
@@ -69,15 +100,62 @@ def _properties(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return select(names)
 
 
+def _record(stack: ExitStack, folder: str | None) -> Record:
+    """Open the record in `folder` until the stack ends, and say what was lost of it."""
+    if not folder:
+        raise UsageError("Expected --record DIR with --resume, but got none; say which record goes on.")
+    with _writable("--record", folder):
+        record = Record(Path(folder))
+    stack.callback(record.close)
+    if record.journal.torn:
+        sys.stdout.write(
+            f"record: the last entry of {record.journal.path} ends in the middle; "
+            f"its {count(record.journal.torn, 'byte')} are left out.\n"
+        )
+    return record
+
+
+def _resumed(arguments: Namespace, record: Record) -> tuple[Namespace, Past | None]:
+    """Return the command line that goes on with the last run of `record`, and that run, if there is one."""
+    past = read(record.journal)
+    if past is None:
+        sys.stdout.write(f"record: {record.journal.path} holds no run; this one begins it.\n")
+        return arguments, None
+    resumed = merged(arguments, past.opening.arguments)
+    sys.stdout.write(
+        f"record: going on with the run in {record.journal.path}; "
+        f"{count(past.cases, 'case')} judged before.\n"
+    )
+    return resumed, past
+
+
+def _begin(record: Record, arguments: Namespace, settings: Settings, *, resumed: bool) -> None:
+    """Write what is known of the run."""
+    backend = backend_words(settings.device, settings.backend)
+    facts: dict[str, Any] = {
+        **environment(device=settings.device, backend=backend),
+        "command": ["verify", *arguments.words],
+        "seed": settings.seed,
+        "arguments": plain(recorded(arguments, seed=settings.seed)),
+    }
+    with _writable("--record", arguments.record):
+        record.begin({**facts, "resumed": True} if resumed else facts)
+
+
 @contextmanager
-def open_run(arguments: Namespace, settings: Settings) -> Iterator[Run]:
+def open_run(
+    arguments: Namespace, settings: Settings, *, record: Record | None = None, past: Past | None = None
+) -> Iterator[Run]:
     """Open the run of a command line, with its handlers, and close them all at the end."""
     with ExitStack() as stack:
-        yield _open(stack, arguments, settings)
+        handlers = _handlers(stack, arguments, settings)
+        if record is not None:
+            handlers.insert(0, record)  # recorded first
+        yield stack.enter_context(Run(settings, handlers, record=record, past=past))
 
 
-def _open(stack: ExitStack, arguments: Namespace, settings: Settings) -> Run:
-    """Return an open run that reports to the terminal and to the files that `arguments` name."""
+def _handlers(stack: ExitStack, arguments: Namespace, settings: Settings) -> list[Handler]:
+    """Return the reports to the terminal and to the file that `arguments` name."""
     backend = backend_words(settings.device, settings.backend)
     facts: dict[str, Any] = environment(device=settings.device, backend=backend)
     command = ["verify", *arguments.words]
@@ -89,18 +167,12 @@ def _open(stack: ExitStack, arguments: Namespace, settings: Settings) -> Run:
         handlers.append(terminal)
     else:
         handlers.append(Lines(sys.stdout))
-    record = None
-    if arguments.record:
-        with _writable("--record", arguments.record):
-            record = Record(Path(arguments.record), {**facts, "command": command, "seed": settings.seed})
-        stack.callback(record.close)
-        handlers.append(record)
     if arguments.json:
         with _writable("--json", arguments.json):
             handlers.append(
                 Document(Path(arguments.json), environment=facts, command=command, seed=settings.seed)
             )
-    return stack.enter_context(Run(settings, handlers, record=record))
+    return handlers
 
 
 @contextmanager

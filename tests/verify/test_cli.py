@@ -103,6 +103,7 @@ def test_the_options_of_run() -> None:
         "properties": ("forward", "ending"),
         "fail_fast": True,
         "record": "r",
+        "resume": False,
         "json": "f",
     }
 

@@ -34,7 +34,7 @@ def test_a_failing_trial_is_recorded_whole_and_its_case_kept(tmp_path: Path) -> 
     record.keep(examiner({"forward": lambda case: True}, ranks=FakeRanks(observed)).examine(CASE))
     record.close()
     environment, trial = lines(tmp_path)
-    assert environment == {"kind": "environment", "seed": 3}
+    assert environment == {"kind": "environment", "schema": 1, "seed": 3}
     assert trial["id"] == CASE.id
     assert trial["ratios"] == {"A": {"forward": 2.0}, "B": {"forward": 2.0}, "C": {"forward": 2.0}}
     stored = trial["observation"]["ranks"][0]["tensors"]["output.0"]  # type: ignore[index]
@@ -52,7 +52,7 @@ def test_a_passing_trial_is_recorded_by_its_ratios(tmp_path: Path) -> None:
     assert not (tmp_path / "cases").exists()
 
 
-def test_a_record_that_exists_is_continued(tmp_path: Path) -> None:
+def test_a_run_is_appended_to_those_that_a_record_holds(tmp_path: Path) -> None:
     for number in (1, 2):
         Record(tmp_path, {"seed": number}).close()
     assert [line["seed"] for line in lines(tmp_path)] == [1, 2]

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
-from properties.case import Case
-from properties.observation import Observation
-from tests.verify.fakes import FakeRanks, Heard, examiner, returned
+from properties.case import Case, Special
+from properties.domain import Promise
+from properties.observation import Collective, Observation, Raised, RankObservation
+from properties.verdict import holds, undecided
+from tests.verify.fakes import FakeRanks, Heard, broken, examiner, returned, tensor
+from verify.arguments import UsageError, parse
 from verify.campaign import Budget, Campaign, Policy
 from verify.events import FailureMinimised
-from verify.known import parse
+from verify.excuse import Excused
+from verify.journal import RecordError
+from verify.known import parse as parse_known
 from verify.memory import Memory, Place, Recalled
+from verify.past import Arguments, read
+from verify.plain import plain
+from verify.reading import trial_from
+from verify.record import Record, observation_to_data
 from verify.result import SubjectResult
+from verify.resume import merged, recorded
 from verify.subject import Subject
 from verify.trial import Trial
 
@@ -67,7 +83,7 @@ def killed_at(number: int) -> FakeRanks:
 
 
 def campaign(kept: Kept, *, ranks: FakeRanks | None = None, **more: Any) -> Campaign:
-    subject = Subject(spec="fake:Subject", label="fake:Subject", known=parse(KNOWN))
+    subject = Subject(spec="fake:Subject", label="fake:Subject", known=parse_known(KNOWN))
     settings: dict[str, Any] = {"budget": Budget(cases=40, seconds=None), "policy": Policy(), **more}
     return Campaign(
         examiner=examiner(RULES, ranks=ranks, subject=subject),
@@ -142,3 +158,275 @@ def test_seconds_that_were_used_up_are_not_given_twice() -> None:
     result = campaign(kept, memory=kept.memory(), budget=budget, clock=clock).run()
     assert result.accounting.cases - first.accounting.cases <= 1
     assert result.seconds == pytest.approx(first.seconds, rel=0.5)
+
+
+# By way of a record
+
+
+ARGUMENTS = Arguments(
+    subject=("fake:Subject",),
+    device="cpu",
+    backend=None,
+    world_sizes=None,
+    cases=40,
+    seconds=None,
+    seed=3,
+    grade=None,
+    contract=(),
+    properties=None,
+    domain=(),
+    fail_fast=False,
+)
+
+
+def recording(folder: Path, *, ranks: FakeRanks | None = None, **more: Any) -> SubjectResult:
+    """Run the campaign with a record, going on with what that holds, as `verify.run` does."""
+    record = Record(folder)
+    try:
+        past = read(record.journal)
+        resumed = {"resumed": True} if past else {}
+        record.begin({"arguments": plain(ARGUMENTS), **resumed})
+        memory = past.memory("fake:Subject") if past else Memory()
+        made = campaign(Kept(), ranks=ranks, memory=memory, **more)
+        made.keep, made.emit = record.keep, record.handle
+        return made.run()
+    finally:
+        os.close(record.journal._file)
+
+
+def trials(folder: Path, role: str) -> list[str]:
+    lines = map(json.loads, (folder / "record.jsonl").read_text("utf-8").splitlines())
+    return [line["id"] for line in lines if line["kind"] == "trial" and line["place"]["role"] == role]
+
+
+def test_a_run_that_is_killed_goes_on_from_its_record(tmp_path: Path) -> None:
+    expected, kept, runs = whole()
+    for number in (1, 5, 20, 60, runs // 2, runs):
+        folder = tmp_path / str(number)
+        with pytest.raises(Killed):
+            recording(folder, ranks=killed_at(number))
+        assert untimed(recording(folder)) == untimed(expected), number
+        assert trials(folder, "drawn") == kept.drawn
+
+
+def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
+    expected, kept, _ = whole()
+    for _ in range(6):
+        with pytest.raises(Killed):
+            recording(tmp_path, ranks=killed_at(8))
+    assert untimed(recording(tmp_path)) == untimed(expected)
+    assert trials(tmp_path, "drawn") == kept.drawn
+
+
+def observed(case: Case) -> Observation:
+    """Return an observation that holds one of everything."""
+    tensors = {"output.0": tensor([[np.nan, np.inf, 1.5]]), "bits.0": tensor([1], "uint16")}
+    ranks = [
+        RankObservation(
+            rank=rank,
+            ending="raised",
+            raised=Raised("builtins.ValueError", "no", "forward 0", "Traceback"),
+            tensors=tensors,
+            modified=("input.0",),
+            ledger=(Collective("all_reduce", "forward 0", (0, 1), "sum", ("float32",), ((3,),), 12),),
+            digest="ab",
+            seconds=0.5,
+            facts={"before eps of plain": "1e-05"},
+        )
+        for rank in range(case.world_size)
+    ]
+    once = Observation(ranks=tuple(ranks))
+    return Observation(ranks=tuple(ranks), again=once)
+
+
+def same(one: Trial, other: Trial) -> bool:
+    """Return whether two trials say the same, NaN being equal to NaN."""
+    fields = [name for name in Trial.__slots__ if name not in ("observation", "expected")]
+    data = [
+        [repr(getattr(trial, name)) for name in fields]
+        + [trial.observation and observation_to_data(trial.observation)]
+        for trial in (one, other)
+    ]
+    return data[0] == data[1]
+
+
+def test_a_trial_is_read_back_as_it_was(tmp_path: Path) -> None:
+    case = Case(batches=(1, 2, 0), specials=(Special("nan"),), momentum=None)
+    bad = broken("forward")
+    worst = msgspec.structs.replace(bad.discrepancies[0], observed=math.nan, ratio=math.inf, bound=0.25)
+    verdict = msgspec.structs.replace(
+        bad, max_ratio=math.inf, ratios={"output float32": math.inf}, discrepancies=(worst,)
+    )
+    trial = Trial(
+        case=case,
+        verdicts=(verdict, holds("purity", elements=3), undecided("ending", "why")),
+        excused=(Excused("S1", "grad_input"),),
+        observation=observed(case),
+        satisfied="none",
+        graded={"A": {"forward": math.inf}, "B": {"forward": math.nan}},
+        seconds=1.25,
+    )
+    place = Place(role="minimal", found="0123456789ab", kind="forward", complete=True, runs=3, took=1.5)
+    record = Record(tmp_path, {})
+    record.keep(trial, place)
+    _, (_, text) = record.journal.lines()
+    _, recalled = trial_from(text)
+    assert recalled.place == place
+    assert same(recalled.trial, trial)
+    record.close()
+
+
+def test_a_record_that_is_cut_off_at_any_byte_goes_on(tmp_path: Path) -> None:
+    """Every prefix is read without an error, and holds the trials whose lines are whole."""
+    with pytest.raises(Killed):
+        recording(tmp_path / "whole", ranks=killed_at(4))
+    data = (tmp_path / "whole" / "record.jsonl").read_bytes()
+    ids = trials(tmp_path / "whole", "stored") + trials(tmp_path / "whole", "drawn")
+    ends = [index for index, byte in enumerate(data) if byte == 10]
+    kinds = [json.loads(line)["kind"] for line in data.splitlines()]
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for size in range(len(data) + 1):
+        (folder / "record.jsonl").write_bytes(data[:size])
+        record = Record(folder)
+        past = read(record.journal)
+        record.journal.close()  # without waiting for the disk
+        lines = sum(end <= size for end in ends)  # only its end of line is missing: the entry is whole
+        assert (past is None) == (lines == 0), size
+        assert (past.cases if past else 0) == kinds[:lines].count("trial"), size
+    assert past is not None
+    assert past.cases == len(ids) == 3
+
+
+def test_a_record_that_was_cut_off_ends_as_in_one_go(tmp_path: Path) -> None:
+    expected, kept, _ = whole()
+    recording(tmp_path)
+    data = (tmp_path / "record.jsonl").read_bytes()
+    for share in (0.03, 0.2, 0.5, 0.9, 0.99):
+        (tmp_path / "record.jsonl").write_bytes(data[: int(share * len(data))])
+        assert untimed(recording(tmp_path)) == untimed(expected), share
+        assert trials(tmp_path, "drawn") == kept.drawn, share
+
+
+def test_only_the_last_run_goes_on(tmp_path: Path) -> None:
+    for number in (4, 6):
+        record = Record(tmp_path, {"arguments": plain(ARGUMENTS)})
+        made = campaign(Kept(), ranks=killed_at(number))
+        made.keep, made.emit = record.keep, record.handle
+        with pytest.raises(Killed):
+            made.run()
+        record.close()
+    record = Record(tmp_path)
+    past = read(record.journal)
+    record.close()
+    assert past is not None
+    assert past.cases == 5
+
+
+def test_a_campaign_that_ended_is_told_as_it_ended(tmp_path: Path) -> None:
+    expected = recording(tmp_path)
+    record = Record(tmp_path)
+    past = read(record.journal)
+    record.close()
+    assert past is not None
+    subject = Subject(spec="fake:Subject", label="fake:Subject")
+    assert past.result(subject, Budget(cases=50, seconds=None)) is None
+    ended = past.result(subject, Budget(cases=40, seconds=None))
+    assert ended is not None
+    assert ended[1] == expected
+    other = Subject(spec="fake:Subject", label="fake:Subject", promise=Promise(grade="B"))
+    with pytest.raises(RecordError, match="grade that the record has"):
+        past.result(other, Budget(cases=40, seconds=None))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"kind":"trial"}', "line 2: "),
+        (b'{"kind":1}', "line 2: "),
+        (b"[]", "line 2: "),
+        (b'{"kind":"event","event":"CampaignEnded","result":{}}', "line 2: "),
+        (b'{"kind":"environment","schema":2,"resumed":true}', "schema 1"),
+        (b'{"kind":"environment","schema":2}', "schema 1"),
+    ],
+)
+def test_a_line_that_is_none_of_a_record_is_named(line: bytes, expected: str, tmp_path: Path) -> None:
+    record = Record(tmp_path, {"arguments": plain(ARGUMENTS)})
+    record.journal.append(line)
+    with pytest.raises(RecordError, match=expected) as caught:
+        read(record.journal)
+    assert "\n" not in str(caught.value)
+    record.close()
+
+
+def test_a_text_of_a_record_commands_no_terminal(tmp_path: Path) -> None:
+    record = Record(tmp_path, {"arguments": plain(ARGUMENTS)})
+    place = Place(role="drawn")
+    record.keep(Trial(case=Case(), internal="a\x1b[2Jb\nc"), place)
+    *_, (_, text) = record.journal.lines()
+    assert trial_from(text)[1].trial.internal == "a\ufffd[2Jb\nc"
+    record.close()
+
+
+# Command lines
+
+
+def line(text: str) -> Namespace:
+    words = ["run", "--record", "r", "--resume", *text.split()]
+    namespace = parse(words)
+    namespace.words = words
+    return namespace
+
+
+def test_an_option_that_is_not_given_is_the_records() -> None:
+    before = msgspec.structs.replace(ARGUMENTS, domain=("dims=4",), grade="B", fail_fast=True)
+    found = merged(line("--json f"), before)
+    assert (found.json, found.record, found.resume) == ("f", "r", True)
+    assert recorded(found, seed=found.seed) == before
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "cases", "seconds"),
+    [
+        ((40, None), "", 40, None),
+        ((40, None), "--cases 40", 40, None),
+        ((40, None), "--cases 90", 90, None),
+        ((None, 9.0), "--seconds 10", None, 10.0),
+        ((40, 9.0), "--seconds=10", 40, 10.0),
+        ((None, None), "", None, None),
+        ((None, None), "--cases 400", 400, None),
+        ((None, None), "--seconds 60", None, 60.0),
+    ],
+)
+def test_a_budget_may_be_raised(before: Any, given: str, cases: Any, seconds: Any) -> None:
+    found = merged(line(given), msgspec.structs.replace(ARGUMENTS, cases=before[0], seconds=before[1]))
+    assert (found.cases, found.seconds) == (cases, seconds)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--seed 4", "--seed to be the record's, 3, but got 4"),
+        ("--subject local", "--subject to be the record's, fake:Subject, but got local"),
+        ("--device cuda", "--device"),
+        ("--grade A", "--grade to be the record's, none"),
+        ("--domain dims=4", "--domain"),
+        ("--fail-fast", "--fail-fast"),
+        ("--world-sizes 2", "--world-sizes"),
+        ("--properties forward", "--properties"),
+        ("--cases 39", "--cases of the record's 40 or more, but got 39"),
+        ("--seconds 50", "no --seconds"),
+    ],
+)
+def test_an_option_that_contradicts_the_record_is_refused(given: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected) as caught:
+        merged(line(given), ARGUMENTS)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_repeated_is_no_contradiction() -> None:
+    before = msgspec.structs.replace(
+        ARGUMENTS, properties=("forward", "ending"), domain=("dims=4", "eval=no")
+    )
+    again = "--seed 3 --subject fake:Subject --properties ending,forward --domain eval=no --domain dims=4"
+    assert recorded(merged(line(again), before), seed=3) == before
