@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from properties.case import Case
+from verify.bench.tree import cpu_seconds
 from verify.events import CampaignStarted, Event, GroupLost
 from verify.policy import Budget, Policy
 from verify.record import Record
@@ -30,16 +31,32 @@ from verify.trial import Machinery, Trial
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """What a block was: its cases, their seconds, and how many were left out."""
+    """What a block was.
+
+    Attributes:
+        cases: Those that count.
+        seconds: Wall seconds of each.
+        left_out: How many do not count.
+        cpu: CPU seconds of the whole process tree a case, those left out included.
+    """
 
     cases: tuple[Case, ...]
     seconds: tuple[float, ...]
     left_out: int
+    cpu: float
 
     @property
     def each(self) -> float:
         """Mean seconds a case."""
         return sum(self.seconds) / len(self.seconds) if self.seconds else float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bare:
+    """What bare steps took: wall seconds of the slowest rank, CPU seconds of all ranks."""
+
+    seconds: float
+    cpu: float
 
 
 class Watch(Record):
@@ -48,7 +65,7 @@ class Watch(Record):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, {})
         self._since, self._lost = 0.0, False
-        self._left_out = 0
+        self._left_out, self._cpu = 0, 0.0
         self._timed: list[tuple[Case, float]] = []
 
     def keep(self, trial: Trial, *rest: Any, **more: Any) -> None:
@@ -73,10 +90,11 @@ class Watch(Record):
     def block(self) -> Block:
         """Return what was noted since the campaign started."""
         cases, seconds = zip(*self._timed, strict=True) if self._timed else ((), ())
-        return Block(cases=cases, seconds=seconds, left_out=self._left_out)
+        cpu = (cpu_seconds() - self._cpu) / max(1, len(cases) + self._left_out)
+        return Block(cases=cases, seconds=seconds, left_out=self._left_out, cpu=cpu)
 
     def _begin(self) -> None:
-        self._timed, self._left_out = [], 0
+        self._timed, self._left_out, self._cpu = [], 0, cpu_seconds()
         self._since, self._lost = time.perf_counter(), False
 
 
@@ -101,9 +119,10 @@ class BenchRun(Run):
         self.campaign(subject, settings=Settings(seed=seed, budget=budget, policy=Policy(stored=False)))
         return self._watch.block()
 
-    def bare(self, spec: str, cases: tuple[Case, ...]) -> float:
-        """Return the wall seconds that the bare steps of `cases`, of one world size, take in one loop."""
-        return max(sum(seconds) for seconds in self.pool.bare(spec, cases))
+    def bare(self, spec: str, cases: tuple[Case, ...]) -> Bare:
+        """Return what the bare steps of `cases`, of one world size, take in one loop."""
+        ranks = self.pool.bare(spec, cases)
+        return Bare(seconds=max(sum(rank.seconds) for rank in ranks), cpu=sum(rank.cpu for rank in ranks))
 
 
 @contextmanager

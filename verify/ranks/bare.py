@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from properties.case import Case, events
 from verify.ranks.drawing import draw
+from verify.ranks.messages import Timed
 
 
 @dataclass(slots=True)
@@ -75,11 +76,12 @@ def prepare(case: Case, module: torch.nn.Module, *, rank: int, device: torch.dev
     )
 
 
-def timed(steps: Sequence[BareStep], clock: Callable[[], float] = time.perf_counter) -> tuple[float, ...]:
-    """Run `steps` one after the other, and return the wall seconds of each on this rank."""
+def timed(steps: Sequence[BareStep]) -> Timed:
+    """Run `steps` one after the other, and return what they took on this rank."""
     dist.barrier()
-    marks = [clock()]
+    cpu, marks = time.process_time(), [time.perf_counter()]
     for step in steps:
         step.run()
-        marks.append(clock())
-    return tuple(after - before for before, after in itertools.pairwise(marks))
+        marks.append(time.perf_counter())
+    seconds = tuple(after - before for before, after in itertools.pairwise(marks))
+    return Timed(seconds=seconds, cpu=time.process_time() - cpu)

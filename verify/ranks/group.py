@@ -171,8 +171,8 @@ class RankGroup:
         self.lost = unfit(ranks) or told
         return Observation(ranks=ranks)
 
-    def bare(self, cases: Sequence[Case], *, seconds: float) -> tuple[tuple[float, ...], ...]:
-        """Return, for each rank, the wall seconds of the bare step of each case; see `verify.ranks.bare`.
+    def bare(self, cases: Sequence[Case], *, seconds: float) -> tuple[Timed, ...]:
+        """Return, for each rank, what the bare steps of `cases` took; see `verify.ranks.bare`.
 
         Raises:
             SubjectError: If the subject could not be loaded.
@@ -188,7 +188,7 @@ class RankGroup:
                 self.lost = "RankError"
                 why = answer.message if isinstance(answer, Failed) else self._why_silent(rank, seconds)
                 raise RankError(f"Expected rank {rank.number} to time bare steps, but {why}")
-        return tuple(answer.seconds for answer in answers if isinstance(answer, Timed))
+        return tuple(answer for answer in answers if isinstance(answer, Timed))
 
     def ending(self, rank: int) -> Ending | None:
         """Return how the submitted case has ended on `rank` so far, or None; never waits."""

@@ -64,9 +64,15 @@ class Bare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Timed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Rank to parent: wall seconds of each case's bare step here, from one barrier on."""
+    """Rank to parent: what bare steps took here, from one barrier on.
+
+    Attributes:
+        seconds: Wall seconds of each case.
+        cpu: CPU seconds of all, on all threads.
+    """
 
     seconds: tuple[float, ...]
+    cpu: float
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):

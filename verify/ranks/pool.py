@@ -21,7 +21,7 @@ from properties.probe import second
 from verify.errors import RankError, SubjectError
 from verify.ranks.group import RankGroup
 from verify.ranks.link import Link
-from verify.ranks.messages import CountDevices, Description, Devices, Target
+from verify.ranks.messages import CountDevices, Description, Devices, Target, Timed
 from verify.ranks.plan import Plan, plan
 from verify.ranks.spec import resolve
 
@@ -170,8 +170,8 @@ class RankPool:
         self.submit(spec, case)
         return self.observation()
 
-    def bare(self, spec: str, cases: Sequence[Case]) -> tuple[tuple[float, ...], ...]:
-        """Return, for each rank, the wall seconds of the bare step of each case; all of one world size.
+    def bare(self, spec: str, cases: Sequence[Case]) -> tuple[Timed, ...]:
+        """Return, for each rank, what the bare steps of `cases` took; all of one world size.
 
         No case may be in flight.
 

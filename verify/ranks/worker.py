@@ -160,7 +160,7 @@ class Worker:
         for case in request.cases:
             module = build(case, factory, keywords=keywords, device=self._device, group=self._group(case))
             steps.append(prepare(case, module, rank=self._setup.rank, device=self._device))
-        return Timed(seconds=timed(steps))
+        return timed(steps)
 
     def _group(self, case: Case) -> Any:
         """Return this rank's process group; all ranks make those of a case together and in the same order."""

@@ -21,9 +21,10 @@ CASES = (
 
 def test_each_rank_times_each_case_and_the_group_goes_on() -> None:
     with RankPool() as pool:
-        seconds = pool.bare("aggregated", CASES)
-        assert [len(of_rank) for of_rank in seconds] == [3, 3]
-        assert all(second > 0 for of_rank in seconds for second in of_rank)
+        timed = pool.bare("aggregated", CASES)
+        assert [len(rank.seconds) for rank in timed] == [3, 3]
+        assert all(second > 0 for rank in timed for second in rank.seconds)
+        assert all(rank.cpu > 0 for rank in timed)
         assert [rank.ending for rank in pool.run("aggregated", CASES[1]).ranks] == ["returned", "returned"]
 
 
@@ -31,7 +32,7 @@ def test_time_grows_with_the_work() -> None:
     small, large = Case(), Case(batches=(64, 64), channels=64, spatial=((32, 32),))
     with RankPool() as pool:
         pool.bare("aggregated", [small, large])  # the first call of anything is slow
-        first, second = zip(*pool.bare("aggregated", [small, large]), strict=True)
+        first, second = zip(*(rank.seconds for rank in pool.bare("aggregated", [small, large])), strict=True)
     assert min(second) > 3 * min(first)
 
 
