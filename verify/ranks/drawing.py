@@ -33,7 +33,7 @@ class StepData:
             ("input", self.input.storage, self.input_before),
             ("cotangent", self.cotangent.storage, self.cotangent_before),
         )
-        return tuple(name for name, now, before in pairs if not same_bits(now, before))
+        return tuple(name for name, now, before in pairs if _freed(now) or not same_bits(now, before))
 
 
 def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[StepData, tuple[Floats, Floats]]:
@@ -62,6 +62,10 @@ def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[Ste
     data = StepData(input=x, cotangent=g, input_before=x.storage.clone(), cotangent_before=g.storage.clone())
     x.tensor.requires_grad_(requires_grad)
     return data, (values, right_cotangents)
+
+
+def _freed(tensor: torch.Tensor) -> bool:
+    return bool(tensor.numel() and not tensor.untyped_storage().nbytes())
 
 
 def _with_one_more_channel(case: Case) -> Case:

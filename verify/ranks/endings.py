@@ -16,9 +16,12 @@ _PEER_IS_LOST = (
 
 
 def exit_text(code: int | None) -> str:
-    """Return `exit code 3` or `signal SIGABRT` for a code, negative for a signal, of a process that ended."""
+    """Return `exit code 3` or `signal SIGABRT` for a code, negative for a signal, of a process that ended.
+
+    None is a process that closed its connection to us, and did not end.
+    """
     if code is None:
-        return "unknown"
+        return "connection closed"
     if code >= 0:
         return f"exit code {code}"
     try:

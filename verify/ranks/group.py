@@ -31,9 +31,9 @@ from properties.case import Case
 from properties.observation import Ending, Observation, RankObservation
 from verify.errors import RankError, SubjectError
 from verify.ranks import memory
-from verify.ranks.endings import blames_a_lost_peer, exit_text, trim, unfit
+from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
 from verify.ranks.limit import Limit, Queues
-from verify.ranks.link import Link, tail
+from verify.ranks.link import Link
 from verify.ranks.messages import (
     Bare,
     Description,
@@ -54,6 +54,7 @@ from verify.ranks.messages import (
     frame,
 )
 from verify.ranks.plan import Plan
+from verify.ranks.remains import Remains
 
 GRACE_SECONDS = 1.0
 _SLACK_SECONDS = 0.2
@@ -61,7 +62,6 @@ _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
 _LOAD_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _PIECE = 1 << 16
-_OURS = str(Path(__file__).parent)
 _CORES = os.cpu_count() or 1
 
 
@@ -294,7 +294,7 @@ class RankGroup:
         if not rank.gone:
             return f"it took more than {seconds:g} s."
         code = self.stop(dead=[rank.number]).get(rank.number)
-        lines = tail(self._folder / f"rank-{rank.number}.log").splitlines()
+        lines = self._remains(rank.number).printed().splitlines()
         return f"the process ended: {exit_text(code)}{'; ' + lines[-1] if lines else '.'}"
 
     def _limited(self, seconds: float) -> Limit:
@@ -341,8 +341,8 @@ class RankGroup:
         sizes: dict[int, int] = {}
         if dead or silent:
             late = self._slowness > 1 or self._limit.extended  # the stacks were written long ago
-            trace = [number for number in silent if late or not self._stack(number)]
-            sizes = {number: _size(self._stack_file(number)) for number in trace if late}
+            trace = [number for number in silent if late or not self._remains(number).stack()]
+            sizes = {number: self._remains(number).stack_size() for number in trace if late}
             codes = self.stop(dead=dead, trace=trace)
         observed = []
         for rank in self._ranks:
@@ -353,9 +353,9 @@ class RankGroup:
             elif rank.gone:
                 seen = self._died(rank.number, codes.get(rank.number))
             else:
-                ending: Ending = "stopped" if failed else "timeout"
-                stack = self._stack(rank.number, start=sizes.get(rank.number, 0)) or self._stack(rank.number)
-                seen = RankObservation(rank=rank.number, ending=ending, stack=stack)
+                seen = self._silent(
+                    rank.number, "stopped" if failed else "timeout", start=sizes.get(rank.number, 0)
+                )
             observed.append(seen)
         return tuple(observed)
 
@@ -373,18 +373,17 @@ class RankGroup:
         )
 
     def _died(self, number: int, code: int | None) -> RankObservation:
-        printed = tail(self._folder / f"rank-{number}.log")
-        stack = self._stack(number) + (f"\n\nLast output of the rank:\n{printed}" if printed else "")
-        return RankObservation(rank=number, ending="died", exit=exit_text(code), stack=stack.strip())
+        remains = self._remains(number)
+        printed = remains.printed()
+        stack = remains.stack() + (f"\n\nLast output of the rank:\n{printed}" if printed else "")
+        return RankObservation(
+            rank=number, ending="died", exit=exit_text(code), stack=stack.strip(), ledger=remains.ledger()
+        )
 
-    def _stack_file(self, number: int) -> Path:
-        return self._folder / f"rank-{number}.stack"
+    def _silent(self, number: int, ending: Ending, *, start: int) -> RankObservation:
+        remains = self._remains(number)
+        stack = remains.stack(start=start) or remains.stack()
+        return RankObservation(rank=number, ending=ending, stack=stack, ledger=remains.ledger())
 
-    def _stack(self, number: int, *, start: int = 0) -> str:
-        return trim(tail(self._stack_file(number), limit=20_000, start=start), ours=_OURS)
-
-
-def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return 0
+    def _remains(self, number: int) -> Remains:
+        return Remains(self._folder, number)

@@ -65,6 +65,10 @@ class Hygiene:
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed % 2**63)
 
+    def mutilated(self) -> bool:
+        """Return whether the subject has closed a descriptor that this process cannot do without."""
+        return any(_identity(number) != file for number, file in self._descriptors.items())
+
     def changed(self) -> str:
         """Return, after a case, what has changed that cannot be put right; nothing if all is well."""
         if not dist.is_initialized() or dist.group.WORLD is not self._world:
@@ -75,7 +79,7 @@ class Hygiene:
         for namespace in self._namespaces:
             if namespace.changed():
                 return f"functions of {namespace.name}"
-        if any(_identity(number) != file for number, file in self._descriptors.items()):
+        if self.mutilated():
             return "descriptors"
         return _leftovers()
 
@@ -119,7 +123,7 @@ def _identity(number: int) -> tuple[int, int] | None:
 def _leftovers() -> str:
     """Return what a subject has left running or open beyond what it may keep."""
     try:
-        number = os.dup(1)
+        number = os.open(os.devnull, os.O_RDONLY)
     except OSError:
         return "open descriptors"
     os.close(number)

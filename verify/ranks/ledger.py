@@ -4,6 +4,8 @@ Rules
 -----
 - It records only while a phase is set, and never changes what the collective does.
 - Sends and receives are recorded like collectives; that they are not compared is the judge's business.
+- An entry is also written to a file, before the operation begins: of a rank that hangs or dies in it, that
+  is all that can be told.
 
 Theory of operation
 -------------------
@@ -19,9 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 
@@ -46,10 +51,16 @@ _IGNORED = ("check_for_nan",)
 
 
 class Ledger:
-    """The entries of the current case; `phase` says when, and an empty one that nothing is to be recorded."""
+    """The entries of the current case; `phase` says when, and an empty one that nothing is to be recorded.
 
-    def __init__(self) -> None:
+    Args:
+        path: The file that they are written to; None for none.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
         self.phase = ""
+        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._encoder = msgspec.json.Encoder()
         self._entries: list[Collective] = []
         self._reduction = ""
         self._library = torch.library.Library("c10d", "IMPL")
@@ -65,6 +76,8 @@ class Ledger:
     def take(self) -> tuple[Collective, ...]:
         """Return the entries and start anew."""
         entries, self._entries = tuple(self._entries), []
+        if entries and self._file is not None:
+            os.ftruncate(self._file, 0)
         return entries
 
     @contextlib.contextmanager
@@ -82,10 +95,16 @@ class Ledger:
 
         def kernel(keyset: Any, *values: Any, **named: Any) -> Any:
             if self.phase and len(self._entries) < MAX_ENTRIES:
-                self._entries.append(self._entry(name, dict(zip(arguments, values, strict=False)) | named))
+                self._note(self._entry(name, dict(zip(arguments, values, strict=False)) | named))
             return operator.redispatch(keyset & self._below, *values, **named)
 
         self._library.impl(name, kernel, key, with_keyset=True)
+
+    def _note(self, entry: Collective) -> None:
+        self._entries.append(entry)
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._file, self._encoder.encode(entry) + b"\n")
 
     def _entry(self, name: str, values: dict[str, Any]) -> Collective:
         short = _NAMES.get(name, name.rstrip("_"))

@@ -3,7 +3,8 @@
 Rules
 -----
 - Whatever leaves the subject's code, SystemExit and KeyboardInterrupt included, becomes a `Raised` and ends
-  the case on this rank; what goes wrong outside the subject's code is our own failure and is not caught here.
+  the case on this rank; so does a tensor of the subject that cannot be looked at. What goes wrong before the
+  subject is built is our own failure and is not caught here.
 - The subject sees only what is written in the case: a module built by its factory, parameters and buffers
   copied in, one fresh leaf a step.
 - A tensor is captured as soon as it exists, since later steps may change it.
@@ -85,10 +86,13 @@ class Execution:
         try:
             with self._subject("construct"):
                 self._module = self._build()
-            self._before = {name: value.detach().clone() for name, value in self._tensors_of(_PARAMETERS)}
+            with self._looking("construct"):
+                self._before = {name: value.detach().clone() for name, value in self._tensors_of(_PARAMETERS)}
             for what, step in events(self._case):
-                (self._forward if what == "forward" else self._backward)(step)
-            self._capture(_BUFFERS, "end")
+                with self._looking(f"{what} {step}"):
+                    (self._forward if what == "forward" else self._backward)(step)
+            with self._looking("end"):
+                self._capture(_BUFFERS, "end")
         except _Left as left:
             self.raised = left.raised
         for step in set(range(len(self._data))) - self._looked_at:
@@ -107,6 +111,16 @@ class Execution:
             raise _Left(describe(error, phase)) from None
         finally:
             self.seconds += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def _looking(self, phase: str) -> Iterator[None]:
+        """Look at what the subject has made: a property that raises, a sparse buffer are its doing."""
+        try:
+            yield
+        except _Left:
+            raise
+        except Exception as error:
+            raise _Left(describe(error, phase)) from None
 
     def _forward(self, index: int) -> None:
         step, data = self._case.steps[index], self._data[index]

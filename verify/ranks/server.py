@@ -50,7 +50,7 @@ from verify.ranks.speed import slowness
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TRACE_SECONDS, _TRACE_PAUSE = 1.0, 0.02
-_REAP_SECONDS = 5.0
+_REAP_SECONDS, _END_SECONDS = 5.0, 1.0
 _STRAY_ROUNDS = 8
 _DESCRIPTORS = 192
 
@@ -166,9 +166,9 @@ class Server:
 
     def _stop(self, request: Stop) -> Stopped:
         self._trace([pid for pid in request.trace if pid in self._ranks])
-        # A process that is on its way out keeps its own exit status when it is killed.
+        ended = _await_end([pid for pid in request.dead if pid in self._ranks])
         codes = self._kill(request.pids)
-        return Stopped(codes={pid: codes[pid] for pid in request.dead if pid in codes})
+        return Stopped(codes={pid: codes[pid] for pid in ended if pid in codes})
 
     def _trace(self, pids: list[int]) -> None:
         """Have ranks write their stacks down, and wait until they have; one may have masked the signal."""
@@ -209,6 +209,16 @@ class Server:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, signal.SIGKILL)
                 _reap(tuple(strays))
+
+
+def _await_end(pids: list[int]) -> list[int]:
+    """Return which of these processes have ended by themselves, or do so in a moment: their codes tell."""
+    limit = time.monotonic() + _END_SECONDS
+    while True:
+        ended = [pid for pid in pids if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)]
+        if len(ended) == len(pids) or time.monotonic() >= limit:
+            return ended
+        time.sleep(0.001)
 
 
 def _reap(pids: tuple[int, ...]) -> dict[int, int]:

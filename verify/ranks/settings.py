@@ -70,7 +70,6 @@ def of_a_fresh_process() -> tuple[Setting, ...]:
         Setting(_blocked, _blocked(), lambda mask: signal.pthread_sigmask(signal.SIG_SETMASK, mask)),
         Setting(_timers, (0.0,) * len(_TIMERS), _disarm),
         Setting(lambda: os.sched_getaffinity(0), os.sched_getaffinity(0), _set_affinity),
-        Setting(lambda: (sys.stdout, sys.stderr), (sys.stdout, sys.stderr), _set_streams),
     )
 
 
@@ -94,16 +93,17 @@ class Output:
     def __init__(self) -> None:
         self._kept = [os.dup(1), os.dup(2)]
         self._files = [_identity(number) for number in self._kept]
+        self._streams: dict[str, Any] = {"stdout": sys.stdout, "stderr": sys.stderr}
 
     def restore(self) -> None:
         """Open again what was closed or directed elsewhere."""
         for number, kept, file in zip((1, 2), self._kept, self._files, strict=True):
             if _identity(number) != file:
                 os.dup2(kept, number)
-        for name, number in (("stdout", 1), ("stderr", 2)):
-            stream = getattr(sys, name)
-            if stream is None or getattr(stream, "closed", False):
-                setattr(sys, name, _unbuffered(number))
+        for number, (name, stream) in enumerate(self._streams.items(), 1):
+            if stream.closed:
+                self._streams[name] = _unbuffered(number)
+            setattr(sys, name, self._streams[name])
 
 
 def _unbuffered(number: int) -> io.TextIOWrapper:
@@ -139,10 +139,6 @@ def _disarm(_: object) -> None:
 def _set_affinity(cores: set[int]) -> None:
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, cores)
-
-
-def _set_streams(streams: tuple[Any, Any]) -> None:
-    sys.stdout, sys.stderr = streams
 
 
 def _environment() -> dict[Any, Any]:

@@ -55,6 +55,7 @@ def main(connection: socket.socket, memory: int) -> None:
     """Serve the parent at the other end of `connection` until it is gone; tensors go into `memory`."""
     decoder = msgspec.json.Decoder(ToRank)
     frames = Frames()
+    pid = os.getpid()
     worker: Worker | None = None
     while (body := receive(connection, frames)) is not None:
         reply: FromRank
@@ -73,8 +74,12 @@ def main(connection: socket.socket, memory: int) -> None:
                     assert worker is not None
                     reply = worker.bare(request)
         except Exception as error:
+            if worker is not None and worker.mutilated:
+                raise  # no failure of ours: the rank dies of what its subject did
             raised = describe(error, "rank")
             reply = Failed(message=f"{raised.type}: {raised.message}\n{raised.traceback}")
+        if os.getpid() != pid:  # the subject has forked, and both processes came back
+            os._exit(0)
         try:
             connection.sendall(frame(reply))
         except (BrokenPipeError, ConnectionResetError):
@@ -102,10 +107,15 @@ class Worker:
             timeout=_NEVER,
         )
         self._groups: dict[tuple[tuple[int, ...], ...], Any] = {(): None}
-        self._ledger = Ledger()
+        self._ledger = Ledger(folder / f"rank-{setup.rank}.ledger")
         self._hygiene = Hygiene()
         self._factory: Factory | None = None
         self._description: Description | None = None
+
+    @property
+    def mutilated(self) -> bool:
+        """Whether the subject has closed a descriptor that this rank cannot do without."""
+        return self._hygiene.mutilated()
 
     def load(self, request: Load) -> Loaded:
         """Load the subject."""

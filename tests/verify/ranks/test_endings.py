@@ -15,7 +15,13 @@ def returned(rank, *ops, group=(0, 1), raised=None):
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [(0, "exit code 0"), (3, "exit code 3"), (-6, "signal SIGABRT"), (-200, "signal 200"), (None, "unknown")],
+    [
+        (0, "exit code 0"),
+        (3, "exit code 3"),
+        (-6, "signal SIGABRT"),
+        (-200, "signal 200"),
+        (None, "connection closed"),
+    ],
 )
 def test_an_exit_code_in_words(code, text):
     assert exit_text(code) == text
