@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.verify.full_disk import room_for
 from verify.journal import Journal, RecordError
 
 LINES = [b'{"kind":"a"}', '{"kind":"b","text":"\\n \u00e4"}'.encode(), b'{"n":[1,2,{"x":null}]}']
@@ -25,17 +23,6 @@ journal.append(b'{"whose":"other"}')
 print("open", flush=True)
 time.sleep(60)
 """
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Let files grow to `size` bytes, as if the disk were full then."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def written(path: Path) -> bytes:

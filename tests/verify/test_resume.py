@@ -17,7 +17,8 @@ from properties.case import Case, Special
 from properties.domain import Promise
 from properties.observation import Collective, Observation, Raised, RankObservation
 from properties.verdict import holds, undecided
-from tests.verify.fakes import FakeRanks, Heard, broken, examiner, returned, tensor
+from tests.verify.fakes import FakeRanks, Heard, broken, examiner, parts, returned, tensor
+from tests.verify.full_disk import room_for
 from verify.arguments import UsageError, parse
 from verify.campaign import Budget, Campaign, Policy
 from verify.events import FailureMinimised
@@ -31,6 +32,7 @@ from verify.reading import trial_from
 from verify.record import Record, observation_to_data
 from verify.result import SubjectResult
 from verify.resume import merged, recorded
+from verify.run import Run, Settings
 from verify.subject import Subject
 from verify.trial import Trial
 
@@ -430,3 +432,30 @@ def test_what_is_repeated_is_no_contradiction() -> None:
     )
     again = "--seed 3 --subject fake:Subject --properties ending,forward --domain eval=no --domain dims=4"
     assert recorded(merged(line(again), before), seed=3) == before
+
+
+def test_a_full_disk_ends_the_campaign_with_what_was_judged(tmp_path: Path) -> None:
+    expected, kept, _ = whole()
+    settings = Settings(seed=3, budget=Budget(cases=40, seconds=None))
+    subject = Subject(spec="fake:Subject", label="fake:Subject", known=parse_known(KNOWN))
+
+    def run(record: Record) -> SubjectResult:
+        past = read(record.journal)
+        record.begin({"arguments": plain(ARGUMENTS), **({"resumed": True} if past else {})})
+        made = Run(settings, [record], record=record, past=past, keep=tmp_path / "data")
+        made.examiner = lambda subject: examiner(RULES, subject=subject)  # type: ignore[method-assign]
+        made._parts = parts(RULES)
+        return made.campaign(subject)
+
+    record = Record(tmp_path)
+    with room_for(8000):
+        stopped = run(record)
+    assert "too large" in record.failed
+    assert stopped.stopped == f"the record cannot be written: {record.failed}"
+    assert 0 < stopped.accounting.cases < expected.accounting.cases
+    record.journal.close()
+    assert (tmp_path / "record.jsonl").read_bytes().endswith(b"\n")
+    again = Record(tmp_path)
+    assert untimed(run(again)) == untimed(expected)
+    again.close()
+    assert trials(tmp_path, "drawn") == kept.drawn
