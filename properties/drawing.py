@@ -49,7 +49,7 @@ Weighted = Iterable[tuple[T, float]]
 
 SHAPE_BYTES, OPTION_BYTES, VALUE_BYTES = 19, 14, 15
 TOTAL_BYTES = SHAPE_BYTES + OPTION_BYTES + VALUE_BYTES
-_ELEMENTS = 30_000
+_ELEMENTS = 8_000
 
 _COUNTS = ((1, 20), (2, 26), (3, 20), (4, 12), (5, 8), (6, 4), (7, 4), (8, 3), (17, 2), (33, 1))
 _SIZES = ((1, 26), (2, 30), (3, 24), (4, 8), (5, 7), (7, 5))

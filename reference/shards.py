@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_LENGTHS = (8, 128)
-_SHARDS = (4, 16, 64)
-_CHANNELS = (1, 8, 72, 136)
+_LENGTHS = (8, 64)
+_SHARDS = (4, 16, 64, 256, 1120)
+_FEW_SHARDS = 64
+_CHANNELS = (1, 8, 24, 72, 136)
 _RANKS = (8, 64)
 
 
@@ -52,7 +53,7 @@ class Layout(NamedTuple):
 def layout(counts: Sequence[int], channels: int) -> Layout:
     """Return the layout for ranks that hold `counts` positions of `channels` channels each."""
     length = next(
-        (size for size in _LENGTHS if sum(-(-n // size) for n in counts) <= _SHARDS[-1]), _LENGTHS[-1]
+        (size for size in _LENGTHS if sum(-(-n // size) for n in counts) <= _FEW_SHARDS), _LENGTHS[-1]
     )
     used = [-(-n // length) for n in counts]
     bucket = Bucket(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -34,15 +34,17 @@ from verify.events import (
 from verify.explain import Occurrence, explain
 from verify.known import extent
 from verify.memory import Memory, Place, Recalled
-from verify.minimise import Minimum, Over, hunt
+from verify.minimise import Found, Minimum, Over, Source, draw, minimise
 from verify.plain import plain
 from verify.policy import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
 from verify.result import Failure, SubjectResult
 from verify.tally import Tally
-from verify.trial import Examiner, Trial
+from verify.trial import Begun, Examiner, Trial
 
 __all__ = ["DEFAULT_BUDGET", "DEFAULT_POLICY", "Budget", "Campaign", "Policy", "derive", "property_of"]
 
+DRAWS_AT_ONCE = 200
+"""Of one run of Hypothesis: to minimise a failure they are drawn again."""
 MIN_DRAWS = 100
 """Draws that a round may make beyond the budget, since cases judged before do not count."""
 MAX_DEADLY_RUNS = 5
@@ -103,6 +105,8 @@ class Campaign:
     _found_runs: int = 0
     _found_trial: Trial | None = None
     _pending: str = ""
+    _flight: tuple[Begun, int] | None = None
+    _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
     _dossier: Dossier = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,8 +174,15 @@ class Campaign:
 
     # Trials
 
-    def _trial(self, case: Case, *, stored: str = "", recalled: Recalled | None = None) -> Trial:
-        """Run and judge one case, unless it was judged before; count and tell it."""
+    def _trial(
+        self,
+        case: Case,
+        *,
+        stored: str = "",
+        recalled: Recalled | None = None,
+        begun: Begun | None = None,
+    ) -> Trial:
+        """Run and judge one case, or finish what is begun, unless it was judged before; count and tell it."""
         self.emit(
             CaseDrawn(
                 subject=self.examiner.subject.spec, case=case, number=self.tally.cases + 1, stored=stored
@@ -181,8 +192,7 @@ class Campaign:
             trial = recalled.trial
             self._began = min(self._began, self.clock() - self._minimised - recalled.place.elapsed)
         else:
-            with self._hurried(self._hangs):
-                trial = self.examiner.examine(case)
+            trial = self.examiner.finish(begun or self._begin(case))
             place = Place(role="stored" if stored else "drawn", entry=stored, elapsed=self._elapsed)
             self.keep(trial, place)
         self.tally.add(trial)
@@ -200,6 +210,10 @@ class Campaign:
             )
         )
         return trial
+
+    def _begin(self, case: Case, *, ahead: bool = False) -> Begun:
+        with self._hurried(self._hangs):
+            return self.examiner.begin(case, ahead=ahead)
 
     def _replay_known(self) -> None:
         """Run the stored case of each known discrepancy, unless the command line's domain excludes it.
@@ -234,19 +248,13 @@ class Campaign:
         number, idle = 0, 0
         while not self.stopped and idle < 3 and self._remaining() > 0:
             before = self._drawn
-            minimum = hunt(
-                strategy,
-                self._take,
-                self._fails_within(),
-                seed=derive(self.seed, number),
-                # Cases that were judged before cost nothing: `_take` ends the draws, not Hypothesis.
-                limit=self._remaining() + MIN_DRAWS,
-                seconds=self._minimise_seconds(),
-                clock=self.clock,
-            )
-            if minimum is not None:
-                self._conclude(minimum)
-                self._minimised += self.clock() - self._found_at
+            # Cases that were judged before cost nothing: `_take` ends the draws, not Hypothesis.
+            limit = min(DRAWS_AT_ONCE, self._remaining() + MIN_DRAWS)
+            source = Source(strategy, seed=derive(self.seed, number), limit=limit)
+            draw(source, self._take)
+            self._settle()
+            while self._failing:
+                self._minimise(source, *self._failing.popleft())
             number += 1
             # A small domain may be exhausted: Hypothesis then ends although the budget has not.
             idle = idle + 1 if self._drawn == before else 0
@@ -271,35 +279,66 @@ class Campaign:
         again = left and (self.memory.holds(case.id) or case.id in self._judged)
         return self._remaining() <= left and not again
 
-    def _take(self, case: Case) -> str | None:
-        """Run a drawn case; return the first kind of failure that it is the first to show."""
+    def _take(self, case: Case, place: int) -> None:
+        """Begin a drawn case, and finish the one before: its ranks need not wait while that is judged."""
+        flying = self._flight[0].case.id if self._flight else ""
+        if case.id in self._judged or case.id == flying:
+            return
         if self._over_for(case):
             raise Over
-        if case.id in self._judged:
-            return None
         self._drawn += 1
         if entry := self._deadly_entry(case):
             self._judged[case.id] = ()
             self.tally.skip(entry)
-            return None
-        trial = self._trial(case)
+            return
+        if self.memory.holds(case.id):
+            self._settle()
+            self._note(self._trial(case), place)
+        else:
+            earlier, self._flight = self._flight, (self._begin(case, ahead=self._flight is not None), place)
+            self._settle(earlier)
+        if self.stopped or self._failing:
+            raise Over
+
+    def _settle(self, flight: tuple[Begun, int] | None = None) -> None:
+        """Finish what is in flight: `flight`, or the only case that is."""
+        if flight is None:
+            flight, self._flight = self._flight, None
+        if flight is not None:
+            self._note(self._trial(flight[0].case, begun=flight[0]), flight[1])
+
+    def _note(self, trial: Trial, place: int) -> None:
+        """Note what a drawn case says of the campaign: what fails for the first time, and whether to stop."""
         if self.tally.hung >= MAX_HUNG:
             self.stopped = f"{self.tally.hung} cases hung"
         elif self.tally.lost >= MAX_LOST:
             self.stopped = f"{self.tally.lost} cases cost a rank group"
+        if self._fresh(trial):
+            self._failing.append((trial, place))
+        else:
+            self._stop_if_enough()
+
+    def _fresh(self, trial: Trial) -> list[str]:
+        """Return the kinds of failure that `trial` is the first to show, those that are looked for first."""
         fresh = [kind for kind in trial.failures if kind not in self._failures]
-        fresh.sort(key=lambda kind: property_of(kind) not in self.policy.until)
-        if fresh:
-            self._found_at, self._found_trial, self._pending = self.clock(), trial, fresh[0]
+        return sorted(fresh, key=lambda kind: property_of(kind) not in self.policy.until)
+
+    def _minimise(self, source: Source, trial: Trial, place: int) -> None:
+        """Minimise a failure of a drawn case, unless it was told meanwhile, and tell it."""
+        for kind in self._fresh(trial)[:1]:
+            self._found_at, self._found_trial, self._pending = self.clock(), trial, kind
             self._found_runs = self.tally.accounting().minimising
-            self.emit(
-                FailureFound(subject=self.examiner.subject.spec, property=property_of(fresh[0]), case=case)
+            subject = self.examiner.subject.spec
+            self.emit(FailureFound(subject=subject, property=property_of(kind), case=trial.case))
+            minimum = minimise(
+                source,
+                Found(kind, trial.case, place),
+                self._fails_within(),
+                seconds=self._minimise_seconds(),
+                clock=self.clock,
             )
-            return fresh[0]
-        self._stop_if_enough()
-        if self.stopped:
-            raise Over
-        return None
+            self._conclude(minimum)
+            self._minimised += self.clock() - self._found_at
 
     def _count_rest(self) -> None:
         """Count what was judged before and is not drawn again, since the budget is another one."""

@@ -1,13 +1,17 @@
-"""Minimising: one Hypothesis run that draws until a case fails, then shrinks it, bounded in time.
+"""Drawing and minimising: Hypothesis draws cases; one that failed is drawn again and shrunk, bounded in time.
 
 Rules
 -----
-- A draw says which kind of failure showed for the first time, or nothing; from then on only that kind counts.
+- A case that is drawn need not be judged before the next is: failures are told by the place of their draw.
+- While a failure is minimised only its kind counts.
 - Every kind of failure raises an exception class of its own: Hypothesis tells failures apart by their class.
 - The smallest failing case is kept here, so that nothing is lost when the time is over.
 
 Theory of operation
 -------------------
+The same seed draws the same cases as long as none fails. So a failure is minimised by a second run of
+Hypothesis with that seed, in which all draws hold up to the one that failed: Hypothesis shrinks from there.
+
 Returning early from a test function does not end Hypothesis's shrinking; an exception that is no `Exception`
 does, since Hypothesis lets it pass. `Over` is that exception. After Hypothesis a greedy descent simplifies
 the case itself (`verify.simplify`), since a draw derives many fields from one seed.
@@ -15,9 +19,11 @@ the case itself (`verify.simplify`), since a draw derives many fields from one s
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any
 
@@ -28,7 +34,7 @@ from hypothesis.errors import Flaky
 from properties.case import Case
 from verify.simplify import simpler, weight
 
-Draw = Callable[[Case], str | None]
+Take = Callable[[Case, int], None]
 Fails = Callable[[Case, str], bool]
 Clock = Callable[[], float]
 
@@ -44,7 +50,7 @@ _SUPPRESSED = (
 
 
 class Over(BaseException):
-    """The budget is over: leaves Hypothesis at once, and is never seen by a caller of `hunt`."""
+    """The budget is over: leaves Hypothesis at once, and is never seen by a caller."""
 
 
 class PropertyFailed(AssertionError):
@@ -75,96 +81,101 @@ def failure_class(kind: str) -> type[PropertyFailed]:
     return type(name, (PropertyFailed,), {"__doc__": f"The property `{kind}` failed."})
 
 
-class _Hunt:
-    """The test function that Hypothesis calls: draws first, then shrinks."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The draws of one run of Hypothesis: a strategy of cases, a seed, and how many to draw at most."""
 
-    def __init__(self, draw: Draw, fails: Fails, *, seconds: float, clock: Clock) -> None:
-        self._draw, self._fails = draw, fails
-        self._seconds, self._clock = seconds, clock
+    strategy: Any
+    _: KW_ONLY
+    seed: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A drawn case that failed: what failed, and its place among the draws of its run, from 0 on."""
+
+    kind: str
+    case: Case
+    place: int
+
+
+class _Shrink:
+    """The test function that Hypothesis calls: all holds up to the case that failed; then it shrinks."""
+
+    def __init__(self, found: Found, fails: Fails, *, seconds: float, clock: Clock) -> None:
+        self.found = found
+        self.best = found.case
+        self.deadline = clock() + seconds
+        self._fails = fails
+        self._half = self.deadline - seconds / 2
+        self._clock = clock
         self._known: dict[str, bool] = {}
-        self.kind: str | None = None
-        self.found: Case | None = None
-        self.best: Case | None = None
-        self.deadline = 0.0
+        self._drawn = 0
 
     def __call__(self, case: Case) -> None:
-        if self.kind is None:
-            failed = self._first(case)
-        else:
-            failed = self.fails(case, until=self.deadline - self._seconds / 2)
-        if failed and self.kind is not None:
+        self._drawn += 1
+        if self._drawn <= self.found.place:
+            return
+        if self.fails(case, until=self._half):
             # The only place that raises: Hypothesis also tells failures apart by their line.
-            raise failure_class(self.kind)(case.id)
-
-    def _first(self, case: Case) -> bool:
-        """Draw; return whether a property failed, which is from then on the one that is hunted."""
-        self.kind = self._draw(case)
-        if self.kind is None:
-            return False
-        self.found = self.best = case
-        self.deadline = self._clock() + self._seconds
-        return True
+            raise failure_class(self.found.kind)(case.id)
 
     def fails(self, case: Case, *, until: float) -> bool:
-        """Return whether `case` violates the property hunted; each case is run once.
+        """Return whether `case` violates the property in question; each case is run once.
 
         Raises:
             Over: If the time `until` is over.
         """
-        if self.best is None or self.kind is None:
-            raise ValueError("Expected a failing case to start from, but none was found yet.")
-        if case.id in (self.best.id, self.found.id if self.found else ""):
+        if case.id in (self.best.id, self.found.case.id):
             return True
         if case.id not in self._known:
             if self._clock() > until:
                 raise Over
-            self._known[case.id] = self._fails(case, self.kind)
+            self._known[case.id] = self._fails(case, self.found.kind)
             if self._known[case.id] and weight(case) < weight(self.best):
                 self.best = case
         return self._known[case.id]
 
 
-def hunt(
-    strategy: Any,
-    draw: Draw,
-    fails: Fails,
-    *,
-    seed: int,
-    limit: int,
-    seconds: float,
-    clock: Clock = time.monotonic,
-) -> Minimum | None:
-    """Draw cases until one fails, and return the smallest failing case found; None if none failed.
+def draw(source: Source, take: Take) -> None:
+    """Draw the cases of `source` and hand each over, with its place among the draws.
 
     Args:
-        strategy: Hypothesis strategy of cases.
-        draw: Runs a drawn case; returns the property to minimise, or None. `Over` ends the search.
+        source: The draws.
+        take: Takes a case; raises `Over` to end the draws.
+    """
+    places = itertools.count()
+    with contextlib.suppress(Over):
+        _explore(source, lambda case: take(case, next(places)))
+
+
+def minimise(
+    source: Source, found: Found, fails: Fails, *, seconds: float, clock: Clock = time.monotonic
+) -> Minimum:
+    """Return the smallest case found that fails as `found` did.
+
+    Args:
+        source: The draws that it was found by.
+        found: The drawn case.
         fails: Whether a case violates a property. May raise `Over` to end the minimising.
-        seed: Seed of the draws.
-        limit: How many cases to draw at most.
         seconds: Bound of the minimising, of which Hypothesis may take half.
         clock: Monotonic seconds.
     """
-    state = _Hunt(draw, fails, seconds=seconds, clock=clock)
-    try:
-        _explore(strategy, state, seed=seed, limit=limit)
-    except (PropertyFailed, Over):
-        pass
-    except Flaky:
-        # A subject that fails now and then: the caller runs the case kept once more, and says so.
-        pass
-    if state.kind is None or state.best is None or state.found is None:
-        return None
+    state = _Shrink(found, fails, seconds=seconds, clock=clock)
+    # A subject that fails now and then is Flaky: the caller runs the case kept once more, and says so.
+    with contextlib.suppress(PropertyFailed, Over, Flaky):
+        _explore(source, state)
     complete = _descend(state)
-    return Minimum(kind=state.kind, found=state.found, case=state.best, complete=complete)
+    return Minimum(kind=found.kind, found=found.case, case=state.best, complete=complete)
 
 
-def _explore(strategy: Any, state: _Hunt, *, seed: int, limit: int) -> None:
-    """Have Hypothesis draw up to `limit` cases, and shrink the first failure."""
+def _explore(source: Source, function: Callable[[Case], None]) -> None:
+    """Have Hypothesis draw the cases of `source`, and shrink the first failure."""
 
-    @hypothesis.seed(seed)
+    @hypothesis.seed(source.seed)
     @hypothesis.settings(
-        max_examples=max(1, limit),
+        max_examples=max(1, source.limit),
         deadline=None,
         database=None,
         derandomize=False,
@@ -174,17 +185,17 @@ def _explore(strategy: Any, state: _Hunt, *, seed: int, limit: int) -> None:
         verbosity=Verbosity.quiet,
         suppress_health_check=_SUPPRESSED,
     )
-    @hypothesis.given(strategy)
+    @hypothesis.given(source.strategy)
     def body(case: Case) -> None:
-        state(case)
+        function(case)
 
     body()
 
 
-def _descend(state: _Hunt) -> bool:
+def _descend(state: _Shrink) -> bool:
     """Simplify the best case until no candidate fails; return whether that was reached in time."""
     try:
-        while state.best is not None:
+        while True:
             if not any(state.fails(candidate, until=state.deadline) for candidate in simpler(state.best)):
                 return True
     except Over:

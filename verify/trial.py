@@ -34,11 +34,11 @@ class Ranks(Protocol):
 
     timeout: float
 
-    def submit(self, spec: str, case: Case) -> None:
-        """Give the ranks a case; returns at once."""
+    def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
+        """Give the ranks a case, `ahead` while another is in flight; returns at once."""
 
     def observation(self) -> Observation:
-        """Wait, bounded, for what the ranks gave back."""
+        """Wait, bounded, for what the ranks gave back for the first case in flight."""
 
 
 class Expects(Protocol):
@@ -161,6 +161,24 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A trial that is begun: the ranks have its case, and what they must give back is known.
+
+    Attributes:
+        submitted: The ranks will answer.
+        expected: What it is judged by; None if our machinery failed.
+        internal: The traceback if it did.
+        started: Monotonic seconds.
+    """
+
+    case: Case
+    submitted: bool
+    expected: Expected | None = None
+    internal: str = ""
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Examiner:
     """Makes trials of one subject.
 
@@ -182,35 +200,47 @@ class Examiner:
             case: The case.
             grades: On a violation, also judge by the looser grades, to tell which one the subject satisfies.
         """
-        started = time.monotonic()
-        try:
-            observation, expected = self._run(case)
-            verdicts, excused = self._judge(case, observation, expected)
-            satisfied, graded = self._grade(case, observation, verdicts, more=grades)
-        except Exception:  # Ours, not the subject's: the pool never raises for what a subject does.
-            return Trial(case=case, internal=traceback.format_exc(), seconds=time.monotonic() - started)
-        return Trial(
-            case=case,
-            verdicts=verdicts,
-            excused=excused,
-            observation=observation,
-            expected=expected,
-            satisfied=satisfied,
-            graded=graded,
-            seconds=time.monotonic() - started,
-        )
+        return self.finish(self.begin(case), grades=grades)
 
-    def _run(self, case: Case) -> tuple[Observation, Expected]:
-        """Run `case` on the ranks while the parent computes what is expected."""
-        self.ranks.submit(self.subject.spec, case)
+    def begin(self, case: Case, *, ahead: bool = False) -> Begun:
+        """Give `case` to the ranks, and compute what is expected meanwhile.
+
+        Args:
+            case: The case.
+            ahead: Another trial is begun and not yet finished; that one is to be finished first.
+        """
+        started, submitted = time.monotonic(), False
         try:
+            self.ranks.submit(self.subject.spec, case, ahead=ahead)
+            submitted = True
             expected = self._expect(case, self.subject.promise.grade)
-        except Exception:  # One case is in flight: it must be taken back also when the reference failed.
-            self.ranks.observation()
-            raise
-        observation = self.ranks.observation()
-        _check_digests(observation, expected)
-        return observation, expected
+        except Exception:  # Ours, not the subject's: the pool never raises for what a subject does.
+            return Begun(case=case, submitted=submitted, internal=traceback.format_exc(), started=started)
+        return Begun(case=case, submitted=submitted, expected=expected, started=started)
+
+    def finish(self, begun: Begun, *, grades: bool = True) -> Trial:
+        """Wait for the ranks, and judge what they gave back; see `examine`."""
+        case, expected, internal = begun.case, begun.expected, begun.internal
+        try:
+            # Also when the reference failed: the case is in flight, and must be taken back.
+            observation = self.ranks.observation() if begun.submitted else None
+            if observation is not None and expected is not None:
+                _check_digests(observation, expected)
+                verdicts, excused = self._judge(case, observation, expected)
+                satisfied, graded = self._grade(case, observation, verdicts, more=grades)
+                return Trial(
+                    case=case,
+                    verdicts=verdicts,
+                    excused=excused,
+                    observation=observation,
+                    expected=expected,
+                    satisfied=satisfied,
+                    graded=graded,
+                    seconds=time.monotonic() - begun.started,
+                )
+        except Exception:
+            internal = internal or traceback.format_exc()
+        return Trial(case=case, internal=internal, seconds=time.monotonic() - begun.started)
 
     def _expect(self, case: Case, grade: Grade) -> Expected:
         subject = self.subject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -58,14 +59,17 @@ class FakeRanks:
         self.timeouts: list[float] = []
         self.cases: list[Case] = []
         self._behave = behave
+        self._flights: deque[Case] = deque()
 
-    def submit(self, spec: str, case: Case) -> None:
+    def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
         assert spec
+        assert ahead == bool(self._flights)
+        self._flights.append(case)
         self.timeouts.append(self.timeout)
         self.cases.append(case)
 
     def observation(self) -> Observation:
-        return self._behave(self.cases[-1])
+        return self._behave(self._flights.popleft())
 
 
 def broken(property_id: str, **more: Any) -> Verdict:

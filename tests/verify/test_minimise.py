@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
 from properties.case import Case
-from verify.minimise import Minimum, Over, PropertyFailed, failure_class, hunt
+from verify.minimise import Found, Minimum, Over, PropertyFailed, Source, draw, failure_class, minimise
 from verify.simplify import weight
 
 CASES = st.builds(
@@ -16,26 +18,34 @@ CASES = st.builds(
 )
 
 
-def hunted(rule: object, *, seconds: float = 3.0, clock: object = None, limit: int = 200) -> Minimum | None:
-    more = {"clock": clock} if clock else {}
-    return hunt(
-        CASES,
-        lambda case: "forward" if rule(case) else None,  # type: ignore[operator]
-        lambda case, name: rule(case),  # type: ignore[operator]
-        seed=3,
-        limit=limit,
-        seconds=seconds,
-        **more,  # type: ignore[arg-type]
-    )
+SOURCE = Source(CASES, seed=3, limit=200)
+
+
+def found_by(rule: Callable[[Case], bool], source: Source = SOURCE) -> Found | None:
+    """Return the first drawn case that breaks the rule."""
+    found: list[Found] = []
+
+    def take(case: Case, place: int) -> None:
+        if rule(case):
+            found.append(Found("forward", case, place))
+            raise Over
+
+    draw(source, take)
+    return found[0] if found else None
+
+
+def hunted(rule: Callable[[Case], bool], **more: Any) -> Minimum:
+    found = found_by(rule)
+    assert found is not None
+    return minimise(SOURCE, found, lambda case, name: rule(case), **({"seconds": 3.0} | more))
 
 
 def test_nothing_is_found_where_nothing_fails() -> None:
-    assert hunted(lambda case: False) is None
+    assert found_by(lambda case: False) is None
 
 
 def test_the_smallest_case_is_found() -> None:
     found = hunted(lambda case: case.batches[0] >= 17 and case.channels >= 4)
-    assert found is not None
     assert (found.case.batches, found.case.channels) == ((17,), 4)
     assert found.complete
 
@@ -49,38 +59,46 @@ def test_the_best_case_is_kept_when_the_time_is_over() -> None:
         return case.channels >= 50
 
     found = hunted(rule, seconds=10, clock=lambda: next(ticks))
-    assert found is not None
     assert not found.complete
     assert weight(found.case) < weight(found.found)
     assert len(calls) < 200
 
 
+def test_a_later_draw_is_drawn_again_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verify.minimise.simpler", lambda case: iter(()))
+    drawn: list[Case] = []
+    draw(SOURCE, lambda case, place: drawn.append(case))
+    place = next(place for place in range(20, 200) if drawn[place].channels >= 40)
+    found = Found("forward", drawn[place], place)
+    smallest = minimise(SOURCE, found, lambda case, name: case.channels >= 40, seconds=3.0)
+    assert smallest.case.channels == 40
+    assert smallest.case.batches == (1, 1)
+
+
 def test_hypothesis_itself_shrinks_before_the_case_is_simplified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("verify.minimise.simpler", lambda case: iter(()))
     found = hunted(lambda case: case.batches[0] >= 17 and case.channels >= 4)
-    assert found is not None
     assert (found.case.batches, found.case.channels) == ((17, 1), 4)
 
 
-def test_a_draw_may_end_the_hunt() -> None:
+def test_a_case_may_end_the_draws() -> None:
     drawn = []
 
-    def draw(case: Case) -> str | None:
-        drawn.append(case)
+    def take(case: Case, place: int) -> None:
+        drawn.append(place)
         if len(drawn) == 7:
             raise Over
-        return None
 
-    assert hunt(CASES, draw, lambda case, name: False, seed=1, limit=100, seconds=1) is None
-    assert len(drawn) == 7
+    draw(SOURCE, take)
+    assert drawn == [*range(7)]
 
 
 def test_an_interrupt_is_not_held_back() -> None:
-    def draw(case: Case) -> str | None:
+    def take(case: Case, place: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        hunt(CASES, draw, lambda case, name: False, seed=1, limit=100, seconds=1)
+        draw(SOURCE, take)
 
 
 def test_each_case_is_run_once_while_shrinking() -> None:
@@ -90,14 +108,9 @@ def test_each_case_is_run_once_while_shrinking() -> None:
         seen.append(case.id)
         return case.channels >= 3
 
-    hunt(
-        CASES,
-        lambda case: "forward" if case.channels >= 3 else None,
-        fails,
-        seed=1,
-        limit=200,
-        seconds=3,
-    )
+    found = found_by(lambda case: case.channels >= 3)
+    assert found is not None
+    minimise(SOURCE, found, fails, seconds=3.0)
     assert seen
     assert len(seen) == len(set(seen))
 

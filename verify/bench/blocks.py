@@ -21,6 +21,7 @@ from typing import Any
 
 from properties.case import Case
 from verify.bench.tree import cpu_seconds
+from verify.errors import RankError
 from verify.events import CampaignStarted, Event, GroupLost
 from verify.policy import Budget, Policy
 from verify.record import Record
@@ -118,6 +119,20 @@ class BenchRun(Run):
         budget = Budget(cases=cases, seconds=None)
         self.campaign(subject, settings=Settings(seed=seed, budget=budget, policy=Policy(stored=False)))
         return self._watch.block()
+
+    def once(self, spec: str, case: Case) -> float:
+        """Return the wall seconds in which `case` is run, judged and recorded once.
+
+        Raises:
+            RankError: If it did not return on every rank: then there is nothing to time.
+        """
+        began = time.perf_counter()
+        trial = self.examiner(self.subject(spec)).examine(case)
+        self.keep(trial)
+        seconds = time.perf_counter() - began
+        if trial.internal or trial.endings != {"returned"}:
+            raise RankError(f"Expected case {case.id} to return, but got {trial.internal or trial.endings}.")
+        return seconds
 
     def bare(self, spec: str, cases: tuple[Case, ...]) -> Bare:
         """Return what the bare steps of `cases`, of one world size, take in one loop."""

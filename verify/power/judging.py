@@ -59,7 +59,9 @@ class Watch:
             self._began = now
         elif isinstance(event, CaseEnded):
             self.drawn += 1
-            self.accused += event.outcome is Said.VIOLATED
+            if event.outcome is Said.VIOLATED:
+                self.accused += 1
+                self.found = self.found or (self.drawn, now - self._began)
         elif isinstance(event, FailureFound | FailureMinimised):
             self.found = self.found or (self.drawn, now - self._began)
             self._pause = now if self._pause is None else self._pause

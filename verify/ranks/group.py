@@ -22,8 +22,10 @@ import os
 import selectors
 import shutil
 import socket
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -45,6 +47,7 @@ from verify.ranks.messages import (
     Ran,
     Run,
     Setup,
+    Skipped,
     Spawn,
     Spawned,
     Stop,
@@ -89,6 +92,14 @@ class _Rank:
         )
 
 
+class _Sent(NamedTuple):
+    """A case in flight: what it may take, and its number among the cases of its group, from 1 on."""
+
+    case: Case
+    seconds: float
+    number: int
+
+
 class RankGroup:
     """Persistent ranks with one subject; see `verify.ranks.transport` for what the public methods promise.
 
@@ -111,8 +122,8 @@ class RankGroup:
         self._folder = folder
         self._decoder = msgspec.json.Decoder(FromRank)
         self._description: Description | None = None
-        self._case: Case | None = None
-        self._seconds = 0.0
+        self._sent: deque[_Sent] = deque()
+        self._number = 0
         self._slowness = 1.0
         self._queues = Queues(())
         self._limit = Limit(0.0)
@@ -134,27 +145,52 @@ class RankGroup:
             except (RankError, SubjectError) as error:
                 self.lost = type(error).__name__
                 raise
-            self._limit = self._limited(self._seconds)
+            self._limit = self._limited(self._sent[0].seconds if self._sent else 0.0)
         return self._description
 
+    @property
+    def cases(self) -> int:
+        """Number of cases submitted and not yet observed."""
+        return len(self._sent)
+
     def submit(self, case: Case, *, seconds: float) -> None:
-        """Send `case` to all ranks and return; they may take `seconds` from when they begin."""
-        self._case, self._seconds = case, seconds
-        self._limit = self._limited(seconds)
+        """Send `case` to all ranks and return; they may take `seconds` from when they begin.
+
+        While another case is in flight it is sent ahead: the ranks go on to it by themselves, if all is well.
+        """
+        if not self._sent:
+            self._limit = self._limited(seconds)
         if case.groups:
             self.groupings.add(case.groups)
-        self._send([Run(case=case, seconds=seconds)] * len(self._ranks))
+        self._run(case, seconds, ahead=bool(self._sent))
+
+    def _run(self, case: Case, seconds: float, *, ahead: bool) -> None:
+        self._number += 1
+        self._sent.append(_Sent(case, seconds, self._number))
+        self._send([Run(case=case, seconds=seconds, ahead=ahead)] * len(self._ranks))
+
+    def _run_skipped(self) -> None:
+        """Run the first case after all: it was sent ahead and passed over, and the group is still fit."""
+        for rank in self._ranks:
+            if rank.answers and isinstance(rank.answers[0], Skipped):
+                rank.answers.pop(0)
+        skipped = self._sent.popleft()
+        self._run(skipped.case, skipped.seconds, ahead=False)
+        self._limit = self._limited(skipped.seconds)
+        self._collect(self._limit)
 
     def observation(self) -> Observation:
-        """Return what the ranks gave back, or how they ended.
+        """Return what the ranks gave back for the case submitted first, or how they ended.
 
         Raises:
             SubjectError: If the subject could not be loaded.
             RankError: If our own code failed in a rank.
         """
-        assert self._case is not None
+        assert self._sent
         self.describe()
         self._collect(self._limit)
+        if any(rank.answers and isinstance(rank.answers[0], Skipped) for rank in self._ranks):
+            self._run_skipped()
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Failed):
                 self.lost = "RankError"
@@ -165,7 +201,9 @@ class RankGroup:
             self.lost = "RankError"
             raise RankError(f"Expected to read what the ranks gave back, but it failed: {error}") from error
         answers = [rank.answers.pop(0) for rank in self._ranks if rank.answers]
-        self._case = None
+        self._sent.popleft()
+        if self._sent:
+            self._limit = self._limited(self._sent[0].seconds)
         changed = {answer.changed for answer in answers if isinstance(answer, Ran)} - {""}
         told = f"left its process changed: {', '.join(sorted(changed))}" if changed else ""
         self.lost = unfit(ranks) or told
@@ -364,7 +402,13 @@ class RankGroup:
             rank=rank.number,
             ending=answer.ending,
             raised=answer.raised,
-            tensors=memory.read(rank.memory, answer.tensors, size=answer.size, spill=answer.spill),
+            tensors=memory.read(
+                rank.memory,
+                answer.tensors,
+                size=answer.size,
+                spill=answer.spill,
+                base=self._sent[0].number % 2 * memory.HALF,
+            ),
             modified=answer.modified,
             ledger=answer.ledger,
             digest=answer.digest,

@@ -25,6 +25,9 @@ from verify.ranks.messages import TensorHeader
 
 ALIGNMENT = 64
 KEPT_BYTES = 1 << 26
+HALF = 1 << 36
+"""Where the second half of a memory file begins: cases use the halves in turn, so that a rank may write the
+tensors of a case while the parent reads those of the one before. What is not written takes no memory."""
 _AT_ONCE = 512
 _SMALL = 1 << 24
 
@@ -56,8 +59,10 @@ def free_bytes() -> int:
     return 1 << 31
 
 
-def write(descriptor: int, arrays: Sequence[NDArray[Any]], *, spill: Path) -> tuple[list[int], int, str]:
-    """Write C-contiguous `arrays` into the memory file, or into `spill` if memory is short.
+def write(
+    descriptor: int, arrays: Sequence[NDArray[Any]], *, spill: Path, base: int = 0
+) -> tuple[list[int], int, str]:
+    """Write C-contiguous `arrays` into the memory file from `base` on, or into `spill` if memory is short.
 
     Returns:
         Offset of each array, total size, and the path of the spill file or an empty string.
@@ -66,27 +71,27 @@ def write(descriptor: int, arrays: Sequence[NDArray[Any]], *, spill: Path) -> tu
     if total > _SMALL and total > free_bytes() // 2:
         other = os.open(spill, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            _write_all(other, arrays, starts, total)
+            _write_all(other, arrays, starts, total, at=0)
         finally:
             os.close(other)
         return starts, total, str(spill)
-    _write_all(descriptor, arrays, starts, total)
+    _write_all(descriptor, arrays, starts, total, at=base)
     return starts, total, ""
 
 
 def read(
-    descriptor: int, headers: dict[str, TensorHeader], *, size: int, spill: str = ""
+    descriptor: int, headers: dict[str, TensorHeader], *, size: int, spill: str = "", base: int = 0
 ) -> dict[str, Tensor]:
-    """Return the tensors that `headers` describe; the memory is given back if it was much."""
+    """Return the tensors that `headers` describe; the memory from `base` on is given back if it was much."""
     if spill:
         path = Path(spill)
         buffer = np.fromfile(path, np.uint8, count=size)
         path.unlink()
     else:
         buffer = np.empty(size, np.uint8)
-        _read_all(descriptor, buffer)
+        _read_all(descriptor, buffer, at=base)
         if size > KEPT_BYTES:
-            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, base)
     return {name: _tensor(header, buffer) for name, header in headers.items()}
 
 
@@ -105,13 +110,14 @@ def _tensor(header: TensorHeader, buffer: NDArray[np.uint8]) -> Tensor:
     )
 
 
-def _write_all(descriptor: int, arrays: Sequence[NDArray[Any]], starts: list[int], total: int) -> None:
+def _write_all(
+    descriptor: int, arrays: Sequence[NDArray[Any]], starts: list[int], total: int, *, at: int
+) -> None:
     pieces: list[memoryview] = []
     for array, start, end in zip(arrays, starts, [*starts[1:], total][: len(starts)], strict=True):
         if array.nbytes:
             pieces.append(array.reshape(-1).view(np.uint8).data)
             pieces.append(memoryview(bytes(end - start - array.nbytes)))
-    at = 0
     for first in range(0, len(pieces), _AT_ONCE):
         some = [piece for piece in pieces[first : first + _AT_ONCE] if len(piece)]
         while some:
@@ -128,10 +134,10 @@ def _rest(pieces: list[memoryview], written: int) -> list[memoryview]:
     return []
 
 
-def _read_all(descriptor: int, buffer: NDArray[np.uint8]) -> None:
-    view, at = buffer.data, 0
-    while at < len(view):
-        got = os.preadv(descriptor, [view[at:]], at)
+def _read_all(descriptor: int, buffer: NDArray[np.uint8], *, at: int) -> None:
+    view, done = buffer.data, 0
+    while done < len(view):
+        got = os.preadv(descriptor, [view[done:]], at + done)
         if not got:
-            raise OSError(f"Expected {len(view)} bytes in the memory file, but got {at}.")
-        at += got
+            raise OSError(f"Expected {len(view)} bytes in the memory file, but got {done}.")
+        done += got

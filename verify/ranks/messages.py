@@ -51,10 +51,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Parent to rank: run `case`; after `seconds` write your stacks down."""
+    """Parent to rank: run `case`; after `seconds` write your stacks down.
+
+    One sent `ahead`, while the case before it may still run, is only run if that ended well on every rank.
+    """
 
     case: Case
     seconds: float
+    ahead: bool = False
 
 
 class Bare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -141,6 +145,10 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     changed: str = ""
 
 
+class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Rank to parent: a case that was sent ahead was not run, since the one before it did not end well."""
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Rank to parent: our own code failed there, not the subject."""
 
@@ -193,7 +201,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 ToRank = Setup | Load | Run | Bare
-FromRank = Ready | Loaded | Ran | Timed | Failed
+FromRank = Ready | Loaded | Ran | Skipped | Timed | Failed
 ToServer = Spawn | Stop | CountDevices
 FromServer = Spawned | Stopped | Devices
 

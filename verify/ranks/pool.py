@@ -1,6 +1,7 @@
 """The pool: rank groups by subject and world size, made when needed and made anew when lost.
 
-One case is in flight at a time; the parent computes its expected values between `submit` and `observation`.
+A case is in flight from `submit` to `observation`, in which the parent computes its expected values. A second
+one may be sent ahead, so that the ranks need not wait while the parent judges the first.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,7 +35,23 @@ MAX_RANKS = 64
 MAX_GROUPINGS = 8
 _SECONDS_AN_ELEMENT = 1e-4  # a subject may loop over its samples in Python, on a crowded machine
 _SECONDS_A_CROWDED_RANK = 0.25
+_MOST_AHEAD = 1 << 20  # elements: memory is given back between larger cases
 _CORES = os.cpu_count() or 1
+
+
+def _elements(case: Case) -> int:
+    """Return the elements that go through a case's forwards."""
+    return case.channels * sum(map(case.count_of, range(case.world_size))) * len(case.steps)
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A submitted case; its group is None until it is sent, and when that group was lost before its turn."""
+
+    target: Target
+    case: Case
+    seconds: float
+    group: RankGroup | None = None
 
 
 class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +110,7 @@ class RankPool:
         self._descriptions: dict[Target, Description] = {}
         self._made = 0
         self._owner = os.getpid()
-        self._flight: tuple[RankGroup, Case] | None = None
+        self._flights: deque[_Flight] = deque()
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
@@ -118,39 +137,50 @@ class RankPool:
                 self._drop_if_lost(group, None)
         return self._descriptions[target]
 
-    def submit(self, spec: str, case: Case) -> None:
+    def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
         """Have the ranks run `case` on the subject `spec`, and return at once.
 
-        A case still in flight is waited for, and its observation thrown away.
+        Args:
+            spec: Names the subject.
+            case: The case.
+            ahead: Keep the case that is in flight, whose observation comes first: the ranks go on to this one
+                as soon as they can. Otherwise it is waited for, and its observation thrown away.
 
         Raises:
             SubjectError: If `spec` names nothing that exists.
-            RankError: If the server of ranks cannot be reached.
+            RankError: If the server of ranks cannot be reached, or two cases are in flight.
         """
-        if self._flight is not None:
+        while self._flights and not ahead:
             with contextlib.suppress(RankError, SubjectError):
                 self.observation()
-        group = self._group(self._target(spec), case.world_size)
-        if case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS:
-            self._drop(group)
-            group = self._group(group.target, case.world_size)
-        warm_up = 0.0 if group.target in self._called else self.warm_up
-        self._called.add(group.target)
-        group.submit(case, seconds=self._seconds(case) + warm_up)
-        self._flight = (group, case)
+        if len(self._flights) > 1:
+            raise RankError("Expected at most one case in flight to submit another ahead, but got two.")
+        target = self._target(spec)
+        warm_up = 0.0 if target in self._called else self.warm_up
+        self._called.add(target)
+        flight = _Flight(target, case, self._seconds(case) + warm_up)
+        self._flights.append(flight)
+        if len(self._flights) == 1:
+            self._send_first()
+        elif self._may_go_ahead(flight):
+            self._try_to_send(flight)
 
     def observation(self) -> Observation:
-        """Return what the ranks gave back for the submitted case, or how they ended; waits a bounded time.
+        """Return what the ranks gave back for the first case in flight, or how they ended.
 
-        The second run of a probe is part of it, if the first returned on every rank.
+        The wait is bounded. The second run of a probe is part of it, if the first returned on every rank.
 
         Raises:
             SubjectError: If the subject could not be loaded.
             RankError: If our own machinery failed; the case is undecided.
         """
-        if self._flight is None:
+        if not self._flights:
             raise RankError("Expected a submitted case to observe, but there is none.")
-        group, case = self._flight
+        if self._flights[0].group is None:
+            self._send_first()
+        flight = self._flights[0]
+        group, case = flight.group, flight.case
+        assert group is not None
         try:
             seen = group.observation()
             following = second(case)
@@ -161,9 +191,45 @@ class RankPool:
             group.lost = group.lost or "RankError"
             raise
         finally:
+            self._flights.popleft()
             self._drop_if_lost(group, case)
-        self._flight = None
+        if self._flights and self._flights[0].group is None:
+            self._try_to_send(self._flights[0])
         return seen
+
+    def _try_to_send(self, flight: _Flight) -> None:
+        """Send a case ahead; what prevents it shows when its turn comes."""
+        with contextlib.suppress(RankError, SubjectError):
+            self._send(flight)
+
+    def _send_first(self) -> None:
+        try:
+            self._send(self._flights[0])
+        except (RankError, SubjectError):
+            self._flights.popleft()
+            raise
+
+    def _send(self, flight: _Flight) -> None:
+        case = flight.case
+        group = self._group(flight.target, case.world_size)
+        if self._is_full(group, case):
+            self._drop(group)
+            group = self._group(group.target, case.world_size)
+        group.submit(case, seconds=flight.seconds)
+        flight.group = group
+
+    def _is_full(self, group: RankGroup, case: Case) -> bool:
+        return case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS
+
+    def _may_go_ahead(self, flight: _Flight) -> bool:
+        """Return whether a case can be sent while another is in flight, without any cost to that one."""
+        first, group = self._flights[0], self._groups.get((flight.target, flight.case.world_size))
+        return (
+            group is not None
+            and not self._is_full(group, flight.case)
+            and second(first.case) is None
+            and max(_elements(first.case), _elements(flight.case)) <= _MOST_AHEAD
+        )
 
     def run(self, spec: str, case: Case) -> Observation:
         """Return the observation of `case` on the subject `spec`."""
@@ -193,7 +259,7 @@ class RankPool:
         if os.getpid() != self._owner:
             return
         atexit.unregister(self.close)
-        self._flight = None
+        self._flights.clear()
         if self._link is not None:
             # The server kills its ranks when it leaves.
             self._link.close()
@@ -209,13 +275,8 @@ class RankPool:
         return self._targets[spec]
 
     def _seconds(self, case: Case) -> float:
-        elements = case.channels * sum(case.count_of(rank) for rank in range(case.world_size))
         crowded = max(0, case.world_size - _CORES)
-        return (
-            self.timeout
-            + _SECONDS_AN_ELEMENT * elements * len(case.steps)
-            + _SECONDS_A_CROWDED_RANK * crowded
-        )
+        return self.timeout + _SECONDS_AN_ELEMENT * _elements(case) + _SECONDS_A_CROWDED_RANK * crowded
 
     def _group(self, target: Target, world_size: int) -> RankGroup:
         link = self._alive_link()
@@ -262,13 +323,13 @@ class RankPool:
 
     def _drop(self, group: RankGroup) -> None:
         self._groups.pop((group.target, group.plan.world_size), None)
+        for flight in self._flights:
+            flight.group = None if flight.group is group else flight.group
         group.close()
 
     def _drop_if_lost(self, group: RankGroup, case: Case | None) -> None:
         if not group.lost:
             return
-        if self._flight is not None and self._flight[0] is group:
-            self._flight = None
         self._drop(group)
         if self._on_lost is not None:
             self._on_lost(

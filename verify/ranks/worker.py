@@ -23,10 +23,11 @@ from verify.ranks.bare import prepare, timed
 from verify.ranks.building import build
 from verify.ranks.conversion import facts
 from verify.ranks.exceptions import describe
+from verify.ranks.gate import Gate
 from verify.ranks.hygiene import Hygiene
 from verify.ranks.ledger import Ledger
 from verify.ranks.loading import Factory, load
-from verify.ranks.memory import write
+from verify.ranks.memory import HALF, write
 from verify.ranks.messages import (
     TRACE_SIGNAL,
     Bare,
@@ -40,6 +41,7 @@ from verify.ranks.messages import (
     Ready,
     Run,
     Setup,
+    Skipped,
     Timed,
     ToRank,
     frame,
@@ -109,6 +111,8 @@ class Worker:
         self._groups: dict[tuple[tuple[int, ...], ...], Any] = {(): None}
         self._ledger = Ledger(folder / f"rank-{setup.rank}.ledger")
         self._hygiene = Hygiene()
+        self._gate = Gate(folder / "gate", rank=setup.rank, world_size=setup.world_size)
+        self._number = 0
         self._factory: Factory | None = None
         self._description: Description | None = None
 
@@ -125,8 +129,17 @@ class Worker:
             return Loaded(error=describe(error, "load").message)
         return Loaded(description=self._description)
 
-    def run(self, request: Run) -> Ran:
-        """Run a case and write its tensors into the memory file."""
+    def run(self, request: Run) -> Ran | Skipped:
+        """Run a case and write its tensors into the memory file; pass over one that must not be run ahead."""
+        self._number += 1
+        if request.ahead and not self._gate.passes(self._number - 1):
+            self._gate.tell(self._number, well=False)
+            return Skipped()
+        ran = self._run(request)
+        self._gate.tell(self._number, well=ran.ending == "returned" and not ran.changed)
+        return ran
+
+    def _run(self, request: Run) -> Ran:
         case = request.case
         assert self._factory is not None
         assert self._description is not None
@@ -142,7 +155,10 @@ class Worker:
         if case.probe == "conversion" and execution.raised is None:
             told = facts(case.seed, self._factory, group=place.group)
         starts, size, spill = write(
-            self._memory, [tensor.array for tensor in execution.tensors.values()], spill=self._spill
+            self._memory,
+            [tensor.array for tensor in execution.tensors.values()],
+            spill=self._spill,
+            base=self._number % 2 * HALF,
         )
         return Ran(
             ending="raised" if execution.raised else "returned",

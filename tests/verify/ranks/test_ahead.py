@@ -1,0 +1,142 @@
+"""A case sent ahead is run after the one before it, is judged by its own data, and costs that one nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from properties.case import Case
+from properties.values import digest, tensors
+from verify.errors import RankError
+from verify.ranks.gate import Gate
+from verify.ranks.pool import RankPool
+
+HERE = Path(__file__).parent
+CASE = Case(batches=(3, 2), channels=5, spatial=((2, 3),), random_parameters=True, seed=7)
+
+
+def spec(name: str) -> str:
+    return f"{HERE / 'subjects.py'}:{name}"
+
+
+def case(seed: int, **more: object) -> Case:
+    return msgspec.structs.replace(CASE, seed=seed, **more)
+
+
+def drew(seen, drawn: Case) -> bool:
+    """Whether every rank ran on the data of `drawn`."""
+    return [ours.digest for ours in seen.ranks] == [
+        digest(*tensors(drawn, rank, step=0)) for rank in range(drawn.world_size)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with RankPool(timeout=2.0, warm_up=0.0) as pool:
+        yield pool
+
+
+def test_observations_come_in_the_order_of_submission(pool):
+    pool.run(spec("Synced"), CASE)
+    pool.submit(spec("Synced"), case(1))
+    for seed in range(2, 20):
+        pool.submit(spec("Synced"), case(seed), ahead=True)
+        assert drew(pool.observation(), case(seed - 1))
+    assert drew(pool.observation(), case(19))
+    with pytest.raises(RankError, match="submitted"):
+        pool.observation()
+
+
+def test_the_ranks_go_on_while_the_parent_does_not(pool):
+    pool.run(spec("Sleeps"), CASE)
+    pool.submit(spec("Sleeps"), case(1))
+    pool.submit(spec("Sleeps"), case(2), ahead=True)
+    time.sleep(1.5)  # twice half a second
+    started = time.monotonic()
+    assert drew(pool.observation(), case(1))
+    assert drew(pool.observation(), case(2))
+    assert time.monotonic() - started < 0.3
+
+
+def test_a_third_case_is_refused(pool):
+    pool.submit(spec("Synced"), case(1))
+    pool.submit(spec("Synced"), case(2), ahead=True)
+    with pytest.raises(RankError, match="at most one case in flight"):
+        pool.submit(spec("Synced"), case(3), ahead=True)
+    assert drew(pool.run(spec("Synced"), case(4)), case(4))
+
+
+def test_after_a_refused_case_the_next_is_run_all_the_same(pool):
+    pool.run(spec("RefusesEverywhere"), CASE)
+    pool.submit(spec("RefusesEverywhere"), case(1))
+    pool.submit(spec("RefusesEverywhere"), case(2), ahead=True)
+    for seed in (1, 2):
+        seen = pool.observation()
+        assert [ours.ending for ours in seen.ranks] == ["raised", "raised"]
+        assert drew(seen, case(seed))
+
+
+def test_a_rank_that_raised_does_not_answer_its_peer_with_the_next_case(pool):
+    pool.run(spec("RaisesOnRankOne"), CASE)
+    pool.run(spec("RaisesOnRankOne"), CASE)  # a group that the first has not cost
+    pool.submit(spec("RaisesOnRankOne"), case(1))
+    pool.submit(spec("RaisesOnRankOne"), case(2), ahead=True)
+    for _ in (1, 2):
+        assert [ours.ending for ours in pool.observation().ranks] == ["stopped", "raised"]
+
+
+def test_a_case_whose_group_is_lost_before_its_turn_is_run_by_another(pool):
+    empty, full = case(1, batches=(3, 0)), case(2)
+    pool.run(spec("HangsOnEmpty"), CASE)
+    pool.submit(spec("HangsOnEmpty"), empty)
+    pool.submit(spec("HangsOnEmpty"), full, ahead=True)
+    assert "timeout" in {ours.ending for ours in pool.observation().ranks}
+    seen = pool.observation()
+    assert {ours.ending for ours in seen.ranks} == {"returned"}
+    assert drew(seen, full)
+
+
+def test_cases_of_different_world_sizes_may_fly_together(pool):
+    small = case(3, batches=(4,))
+    pool.run(spec("Synced"), small)
+    pool.run(spec("Synced"), CASE)
+    pool.submit(spec("Synced"), small)
+    pool.submit(spec("Synced"), case(4), ahead=True)
+    assert drew(pool.observation(), small)
+    assert drew(pool.observation(), case(4))
+
+
+def gates(folder: Path, number: int) -> list[Gate]:
+    return [Gate(folder / "gate", rank=rank, world_size=number) for rank in range(number)]
+
+
+def test_a_gate_opens_once_all_have_ended_well(tmp_path):
+    one, other = gates(tmp_path, 2)
+    one.tell(1, well=True)
+    passed: list[bool] = []
+    waiting = threading.Thread(target=lambda: passed.append(one.passes(1)))
+    waiting.start()
+    time.sleep(0.05)
+    assert not passed
+    other.tell(1, well=True)
+    waiting.join(5)
+    assert passed == [True]
+
+
+def test_a_gate_stays_closed_after_a_failure_of_any(tmp_path):
+    one, other = gates(tmp_path, 2)
+    one.tell(1, well=True)
+    other.tell(1, well=False)
+    assert not one.passes(1)
+    assert not other.passes(1)
+
+
+def test_who_is_further_on_has_passed(tmp_path):
+    one, other = gates(tmp_path, 2)
+    one.tell(1, well=True)
+    other.tell(2, well=False)
+    assert one.passes(1)

@@ -1,0 +1,54 @@
+"""The gate: between a case and one that was sent ahead, the ranks of a group wait for each other.
+
+A rank that goes on while another still runs the case, or has failed it, would answer the other's collectives
+with those of the next case. So a rank tells in a shared file how each of its cases ended, and begins the next
+one only when all have ended the last one well. Otherwise the parent decides: the rank passes the case over.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from pathlib import Path
+
+_NUMBER = struct.Struct("q")
+_PAUSE_SECONDS = 5e-5
+
+
+class Gate:
+    """One rank's view of the gate of its group.
+
+    Args:
+        path: A file that all ranks of the group share; made if it is not there.
+        rank, world_size: Of the group.
+    """
+
+    def __init__(self, path: Path, *, rank: int, world_size: int) -> None:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(file, world_size * _NUMBER.size)
+            self._told = mmap.mmap(file, world_size * _NUMBER.size)
+        finally:
+            os.close(file)
+        self._rank, self._world_size = rank, world_size
+
+    def tell(self, number: int, *, well: bool) -> None:
+        """Tell the others how this rank's case of that number, from 1 on, ended."""
+        _NUMBER.pack_into(self._told, self._rank * _NUMBER.size, number if well else -number)
+
+    def passes(self, number: int) -> bool:
+        """Return whether all ranks have ended the case of that number well; waits until all have ended it.
+
+        Who is further on has passed this gate before.
+        """
+        while True:
+            told = [
+                _NUMBER.unpack_from(self._told, rank * _NUMBER.size)[0] for rank in range(self._world_size)
+            ]
+            if -number in told:
+                return False
+            if all(abs(other) >= number for other in told):
+                return True
+            time.sleep(_PAUSE_SECONDS)
