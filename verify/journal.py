@@ -86,7 +86,8 @@ class Journal:
         Raises:
             OSError: If it cannot be written there.
         """
-        os.fsync(self._file)
+        if self._file >= 0:
+            os.fsync(self._file)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield each line with its offset.

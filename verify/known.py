@@ -31,10 +31,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.case import Case, CaseError, decode
+from properties.case import Case, CaseError, decode, one_line
 from verify.facts import FACTS, Group
 
 MAX_BYTES = 1 << 20
+MAX_ELEMENTS = 1 << 18
+"""Of a stored case, over all steps: its facts are read off its data."""
 Channels = NDArray[np.bool_]
 Extent = dict[int, Channels]
 """What an entry may excuse on a case: for each rank, which channels."""
@@ -138,8 +140,8 @@ def parse(text: str, *, source: str = "known") -> tuple[Entry, ...]:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise KnownError(f"Expected TOML, but got {source}: {error}") from None
+    except (ValueError, RecursionError) as error:  # tomllib also raises plain ones, on numbers and nesting
+        raise KnownError(f"Expected TOML, but got {source}: {one_line(str(error))}") from None
     tables = data.get("known", [])
     _require(
         set(data) <= {"known"} and isinstance(tables, list),
@@ -155,23 +157,38 @@ def parse(text: str, *, source: str = "known") -> tuple[Entry, ...]:
 
 def _require(condition: object, where: str, expected: str, **given: object) -> None:
     if not condition:
-        values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        values = ", ".join(f"{name}={_shown(value)}" for name, value in given.items())
         raise KnownError(f"{where}: Expected {expected}, but got {values}.")
+
+
+def _shown(value: object) -> str:
+    try:
+        return one_line(repr(value), 200)
+    except RecursionError:
+        return "a value that is nested too deeply"
 
 
 def _entry(table: Any, source: str) -> Entry:
     _require(isinstance(table, dict), source, "a table", known=table)
-    where = f"{source}, {table.get('id', 'an entry without id')}"
+    where = f"{source}, {one_line(str(table.get('id', 'an entry without id')), 60)}"
     unknown, missing = set(table) - _KEYS, {"id", "reason", "case", "when", "properties"} - set(table)
     _require(not unknown, where, f"keys among {', '.join(sorted(_KEYS))}", keys=sorted(unknown))
     _require(not missing, where, "id, reason, case, when and properties", missing=sorted(missing))
     for name in ("id", "reason", "case", "link"):
-        _require(isinstance(table.get(name, ""), str), where, f"a text as {name}", **{name: table.get(name)})
+        text = table.get(name, "")
+        _require(
+            isinstance(text, str) and text.isprintable(),
+            where,
+            f"a text as {name}, in one line",
+            **{name: text},
+        )
     _require(table["id"] and table["reason"], where, "an id and a reason", id=table["id"])
     try:
         case = decode(table["case"])
     except CaseError as error:
         raise KnownError(f"{where}: {error}") from None
+    elements = len(case.steps) * case.channels * sum(map(case.count_of, range(case.world_size)))
+    _require(elements <= MAX_ELEMENTS, where, f"a case of at most {MAX_ELEMENTS} elements", elements=elements)
     _require(isinstance(table["when"], list) and table["when"], where, "clauses", when=table["when"])
     endings = _texts(table, "endings", where)
     _require(set(endings) <= set(_ENDINGS), where, f"endings among {', '.join(_ENDINGS)}", endings=endings)
@@ -189,7 +206,7 @@ def _entry(table: Any, source: str) -> Entry:
     )
     try:
         own = extent(entry, case)
-    except TypeError as error:  # a text compared with a number
+    except (TypeError, OverflowError) as error:  # a text compared with a number, or a number beyond floats
         raise KnownError(f"{where}: Expected values that can be compared with their facts: {error}") from None
     _require(own, where, "a case that meets its own clauses", case=table["case"])
     return entry
@@ -209,7 +226,7 @@ def _texts(table: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
 def _clause(data: Any, where: str) -> Clause:
     _require(isinstance(data, dict) and len(data) == 2, where, "a fact and one operator", clause=data)
     fact = data.get("fact")
-    _require(fact in FACTS, where, f"a fact among {', '.join(FACTS)}", fact=fact)
+    _require(isinstance(fact, str) and fact in FACTS, where, f"a fact among {', '.join(FACTS)}", fact=fact)
     name = next((key for key in data if key != "fact"), "")
     _require(name in OPERATORS, where, f"an operator among {', '.join(OPERATORS)}", operator=name)
     value = data[name]

@@ -8,7 +8,7 @@ Rules
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -25,6 +25,7 @@ from verify.trial import Trial
 _FLOATS = frozenset({"max_ratio", "ratio", "ratios", "bound", "observed", "expected"})
 """Keys below which "nan", "inf" and "-inf" are numbers; see `verify.plain`."""
 _SPELLED = {name: float(name) for name in ("nan", "inf", "-inf")}
+_ENDINGS = ("", *get_args(Ending))
 _EXPECTATIONS = ("HOLDS", "VIOLATED")
 _STATES = ("seen", "stale", "not exercised")
 _Read = TypeVar("_Read")
@@ -113,6 +114,11 @@ def _check_verdict(verdict: Verdict) -> None:
     _require(verdict.property in PROPERTIES, "a known property", property=verdict.property)
     counts = (verdict.elements, verdict.undecided, verdict.blind)
     _require(all(0 <= count < 2**63 for count in counts), "counts from 0 on", counts=counts)
+    _require(
+        all(found.ending in _ENDINGS for found in verdict.discrepancies),
+        "endings of a rank",
+        property=verdict.property,
+    )
     _require(
         bool(verdict.discrepancies) or verdict.outcome is not Outcome.VIOLATED,
         "a discrepancy where a property is violated",

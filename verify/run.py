@@ -55,6 +55,7 @@ class Run:
         keep: Folder for failing cases.
 
     Attributes:
+        handlers: As given.
         unkept: Why failing cases could not be written to that folder; empty if they could.
     """
 
@@ -70,7 +71,7 @@ class Run:
         self.settings = settings
         self.unkept = ""
         self._past = past
-        self._handlers = tuple(handlers)
+        self.handlers = tuple(handlers)
         self._record = record
         self._folder = keep or data_folder()
         self._parts: Machinery | None = None
@@ -161,14 +162,14 @@ class Run:
         failures = [FailureMinimised(subject=result.subject, failure=failure) for failure in result.failures]
         events: list[Event] = [started, *failures, CampaignEnded(result=result)]
         for event in events:
-            for handler in self._handlers:
+            for handler in self.handlers:
                 if handler is not self._record:
                     handler.handle(event)
         return result
 
     def emit(self, event: Event) -> None:
         """Give `event` to every handler."""
-        for handler in self._handlers:
+        for handler in self.handlers:
             handler.handle(event)
 
     def keep(self, trial: Trial, place: Place | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from verify import exits
 from verify.arguments import UsageError, pairs
 from verify.campaign import Budget, Policy
-from verify.environment import backend_words, environment, one_line
+from verify.environment import backend_words, environment, one_line, version
 from verify.events import Handler
 from verify.past import Past, read
 from verify.plain import plain
@@ -40,20 +40,25 @@ def run_command(arguments: Namespace) -> int:
             _begin(record, arguments, settings, resumed=past is not None)
         run = stack.enter_context(open_run(arguments, settings, record=record, past=past))
         code = _campaigns(run, arguments.subject)
-    return _tell_unwritten(run, record) or code
+    return _tell_unwritten(run) or code
 
 
-def _tell_unwritten(run: Run, record: Record | None) -> int:
+def _tell_unwritten(run: Run) -> int:
     """Tell what could not be written; return the exit code that this means, 0 for none."""
+    code = exits.OK
     if run.unkept:
         sys.stderr.write(f"Failing cases were not kept in {run.unkept}; `replay ID` will not find them.\n")
-    if record is None or not record.failed:
-        return exits.OK
-    sys.stderr.write(
-        f"The record {record.journal.path} could not be written: {record.failed}. Judging ended there; "
-        "what was judged is told above, and --resume goes on.\n"
-    )
-    return exits.INTERNAL
+    for handler in run.handlers:
+        if isinstance(handler, Document) and handler.failed:
+            sys.stderr.write(f"The results could not be written to {handler.failed}.\n")
+            code = exits.INTERNAL
+        elif isinstance(handler, Record) and handler.failed:
+            sys.stderr.write(
+                f"The record {handler.journal.path} could not be written: {handler.failed}. Judging ended "
+                "there; what was judged is told above, and --resume goes on.\n"
+            )
+            code = exits.INTERNAL
+    return code
 
 
 def _campaigns(run: Run, specs: Sequence[str]) -> int:
@@ -122,6 +127,9 @@ def _resumed(arguments: Namespace, record: Record) -> tuple[Namespace, Past | No
         sys.stdout.write(f"record: {record.journal.path} holds no run; this one begins it.\n")
         return arguments, None
     resumed = merged(arguments, past.opening.arguments)
+    for package, before in past.opening.versions.items():
+        if before != (now := version(package)):
+            sys.stdout.write(f"record: begun with {package} {before}, going on with {now}.\n")
     sys.stdout.write(
         f"record: going on with the run in {record.journal.path}; "
         f"{count(past.cases, 'case')} judged before.\n"

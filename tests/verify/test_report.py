@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.verify.fakes import Heard, examiner
+from tests.verify.full_disk import room_for
 from verify.campaign import Budget, Campaign, Policy
-from verify.events import Event, GroupLost
+from verify.events import CampaignEnded, Event, GroupLost
 from verify.exits import INTERNAL, NOT_MET, OK, UNDECIDED
 from verify.main_job import table
 from verify.report.document import Document, subject_data
@@ -193,3 +194,18 @@ def test_the_table_lists_systems_and_known_discrepancies_by_name() -> None:
     assert lines[3] == "torch: known discrepancies seen: S1 and S3"
     assert "stale, to be removed: S7" in lines[4]
     assert "not exercised: S9" in lines[5]
+
+
+def test_a_full_disk_leaves_the_document_as_it_was_and_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    document = Document(path, environment={}, command=[], seed=0)
+    before = path.read_bytes()
+    ended = [event for event in events() if isinstance(event, CampaignEnded)]
+    with room_for(len(before) + 50):
+        document.handle(ended[0])
+    assert "too large" in document.failed
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    document.handle(ended[0])
+    assert document.failed == ""
+    assert len(json.loads(path.read_text(encoding="utf-8"))["subjects"]) == 2

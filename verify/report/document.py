@@ -10,6 +10,7 @@ Non-finite numbers are the strings "nan", "inf" and "-inf".
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,52 @@ class Document:
     """Collects results, and writes them to `path` each time one is complete.
 
     Args:
-        path: The file to write; replaced if it exists.
+        path: The file to write; replaced if it exists, by a whole document or not at all.
         environment: As `verify.environment` tells it.
         command: The command line.
         seed: Of the run.
+
+    Attributes:
+        failed: Why the last result could not be written; empty if it was.
+
+    Raises:
+        OSError: If it cannot be written to begin with.
     """
 
     def __init__(self, path: Path, *, environment: dict[str, Any], command: list[str], seed: int) -> None:
         self._path = path
         self._head = {"schema": SCHEMA, "environment": environment, "command": command, "seed": seed}
         self._subjects: list[dict[str, Any]] = []
+        self.failed = ""
         self._write()
 
     def handle(self, event: Event) -> None:
         """Take one event; only results matter."""
         if isinstance(event, CampaignEnded):
             self._subjects.append(subject_data(event.result))
-            self._write()
+            try:
+                self._write()
+                self.failed = ""
+            except OSError as error:  # the other reports must go on
+                self.failed = f"{self._path}: {error.strerror or error}"
 
     def _write(self) -> None:
         document = {**self._head, "subjects": self._subjects}
-        self._path.write_text(json.dumps(document, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+        _write_whole(self._path, json.dumps(document, allow_nan=False, indent=1) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path`; a regular file is the old one until the new one is whole."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, a pipe
+        path.write_text(text, encoding="utf-8")
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def subject_data(result: SubjectResult) -> dict[str, Any]:
