@@ -24,11 +24,13 @@ import gc
 import io
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -52,6 +54,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TRACE_SECONDS, _TRACE_PAUSE = 1.0, 0.02
 _REAP_SECONDS, _END_SECONDS = 5.0, 1.0
 _STRAY_ROUNDS = 8
+_LOOK_SECONDS = 0.25
 _DESCRIPTORS = 192
 
 
@@ -68,7 +71,8 @@ def main() -> None:
         os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     server = Server(connection)
     try:
-        _preload()
+        with _leaving_with(connection):
+            _preload()
         server.slowness = slowness()
         gc.collect()
         gc.freeze()
@@ -240,6 +244,25 @@ def _size(path: Path) -> int:
     with contextlib.suppress(OSError):
         return path.stat().st_size
     return 0
+
+
+@contextlib.contextmanager
+def _leaving_with(connection: socket.socket) -> Iterator[None]:
+    """Leave as soon as the other side of `connection` is gone, also while something else is done inside."""
+    hung_up = select.poll()
+    hung_up.register(connection, 0)
+
+    def look(*_: object) -> None:
+        if hung_up.poll(0):
+            sys.exit(0)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def _preload() -> None:
