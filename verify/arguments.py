@@ -28,8 +28,8 @@ accused, and, for the whole catalogue without --quick, causes are named as often
 
 """
 
-BENCH_TEXT = """Figures: harness, draw, share. Give the machine nothing
-else to do meanwhile. 0 means: every target is met. Else it is 1.
+BENCH_TEXT = """Figures: harness, draw, spawn, share, start, compilations, parallel, large,
+growth, memory. Give the machine nothing else to do meanwhile. 0 means: every target is met. Else it is 1.
 
 """
 

@@ -12,7 +12,14 @@ from verify.bench.figure import Measure
 MODULES = {
     "harness": "verify.bench.harness",
     "draw": "verify.bench.draw",
+    "spawn": "verify.bench.spawn",
     "share": "verify.bench.share",
+    "start": "verify.bench.start",
+    "compilations": "verify.bench.compilations",
+    "parallel": "verify.bench.parallel",
+    "large": "verify.bench.large",
+    "growth": "verify.bench.growth",
+    "memory": "verify.bench.memory",
 }
 """In the order in which they are measured."""
 
