@@ -67,6 +67,16 @@ def property_of(kind: str) -> str:
     return kind.partition(" ")[0]
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A drawn case, its place among the draws, and its trial: one that is recalled, or one that is begun."""
+
+    case: Case
+    place: int
+    recalled: Recalled | None
+    begun: Begun | None
+
+
 @dataclass(slots=True, kw_only=True)
 class Campaign:
     """One campaign; `run` does it and returns the result.
@@ -105,7 +115,7 @@ class Campaign:
     _found_runs: int = 0
     _found_trial: Trial | None = None
     _pending: str = ""
-    _flight: tuple[Begun, int] | None = None
+    _flight: _Flight | None = None
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
     _dossier: Dossier = field(init=False)
 
@@ -281,8 +291,7 @@ class Campaign:
 
     def _take(self, case: Case, place: int) -> None:
         """Begin a drawn case, and finish the one before: its ranks need not wait while that is judged."""
-        flying = self._flight[0].case.id if self._flight else ""
-        if case.id in self._judged or case.id == flying:
+        if case.id in self._judged or (self._flight and case.id == self._flight.case.id):
             return
         if self._over_for(case):
             raise Over
@@ -291,21 +300,21 @@ class Campaign:
             self._judged[case.id] = ()
             self.tally.skip(entry)
             return
-        if self.memory.holds(case.id):
-            self._settle()
-            self._note(self._trial(case), place)
-        else:
-            earlier, self._flight = self._flight, (self._begin(case, ahead=self._flight is not None), place)
-            self._settle(earlier)
+        recalled, begun = self.memory.trial(case.id), None
+        if recalled is None:
+            begun = self._begin(case, ahead=self._flight is not None and self._flight.begun is not None)
+        earlier, self._flight = self._flight, _Flight(case, place, recalled, begun)
+        self._settle(earlier)
         if self.stopped or self._failing:
             raise Over
 
-    def _settle(self, flight: tuple[Begun, int] | None = None) -> None:
+    def _settle(self, flight: _Flight | None = None) -> None:
         """Finish what is in flight: `flight`, or the only case that is."""
         if flight is None:
             flight, self._flight = self._flight, None
         if flight is not None:
-            self._note(self._trial(flight[0].case, begun=flight[0]), flight[1])
+            trial = self._trial(flight.case, recalled=flight.recalled, begun=flight.begun)
+            self._note(trial, flight.place)
 
     def _note(self, trial: Trial, place: int) -> None:
         """Note what a drawn case says of the campaign: what fails for the first time, and whether to stop."""

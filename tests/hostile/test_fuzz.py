@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from properties.case import Case, CaseError, decode, encode
-from properties.domain import Domain
+from properties.domain import Domain, DomainError
 from properties.strategies import random_case
 from tests.hostile.mutation import restructured, spoilt
 from tests.verify.fakes import FakeRanks, examiner, returned, tensor
@@ -36,6 +36,7 @@ from verify.record import Record, find_case
 from verify.report.document import subject_data
 from verify.report.summary import summary
 from verify.resume import merged, recorded
+from verify.run_command import settings_from
 from verify.subject import Subject
 from verify.tally import Tally
 
@@ -57,7 +58,10 @@ def is_one_line(message: str) -> bool:
 
 
 def judge(
-    text: bytes, read_it: Callable[[bytes], object], refusal: type[Exception], seen: Counter[str]
+    text: bytes,
+    read_it: Callable[[bytes], object],
+    refusal: type[Exception] | tuple[type[Exception], ...],
+    seen: Counter[str],
 ) -> None:
     """Read `text`; anything but a value or a refusal of one line fails, and so does taking long."""
     taken = []
@@ -164,7 +168,7 @@ def recorded_lines(folder: Path) -> tuple[bytes, ...]:
 def uses(past: Past) -> None:
     """Do with what was read what a run that goes on does with it."""
     words = Namespace(**vars(parse([*LINE[:1], *LINE[-2:]])), words=["run", "--record", "r"])
-    merged(words, past.opening.arguments)
+    settings_from(merged(words, past.opening.arguments))
     tally = Tally()
     for spec in ("fake:Subject", ""):
         memory = past.memory(spec)
@@ -213,7 +217,7 @@ def test_a_mutated_record_goes_on_or_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     source, seen = random.Random(5), Counter[str]()
     for text, _ in zip(mutants(source, lines), range(count("record")), strict=False):
-        judge(text, read_it, UsageError, seen)
+        judge(text, read_it, (UsageError, DomainError), seen)
     assert min(seen["valid"], seen["refused"]) > count("record") / 50, seen
 
 

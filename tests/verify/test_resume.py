@@ -73,15 +73,17 @@ class Kept(list[tuple[Trial, Place]]):
 
 
 def killed_at(number: int) -> FakeRanks:
-    """Return ranks in whose run of that number the process ends."""
+    """Return ranks that end the process when they are asked for what they observed that many times."""
+    asked = 0
 
     def behave(case: Case) -> Observation:
-        if len(ranks.cases) == number:
+        nonlocal asked
+        asked += 1
+        if asked == number:
             raise Killed
         return returned(case)
 
-    ranks = FakeRanks(behave)
-    return ranks
+    return FakeRanks(behave)
 
 
 def campaign(kept: Kept, *, ranks: FakeRanks | None = None, **more: Any) -> Campaign:
