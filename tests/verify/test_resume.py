@@ -19,8 +19,10 @@ from properties.observation import Collective, Observation, Raised, RankObservat
 from properties.verdict import holds, undecided
 from tests.verify.fakes import FakeRanks, Heard, broken, examiner, parts, returned, tensor
 from tests.verify.full_disk import room_for
+from verify import exits
 from verify.arguments import UsageError, parse
 from verify.campaign import Budget, Campaign, Policy
+from verify.cli import main
 from verify.events import FailureMinimised
 from verify.excuse import Excused
 from verify.journal import RecordError
@@ -461,3 +463,48 @@ def test_a_full_disk_ends_the_campaign_with_what_was_judged(tmp_path: Path) -> N
     assert untimed(run(again)) == untimed(expected)
     again.close()
     assert trials(tmp_path, "drawn") == kept.drawn
+
+
+def test_a_record_of_nothing_begins_a_run_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "record"
+    words = ["run", "--record", str(folder), "--resume"]
+    assert main([*words, "--subject", "./gone.py:X", "--seed", "7"]) == exits.USAGE
+    said = capsys.readouterr()
+    assert "holds no run; this one begins it" in said.out
+    assert "gone.py does not exist" in said.err
+    # Begun with another version of torch, as far as the record knows; the subject and the seed are its own.
+    path = folder / "record.jsonl"
+    opening = json.loads(path.read_text("utf-8"))
+    opening["versions"]["torch"] = "1.0\x1b[2J"
+    path.write_text(json.dumps(opening) + "\n", "utf-8")
+    assert main(words) == exits.USAGE
+    said = capsys.readouterr()
+    assert "begun with torch 1.0\ufffd[2J, going on with " in said.out
+    assert "0 cases judged before" in said.out
+    assert "seed 7" in said.out
+    assert "gone.py does not exist" in said.err
+
+
+def test_resuming_needs_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--resume"]) == exits.USAGE
+    assert "Expected --record DIR with --resume" in capsys.readouterr().err
+
+
+def test_what_is_too_large_to_keep_is_left_out_of_an_observation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verify.record.MAX_TENSOR_BYTES", 20)
+    kept = []
+    for case in (Case(batches=(1,)), Case(batches=(1, 1))):  # 14 and 28 bytes
+        record = Record(tmp_path / str(case.world_size), {})
+        observation = msgspec.structs.replace(observed(case), again=None)
+        record.keep(Trial(case=case, internal="why", observation=observation), Place(role="drawn"))
+        *_, (_, text) = record.journal.lines()
+        found = trial_from(text)[1].trial.observation
+        record.close()
+        assert found is not None
+        assert [rank.digest for rank in found.ranks] == ["ab"] * case.world_size
+        kept.append([sorted(rank.tensors) for rank in found.ranks])
+    assert kept == [[["bits.0", "output.0"]], [[], []]]
