@@ -3,9 +3,13 @@
 Theory of operation
 -------------------
 First the stored case of each known discrepancy runs. Then rounds: each is one Hypothesis run that draws until
-a property fails for the first time, and shrinks that failure within a time bound. A property that has failed
-is only counted from then on, so that a round finds another one. What else the smallest case violates is told
-with that same case. A trial that the memory of an interrupted run holds is not run again (`verify.memory`).
+a property fails for the first time, and a second one that shrinks that failure within a time bound. A
+property that has failed is only counted from then on, so that a round finds another one. What else the
+smallest case violates is told with that same case. A trial that the memory of an interrupted run holds is not
+run again (`verify.memory`).
+
+Two cases are in flight: while the ranks run one, the parent judges the one before and draws and expects the
+next. Cases are judged, counted and told in the order in which they were drawn.
 """
 
 from __future__ import annotations
@@ -19,29 +23,20 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from properties.case import Case, encode
+from properties.case import Case
 from properties.verdict import Outcome
-from verify.dossier import Dossier, dossier_of
-from verify.events import (
-    CampaignEnded,
-    CampaignStarted,
-    CaseDrawn,
-    CaseEnded,
-    Event,
-    FailureFound,
-    FailureMinimised,
-)
-from verify.explain import Occurrence, explain
+from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, Event, FailureFound
+from verify.failures import Failures, property_of
 from verify.known import extent
 from verify.memory import Memory, Place, Recalled
 from verify.minimise import Found, Minimum, Over, Source, draw, minimise
 from verify.plain import plain
 from verify.policy import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
-from verify.result import Failure, SubjectResult
+from verify.result import SubjectResult
 from verify.tally import Tally
 from verify.trial import Begun, Examiner, Trial
 
-__all__ = ["DEFAULT_BUDGET", "DEFAULT_POLICY", "Budget", "Campaign", "Policy", "derive", "property_of"]
+__all__ = ["DEFAULT_BUDGET", "DEFAULT_POLICY", "Budget", "Campaign", "Policy", "derive"]
 
 DRAWS_AT_ONCE = 200
 """Of one run of Hypothesis: to minimise a failure they are drawn again."""
@@ -57,14 +52,6 @@ MAX_LOST = 10
 """Cases that cost a rank group, after which drawing ends: whatever they say was said."""
 SHORT_TIMEOUT = 2.5
 """Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
-SIMPLE_BYTES = 40
-"""Of JSON: a case this short differs in a field or two from the simplest, whether or not the time was enough
-to lower its sizes further."""
-
-
-def property_of(kind: str) -> str:
-    """Return the id of the property that a kind of failure violates; see `Trial.failures`."""
-    return kind.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +91,7 @@ class Campaign:
     tally: Tally = field(default_factory=Tally)
     stopped: str = ""
     interrupted: bool = False
-    _failures: dict[str, Failure] = field(default_factory=dict)
+    _failures: Failures = field(init=False)
     _judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _states: dict[str, str] = field(default_factory=dict)
     _deadly: Counter[str] = field(default_factory=Counter)
@@ -117,10 +104,9 @@ class Campaign:
     _pending: str = ""
     _flight: _Flight | None = None
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
-    _dossier: Dossier = field(init=False)
 
     def __post_init__(self) -> None:
-        self._dossier = dossier_of(self.examiner.subject, self.examiner.parts.diagnoses)
+        self._failures = Failures(self.examiner.subject, self.examiner.parts.diagnoses, emit=self.emit)
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
@@ -130,7 +116,7 @@ class Campaign:
             self._replay_known()
             self._draw()
             self._count_rest()
-            self._name_causes()
+            self._failures.name_causes()
         except KeyboardInterrupt:
             self.interrupted, self.stopped = True, "interrupted"
             self._tell_pending()
@@ -143,7 +129,7 @@ class Campaign:
     def result(self) -> SubjectResult:
         """Return what is known so far."""
         subject = self.examiner.subject
-        outcome = Outcome.VIOLATED if self._failures else self.tally.outcome()
+        outcome = Outcome.VIOLATED if self._failures.told else self.tally.outcome()
         return SubjectResult(
             subject=subject.spec,
             label=subject.label,
@@ -158,7 +144,7 @@ class Campaign:
             accounting=self.tally.accounting(),
             known=self.tally.known(subject.known, self._states),
             properties=self.tally.properties(),
-            failures=tuple(self._failures.values()),
+            failures=tuple(self._failures.told.values()),
             stopped=self.stopped,
         )
 
@@ -245,7 +231,7 @@ class Campaign:
                 continue
             self._states[entry.id] = "seen" if any(e.entry == entry.id for e in trial.excused) else "stale"
             for kind in () if objections else trial.failures:
-                self._report_as_is(kind, trial, found=entry.case)
+                self._failures.tell_as_is(kind, trial, found=entry.case)
 
     # Drawing
 
@@ -322,19 +308,14 @@ class Campaign:
             self.stopped = f"{self.tally.hung} cases hung"
         elif self.tally.lost >= MAX_LOST:
             self.stopped = f"{self.tally.lost} cases cost a rank group"
-        if self._fresh(trial):
+        if self._failures.fresh(trial, first=self.policy.until):
             self._failing.append((trial, place))
         else:
             self._stop_if_enough()
 
-    def _fresh(self, trial: Trial) -> list[str]:
-        """Return the kinds of failure that `trial` is the first to show, those that are looked for first."""
-        fresh = [kind for kind in trial.failures if kind not in self._failures]
-        return sorted(fresh, key=lambda kind: property_of(kind) not in self.policy.until)
-
     def _minimise(self, source: Source, trial: Trial, place: int) -> None:
         """Minimise a failure of a drawn case, unless it was told meanwhile, and tell it."""
-        for kind in self._fresh(trial)[:1]:
+        for kind in self._failures.fresh(trial, first=self.policy.until)[:1]:
             self._found_at, self._found_trial, self._pending = self.clock(), trial, kind
             self._found_runs = self.tally.accounting().minimising
             subject = self.examiner.subject.spec
@@ -358,15 +339,15 @@ class Campaign:
             self._drawn += 1
             trial = self._trial(case, recalled=recalled)
             for kind in trial.failures:
-                if kind not in self._failures and self.memory.is_concluded(kind):
+                if kind not in self._failures.told and self.memory.is_concluded(kind):
                     self._found_trial = trial
                     self._conclude(Minimum(kind=kind, found=case, case=case, complete=False))
-                self._report_as_is(kind, trial, found=case)
+                self._failures.tell_as_is(kind, trial, found=case)
 
     def _stop_if_enough(self) -> None:
         """End the drawing once every property of the policy's `until` was violated."""
         until = self.policy.until
-        if until and until <= self.tally.violated | set(map(property_of, self._failures)):
+        if until and until <= self.tally.violated | set(map(property_of, self._failures.told)):
             self.stopped = self.stopped or "every property that was looked for is violated"
 
     def _deadly_entry(self, case: Case) -> str:
@@ -407,7 +388,7 @@ class Campaign:
     @property
     def _hangs(self) -> bool:
         """Whether a hang was already found and told, so that another one tells nothing new."""
-        return "ending timeout" in self._failures
+        return "ending timeout" in self._failures.told
 
     @contextlib.contextmanager
     def _hurried(self, hurried: bool) -> Iterator[None]:  # noqa: FBT001 - the only argument
@@ -431,15 +412,9 @@ class Campaign:
             self._found_at, self._began = self.clock() - past.place.took, self._began - past.place.took
         else:
             trial, repeats = self._repeat(minimum)
-        if self._found_trial is not None:
-            self._dossier.add(self._found_trial, minimal=False)
-        # A hang is never minimised to the end: the bold candidates have been tried all the same.
-        simple = len(encode(trial.case)) <= SIMPLE_BYTES
-        ended = complete or property_of(minimum.kind) == "ending" or simple
-        self._dossier.add(trial, minimal=repeats and ended)
-        for kind in dict.fromkeys((minimum.kind, *trial.failures)):
-            if kind not in self._failures:
-                self._tell(kind, trial, found=found, minimised=complete, repeats=repeats)
+        self._failures.conclude(
+            minimum.kind, trial, drawn=self._found_trial, found=found, minimised=complete, repeats=repeats
+        )
         self._pending = ""
         self._stop_if_enough()
         if self.policy.fail_fast:
@@ -464,45 +439,10 @@ class Campaign:
         self.keep(trial, place)
         return trial, repeats
 
-    def _name_causes(self) -> None:
-        """Name the causes again, now that all failures together narrow them."""
-        for kind, failure in self._failures.items():
-            names = self._dossier.likeness(property_of(kind)).names
-            self._failures[kind] = msgspec.structs.replace(failure, resembles=names)
-
     def _tell_pending(self) -> None:
         """Tell the failure whose minimising was interrupted, by its drawn case."""
         if self._pending and self._found_trial is not None:
-            self._report_as_is(self._pending, self._found_trial, found=self._found_trial.case)
-
-    def _report_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
-        if kind not in self._failures:
-            self._dossier.add(trial, minimal=False)
-            self._tell(kind, trial, found=found.id, minimised=False, repeats=True)
-
-    def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
-        likeness = self._dossier.likeness(property_of(kind))
-        occurrence = Occurrence(
-            property_id=property_of(kind),
-            trial=trial,
-            subject=self.examiner.subject,
-            minimal=minimised,
-            repeats=repeats,
-            likeness=likeness,
-        )
-        discrepancy, text = explain(occurrence)
-        failure = Failure(
-            property=property_of(kind),
-            case=trial.case,
-            found=found,
-            minimised=minimised,
-            repeats=repeats,
-            discrepancy=discrepancy,
-            text=text,
-            resembles=likeness.names,
-        )
-        self._failures[kind] = failure
-        self.emit(FailureMinimised(subject=self.examiner.subject.spec, failure=failure))
+            self._failures.tell_as_is(self._pending, self._found_trial, found=self._found_trial.case)
 
 
 def derive(seed: int, *path: int) -> int:

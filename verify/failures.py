@@ -1,0 +1,116 @@
+"""The failures of a campaign: each kind is told once, with the evidence of all that was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import msgspec
+
+from properties.case import Case, encode
+from verify.dossier import Diagnoses, dossier_of
+from verify.events import Event, FailureMinimised
+from verify.explain import Occurrence, explain
+from verify.result import Failure
+from verify.subject import Subject
+from verify.trial import Trial
+
+SIMPLE_BYTES = 40
+"""Of JSON: a case this short differs in a field or two from the simplest, whether or not the time was enough
+to lower its sizes further."""
+
+
+def property_of(kind: str) -> str:
+    """Return the id of the property that a kind of failure violates; see `Trial.failures`."""
+    return kind.partition(" ")[0]
+
+
+class Failures:
+    """What was told of one subject.
+
+    Args:
+        subject: The subject.
+        diagnoses: What names causes; None for no diagnosis.
+        emit: Takes an event for each failure that is told.
+
+    Attributes:
+        told: By kind of failure.
+    """
+
+    def __init__(
+        self, subject: Subject, diagnoses: Diagnoses | None, *, emit: Callable[[Event], None]
+    ) -> None:
+        self.told: dict[str, Failure] = {}
+        self._subject = subject
+        self._dossier = dossier_of(subject, diagnoses)
+        self._emit = emit
+
+    def fresh(self, trial: Trial, *, first: Collection[str] = ()) -> list[str]:
+        """Return the kinds of failure that `trial` is the first to show, those of `first` first."""
+        kinds = [kind for kind in trial.failures if kind not in self.told]
+        return sorted(kinds, key=lambda kind: property_of(kind) not in first)
+
+    def conclude(
+        self,
+        kind: str,
+        trial: Trial,
+        *,
+        drawn: Trial | None,
+        found: str,
+        minimised: bool,
+        repeats: bool,
+    ) -> None:
+        """Tell every kind of failure that the smallest case of `kind` is the first to show, that one first.
+
+        Args:
+            kind: What was minimised.
+            trial: Of the smallest case.
+            drawn: Of the case as drawn.
+            found: Id of the case as drawn.
+            minimised: Minimising came to its end.
+            repeats: The smallest case failed again.
+        """
+        if drawn is not None:
+            self._dossier.add(drawn, minimal=False)
+        # A hang is never minimised to the end: the bold candidates have been tried all the same.
+        simple = len(encode(trial.case)) <= SIMPLE_BYTES
+        ended = minimised or property_of(kind) == "ending" or simple
+        self._dossier.add(trial, minimal=repeats and ended)
+        for other in dict.fromkeys((kind, *trial.failures)):
+            if other not in self.told:
+                self._tell(other, trial, found=found, minimised=minimised, repeats=repeats)
+
+    def tell_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
+        """Tell a failure by the case that showed it, unless it was told."""
+        if kind not in self.told:
+            self._dossier.add(trial, minimal=False)
+            self._tell(kind, trial, found=found.id, minimised=False, repeats=True)
+
+    def name_causes(self) -> None:
+        """Name the causes again, now that all failures together narrow them."""
+        for kind, failure in self.told.items():
+            names = self._dossier.likeness(property_of(kind)).names
+            self.told[kind] = msgspec.structs.replace(failure, resembles=names)
+
+    def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
+        likeness = self._dossier.likeness(property_of(kind))
+        occurrence = Occurrence(
+            property_id=property_of(kind),
+            trial=trial,
+            subject=self._subject,
+            minimal=minimised,
+            repeats=repeats,
+            likeness=likeness,
+        )
+        discrepancy, text = explain(occurrence)
+        failure = Failure(
+            property=property_of(kind),
+            case=trial.case,
+            found=found,
+            minimised=minimised,
+            repeats=repeats,
+            discrepancy=discrepancy,
+            text=text,
+            resembles=likeness.names,
+        )
+        self.told[kind] = failure
+        self._emit(FailureMinimised(subject=self._subject.spec, failure=failure))
