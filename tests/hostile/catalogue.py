@@ -40,6 +40,7 @@ class Entry:
         tells: Words that the stack, the exit, the exception or the output of a rank must have.
         ledger: The last collective of a rank that could not answer.
         lost: What is said of the group that must be renewed; `STAYS` if it must be kept.
+        groups: How many groups it costs.
         case: The one on which it strikes.
         timeout: Seconds that the case gets.
         costly: Seconds are lost with it; not part of the default test run.
@@ -51,6 +52,7 @@ class Entry:
     tells: str = ""
     ledger: str = ""
     lost: str = STAYS
+    groups: int = 1
     case: Case = field(default_factory=hostile_case)
     timeout: float = TIMEOUT
     costly: bool = False
@@ -148,7 +150,7 @@ ENTRIES: tuple[Entry, ...] = (
     _dies("BecomesAnother", tells="exit code 0"),
     _raises("Interrupts", tells="KeyboardInterrupt"),
     _dies("Terminates", tells="signal SIGTERM"),
-    _dies("KillsItsPeer", "stopped", "died", tells="signal SIGKILL"),
+    _dies("KillsItsPeer", "stopped", "died", tells="signal SIGKILL", groups=2),
     _raises("FillsMemory", tells="allocate", timeout=10.0, costly=True),
     _dies("ClosesEverything", tells="", timeout=5.0),
     Entry(id="deaths.ReturnsTwice"),

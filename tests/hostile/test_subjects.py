@@ -47,7 +47,7 @@ def test_a_hostile_subject_is_told_and_the_next_cases_are_judged_rightly(
         silent = [seen for seen in ranks if seen.ending in ("timeout", "died", "stopped")]
         assert entry.ledger in {seen.ledger[-1].op for seen in silent if seen.ledger}
     assert strike.seconds < MOST * entry.timeout + 10.0
-    assert len(strike.lost) == (entry.lost != STAYS), strike.lost
+    assert len(strike.lost) == (entry.groups if entry.lost != STAYS else 0), strike.lost
     assert all(entry.lost in group.reason for group in strike.lost)
     for trial in (strike.before, strike.right, strike.after):
         assert trial.outcome.name == "HOLDS", (trial.violated, trial.internal, trial.observation)

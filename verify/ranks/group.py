@@ -21,6 +21,7 @@ import contextlib
 import os
 import selectors
 import shutil
+import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -108,6 +109,7 @@ class RankGroup:
         groupings: Process groups that its ranks have made for cases so far.
         lost: Why it cannot be used again, or an empty string.
         pids: Process ids of the ranks, once they are known; also when they are gone.
+        killed: A rank has ended by SIGKILL, which comes from outside its process.
     """
 
     def __init__(self, link: Link, plan: Plan, target: Target, *, folder: Path) -> None:
@@ -115,6 +117,7 @@ class RankGroup:
         self.target = target
         self.groupings: set[tuple[tuple[int, ...], ...]] = set()
         self.lost = ""
+        self.killed = False
         self.pids: tuple[int, ...] = ()
         self._alive = False
         self._ticket = 0
@@ -249,6 +252,7 @@ class RankGroup:
         request = Stop(pids=pids, dead=tuple(pids[k] for k in dead), trace=tuple(pids[k] for k in trace))
         stopped = self._link.request(request, seconds=_STOP_SECONDS)
         assert isinstance(stopped, Stopped)
+        self.killed |= -signal.SIGKILL in stopped.codes.values()
         return {rank: stopped.codes[pid] for rank, pid in enumerate(pids) if pid in stopped.codes}
 
     def close(self) -> None:
@@ -309,7 +313,7 @@ class RankGroup:
         self._await_pids()
         seconds = _SETUP_SECONDS + _SETUP_SECONDS_A_RANK * self.plan.world_size
         self._collect(self._limited(seconds))
-        for rank in self._ranks:
+        for rank in self._gone_first():
             answer = rank.answers.pop(0) if rank.answers else None
             if answer is None or isinstance(answer, Failed):
                 why = answer.message if answer else self._why_silent(rank, seconds)
@@ -318,8 +322,11 @@ class RankGroup:
                 )
         self._collect(self._limited(_LOAD_SECONDS))
         descriptions = []
-        for rank in self._ranks:
+        loaded = any(rank.answers and isinstance(rank.answers[0], Loaded) for rank in self._ranks)
+        for rank in self._gone_first():
             answer = rank.answers.pop(0) if rank.answers else None
+            if answer is None and rank.gone and loaded and self._sent:
+                continue  # it died of the first case, in which another rank is already
             if not isinstance(answer, Loaded):
                 why = answer.message if isinstance(answer, Failed) else self._why_silent(rank, _LOAD_SECONDS)
                 raise SubjectError(f"Expected to load the subject {self.target.spec!r}, but {why}")
@@ -327,6 +334,10 @@ class RankGroup:
                 raise SubjectError(answer.error)
             descriptions.append(answer.description)
         return descriptions[0]
+
+    def _gone_first(self) -> list[_Rank]:
+        """Return the ranks, those first for which the others may wait in vain."""
+        return sorted(self._ranks, key=lambda rank: not rank.gone)
 
     def _why_silent(self, rank: _Rank, seconds: float) -> str:
         if not rank.gone:

@@ -46,12 +46,16 @@ def _elements(case: Case) -> int:
 
 @dataclass(slots=True)
 class _Flight:
-    """A submitted case; its group is None until it is sent, and when that group was lost before its turn."""
+    """A submitted case; its group is None until it is sent, and when that group was lost before its turn.
+
+    `killed` says that a rank was killed while it ran.
+    """
 
     target: Target
     case: Case
     seconds: float
     group: RankGroup | None = None
+    killed: bool = False
 
 
 class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,10 +136,18 @@ class RankPool:
         if target not in self._descriptions:
             group = self._group(target, 1)
             try:
-                self._descriptions[target] = group.describe()
-            finally:
-                self._drop_if_lost(group, None)
+                self._descriptions[target] = self._described(group)
+            except (RankError, SubjectError):
+                if not group.killed and self._server_lives:
+                    raise
+                self._descriptions[target] = self._described(self._group(target, 1))
         return self._descriptions[target]
+
+    def _described(self, group: RankGroup) -> Description:
+        try:
+            return group.describe()
+        finally:
+            self._drop_if_lost(group, None)
 
     def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
         """Have the ranks run `case` on the subject `spec`, and return at once.
@@ -169,6 +181,8 @@ class RankPool:
         """Return what the ranks gave back for the first case in flight, or how they ended.
 
         The wait is bounded. The second run of a probe is part of it, if the first returned on every rank.
+        Where a rank, or the server, was killed (SIGKILL comes from outside: the kernel or a person), the case
+        runs once more on new ranks, and that counts.
 
         Raises:
             SubjectError: If the subject could not be loaded.
@@ -176,6 +190,27 @@ class RankPool:
         """
         if not self._flights:
             raise RankError("Expected a submitted case to observe, but there is none.")
+        flight = self._flights[0]
+        try:
+            seen = self._observe_first()
+            again = flight.killed
+        except (RankError, SubjectError):
+            if not flight.killed and self._server_lives:
+                raise
+            again = True
+        if again:
+            self._flights.appendleft(_Flight(flight.target, flight.case, flight.seconds))
+            seen = self._observe_first()
+        if self._flights and self._flights[0].group is None:
+            self._try_to_send(self._flights[0])
+        return seen
+
+    @property
+    def _server_lives(self) -> bool:
+        return self._link is not None and self._link.alive
+
+    def _observe_first(self) -> Observation:
+        """Return the observation of the first case in flight, which is sent now if it was not."""
         if self._flights[0].group is None:
             self._send_first()
         flight = self._flights[0]
@@ -192,9 +227,8 @@ class RankPool:
             raise
         finally:
             self._flights.popleft()
+            flight.killed = group.killed
             self._drop_if_lost(group, case)
-        if self._flights and self._flights[0].group is None:
-            self._try_to_send(self._flights[0])
         return seen
 
     def _try_to_send(self, flight: _Flight) -> None:
