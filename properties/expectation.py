@@ -54,7 +54,7 @@ def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu")
         device: cpu or cuda; selects the table of operations' errors.
     """
     ranks = range(case.world_size)
-    drawn = {(rank, k): values.tensors(case, rank, step=k) for rank in ranks for k in range(len(case.steps))}
+    drawn = values.drawn(case, ranks)
     digests = {
         rank: values.digest(*(array for k in range(len(case.steps)) for array in drawn[rank, k]))
         for rank in ranks

@@ -44,11 +44,7 @@ def predict(
         device: cpu or cuda; selects the table of operations' errors.
         variant: What differs from a right subject.
     """
-    inputs: Inputs = {
-        (rank, k): values.tensors(case, rank, step=k)
-        for rank in range(case.world_size)
-        for k in range(len(case.steps))
-    }
+    inputs: Inputs = values.drawn(case, range(case.world_size))
     if variant.inputs is not None:
         inputs = {(rank, k): variant.inputs(case, rank, *pair) for (rank, k), pair in inputs.items()}
     contract = msgspec.structs.replace(contract, **_resolved(variant.contract, case))

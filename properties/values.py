@@ -14,13 +14,15 @@ Theory of operation
 Philox4x32-7 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011) maps the counter
 (position, channel, sample, rank + 64 step) under the key (seed) to four words. The first two make the input's
 element, the last two the cotangent's: a triangular variate on (-2, 2), scaled and shifted by what the family
-draws for the channel from counters that no element uses (position >= 2^31).
+draws for the channel from counters that no element uses (position >= 2^31). A call for few counters costs
+as much as one for thousands, so the small blocks of a case, each of a rank and step, share one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,6 +40,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _ROUNDS = 7
 _CHUNK = 1 << 14
+_SMALL = 1 << 12
 _CHANNEL_TAG, _RANK_TAG, _PARAMETER_TAG, _BUFFER_TAG = (2**31 + k for k in range(4))
 _MANTISSA_BITS: dict[Dtype, int] = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _LARGEST: dict[Dtype, float] = {
@@ -119,20 +122,61 @@ def _variance_exponents(case: Case) -> NDArray[np.int64]:
     return np.where(tiny, exponents, 0)
 
 
+Block = tuple[int, int]
+"""A rank and a step."""
+
+
+def drawn(case: Case, ranks: Sequence[int]) -> dict[Block, tuple[Floats, Floats]]:
+    """Return input and cotangent of every step on these ranks, as `tensors` returns them, by (rank, step)."""
+    blocks = [(rank, step) for rank in ranks for step in range(len(case.steps))]
+    sizes = {rank: math.prod(_shape(case, rank)) for rank in ranks}
+    small = [block for block in blocks if 0 < sizes[block[0]] <= _SMALL]
+    words = _words_of_blocks(case, small) if len(small) > 1 else {}
+    return {(rank, k): _tensors(case, rank, k, words.get((rank, k))) for rank, k in blocks}
+
+
 def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
     """Return input and cotangent of one rank and step, each (N, C, positions), exact in the case's dtype.
 
     The spatial sizes are flattened. With an expanded cotangent the cotangent has shape (1, C, 1).
     """
-    n, c = case.batches[rank], case.channels
-    positions = math.prod(case.spatial_of(rank))
+    return _tensors(case, rank, step, None)
+
+
+def _shape(case: Case, rank: int) -> tuple[int, int, int]:
+    return case.batches[rank], case.channels, math.prod(case.spatial_of(rank))
+
+
+def _words_of_blocks(case: Case, blocks: Sequence[Block]) -> dict[Block, tuple[Words, Words, Words, Words]]:
+    """Return the words of every element of these blocks, each (N, C, positions)."""
+    shapes = [_shape(case, rank) for rank, _ in blocks]
+    sizes = [math.prod(shape) for shape in shapes]
+    index = np.concatenate([np.indices(shape).reshape(3, -1) for shape in shapes], axis=1).astype(np.uint64)
+    last = np.repeat(np.array([rank + 64 * step for rank, step in blocks], np.uint64), sizes)
+    words = philox((index[2], index[1], index[0], last), case.seed)
+    stops = np.cumsum(sizes)
+    return {
+        block: (
+            words[0][stop - size : stop].reshape(shape),
+            words[1][stop - size : stop].reshape(shape),
+            words[2][stop - size : stop].reshape(shape),
+            words[3][stop - size : stop].reshape(shape),
+        )
+        for block, shape, size, stop in zip(blocks, shapes, sizes, stops, strict=True)
+    }
+
+
+def _tensors(
+    case: Case, rank: int, step: int, known: tuple[Words, Words, Words, Words] | None
+) -> tuple[Floats, Floats]:
+    n, c, positions = _shape(case, rank)
     center, spread = _channel_scale(case, rank, step=step)
     x, g = np.empty((n, c, positions)), np.empty((n, c, positions))
     expanded = case.cotangent_layout == "expanded"
-    rows = max(1, _CHUNK // max(1, c * positions))
+    rows = max(1, _CHUNK // max(1, c * positions)) if known is None else n
     for start in range(0, n, rows):
         stop = min(n, start + rows)
-        words = _element_words(case, rank, step, slice(start, stop), c, positions)
+        words = known or _element_words(case, rank, step, slice(start, stop), c, positions)
         x[start:stop] = _input(case, words, center, spread)
         if not expanded:
             g[start:stop] = _triangular(words[2], words[3])
@@ -179,24 +223,25 @@ def _element_words(
     return philox((zeros + position, zeros + channel, zeros + sample, last), case.seed)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _channel_table(
-    case: Case, step: int
-) -> tuple[dict[tuple[int, int], int], tuple[Words, Words, Words, Words]]:
-    """Return the channel words of one step, each (rows, C), and the row of every (tag, rank)."""
-    keys = [(_PARAMETER_TAG, 0), (_BUFFER_TAG, 0), (_CHANNEL_TAG, 0)]
-    keys += [(_RANK_TAG, rank) for rank in range(case.world_size if case.rank_offset else 0)]
-    tags = np.array([tag for tag, _ in keys], np.uint64)[:, None]
-    last = np.array([rank + 64 * step for _, rank in keys], np.uint64)[:, None]
+    case: Case, steps: int
+) -> tuple[dict[tuple[int, int, int], int], tuple[Words, Words, Words, Words]]:
+    """Return the channel words of so many steps, each (rows, C), and the row of every (tag, rank, step)."""
+    tags = [(_PARAMETER_TAG, 0), (_BUFFER_TAG, 0), (_CHANNEL_TAG, 0)]
+    tags += [(_RANK_TAG, rank) for rank in range(case.world_size if case.rank_offset else 0)]
+    keys = [(tag, rank, step) for step in range(steps) for tag, rank in tags]
+    tag = np.array([tag for tag, _, _ in keys], np.uint64)[:, None]
+    last = np.array([rank + 64 * step for _, rank, step in keys], np.uint64)[:, None]
     zeros = np.zeros((len(keys), case.channels), np.uint64)
     channel = np.arange(case.channels, dtype=np.uint64)
-    words = philox((zeros + tags, zeros + channel, zeros, zeros + last), case.seed)
+    words = philox((zeros + tag, zeros + channel, zeros, zeros + last), case.seed)
     return {key: row for row, key in enumerate(keys)}, words
 
 
 def _channel_words(case: Case, tag: int, *, step: int, rank: int = 0) -> tuple[Words, Words, Words, Words]:
-    rows, words = _channel_table(case, step)
-    row = rows[tag, rank]
+    rows, words = _channel_table(case, max(len(case.steps), step + 1))
+    row = rows[tag, rank, step]
     return words[0][row], words[1][row], words[2][row], words[3][row]
 
 

@@ -1,5 +1,7 @@
 """Values: Philox as published, pure functions of the choices, exact in their dtype."""
 
+import random
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 from properties import values
 from properties.case import DTYPES, FAMILIES, Case, Special
 from properties.domain import Domain
-from properties.strategies import cases
-from properties.values import digest, parameters, philox, round_to, tensors
+from properties.strategies import cases, random_case
+from properties.values import digest, drawn, parameters, philox, round_to, tensors
 
 # Random123's kat_vectors, "philox4x32 7" and "philox4x32 10": counter, key, result.
 ZEROS, ONES = "00000000", "ffffffff"
@@ -265,3 +267,13 @@ def test_an_odd_last_channel_leaves_the_others_as_they_are():
         np.testing.assert_array_equal(y[:, :-1], x[:, :-1])
         np.testing.assert_array_equal(h, g)
         assert len(np.unique(y[:, -1])) == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_all_blocks_of_a_case_at_once_are_those_drawn_one_by_one(seed):
+    case = random_case(random.Random(seed), Domain())
+    together = drawn(case, range(case.world_size))
+    assert list(together) == [(rank, k) for rank in range(case.world_size) for k in range(len(case.steps))]
+    for (rank, k), arrays in together.items():
+        for array, alone in zip(arrays, tensors(case, rank, step=k), strict=True):
+            np.testing.assert_array_equal(array, alone)

@@ -65,7 +65,7 @@ class BareStep:
 
 def prepare(case: Case, module: torch.nn.Module, *, rank: int, device: torch.device) -> BareStep:
     """Return `case` with its data drawn, for `module`."""
-    data = [draw(case, rank, step=step, device=device)[0] for step in range(len(case.steps))]
+    data, _ = draw(case, rank, device=device)
     return BareStep(
         case=case,
         rank=rank,

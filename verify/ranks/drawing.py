@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from properties.case import Case
-from properties.values import Floats, tensors
+from properties.values import Floats, digest, drawn, tensors
 from verify.ranks.layouts import Laid, dtype_of, lay_out, same_bits
 
 _LARGEST_INTEGER = 2.0**53
@@ -36,9 +36,18 @@ class StepData:
         return tuple(name for name, now, before in pairs if _freed(now) or not same_bits(now, before))
 
 
-def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[StepData, tuple[Floats, Floats]]:
-    """Return the data of `step` on `rank`, and the values of the right input and cotangent for the digest."""
-    values, right_cotangents = tensors(case, rank, step=step)
+def draw(case: Case, rank: int, *, device: torch.device) -> tuple[list[StepData], str]:
+    """Return the data of each step on `rank`, and the digest of all values that are drawn."""
+    by_block = drawn(case, (rank,))
+    data = [_lay_out(case, rank, step, device, by_block[rank, step]) for step in range(len(case.steps))]
+    return data, digest(*(array for arrays in by_block.values() for array in arrays))
+
+
+def _lay_out(
+    case: Case, rank: int, step: int, device: torch.device, values_drawn: tuple[Floats, Floats]
+) -> StepData:
+    """Return the data of one step, from its values."""
+    values, right_cotangents = values_drawn
     cotangents = right_cotangents
     inputs: NDArray[Any] = values
     shape, layout, dtype = case.shape_of(rank), case.input_layout, dtype_of(case.dtype)
@@ -61,7 +70,7 @@ def draw(case: Case, rank: int, *, step: int, device: torch.device) -> tuple[Ste
     g = lay_out(cotangents, cotangent_layout, dtype=dtype_of(case.dtype), device=device, shape=shape)
     data = StepData(input=x, cotangent=g, input_before=x.storage.clone(), cotangent_before=g.storage.clone())
     x.tensor.requires_grad_(requires_grad)
-    return data, (values, right_cotangents)
+    return data
 
 
 def _freed(tensor: torch.Tensor) -> bool:

@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from properties.case import Case, events
 from properties.observation import Raised
-from properties.values import digest
 from verify.ranks.building import build
 from verify.ranks.capture import Captured, capture
 from verify.ranks.drawing import draw
@@ -74,9 +73,7 @@ class Execution:
         self._build: Callable[[], torch.nn.Module] = lambda: build(
             case, factory, keywords=keywords, device=place.device, group=place.group
         )
-        drawn = [draw(case, place.rank, step=step, device=place.device) for step in range(len(case.steps))]
-        self._data = [data for data, _ in drawn]
-        self.digest = digest(*(array for _, arrays in drawn for array in arrays))
+        self._data, self.digest = draw(case, place.rank, device=place.device)
         self._module: torch.nn.Module
         self._before: dict[str, torch.Tensor] = {}
         self._looked_at: set[int] = set()
