@@ -1,0 +1,20 @@
+"""Conformance of the three systems: on this machine, as busy as it is, each meets its expectation."""
+
+from __future__ import annotations
+
+import pytest
+
+from verify.campaign import Budget, Policy
+from verify.run import Run, Settings
+from verify.subjects.catalogue import BUILTINS
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_a_system_meets_its_expectation_and_nothing_hangs(name: str) -> None:
+    settings = Settings(
+        seed=1, budget=Budget(cases=20, seconds=None), policy=Policy(fail_fast=True, minimise_seconds=1.0)
+    )
+    with Run(settings) as run:
+        result = run.campaign(run.subject(name, expectation=BUILTINS[name].expectation))
+    assert result.verdict == BUILTINS[name].expectation
+    assert (result.accounting.hung, result.accounting.internal) == (0, 0)
