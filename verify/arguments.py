@@ -28,8 +28,8 @@ accused, and, for the whole catalogue without --quick, causes are named as often
 
 """
 
-BENCH_TEXT = """Figures: harness, draw, spawn, share, start, compilations, parallel, large,
-growth, memory. Give the machine nothing else to do meanwhile. 0 means: every target is met. Else it is 1.
+BENCH_TEXT = """Figures: harness, draw, spawn, share, memory, start, compilations, parallel,
+large, growth. Give the machine nothing else to do meanwhile. 0 means: every target is met. Else it is 1.
 
 """
 
@@ -226,6 +226,9 @@ def _add_bench(commands: Commands) -> None:
     command.add_argument("names", nargs="*", metavar="FIGURE", help="these figures only (all)")
     command.add_argument(
         "--json", metavar="FILE", help="write the figures, and what they are made of, as JSON"
+    )
+    command.add_argument(
+        "--record-history", action="store_true", help="append the figures to benchmarks/history.jsonl"
     )
     command.add_argument("--quick", action="store_true", help="as little as possible; the numbers say little")
     command.add_argument(

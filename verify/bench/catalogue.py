@@ -14,12 +14,12 @@ MODULES = {
     "draw": "verify.bench.draw",
     "spawn": "verify.bench.spawn",
     "share": "verify.bench.share",
+    "memory": "verify.bench.memory",
     "start": "verify.bench.start",
     "compilations": "verify.bench.compilations",
     "parallel": "verify.bench.parallel",
     "large": "verify.bench.large",
     "growth": "verify.bench.growth",
-    "memory": "verify.bench.memory",
 }
 """In the order in which they are measured."""
 

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +19,7 @@ from verify import exits
 from verify.arguments import UsageError
 from verify.bench.catalogue import MODULES, measure_of
 from verify.bench.figure import Effort, Figure, Tell
+from verify.bench.history import FILE, append, entry, last_values, read, worse
 from verify.bench.report import HEADER, document, lines
 from verify.environment import environment, one_line
 from verify.plain import line
@@ -31,12 +32,11 @@ def bench_command(arguments: Namespace) -> int:
         UsageError: If a figure is unknown or a file cannot be written.
     """
     names = _chosen(arguments.names)
-    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
-        raise UsageError(
-            f"Expected --json to be writable, but got {arguments.json!r}: there is no such folder."
-        )
-    bench = Bench(sys.stdout, Effort(quick=arguments.quick, memory_cases=arguments.memory_cases))
+    _check(arguments)
     facts = _facts(arguments.words)
+    effort = Effort(quick=arguments.quick, memory_cases=arguments.memory_cases)
+    last = {} if arguments.quick else last_values(read(), cores=facts["environment"]["cores"])
+    bench = Bench(sys.stdout, effort, last)
     load = ", ".join(f"{one:.1f}" for one in facts["load"])
     bench.write(f"{one_line(device='cpu', backend='gloo')}; load {load}", HEADER)
     try:
@@ -47,9 +47,20 @@ def bench_command(arguments: Namespace) -> int:
             data = document(bench.figures, failed=bench.failed, facts=facts)
             Path(arguments.json).write_text(line(data) + "\n", "utf-8")
         bench.write(bench.conclusion())
-    if bench.failed:
-        return exits.INTERNAL
-    return exits.OK if all(figure.met for figure in bench.figures) else exits.NOT_MET
+    if arguments.record_history and bench.figures:
+        append(entry(bench.figures, facts))
+    return bench.exit_code
+
+
+def _check(arguments: Namespace) -> None:
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise UsageError(
+            f"Expected --json to be writable, but got {arguments.json!r}: there is no such folder."
+        )
+    if arguments.record_history and arguments.quick:
+        raise UsageError("Expected --record-history without --quick, whose numbers say little.")
+    if arguments.record_history and not FILE.parent.is_dir():
+        raise UsageError(f"Expected --record-history in a checkout, but there is no folder {FILE.parent}.")
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
@@ -70,14 +81,23 @@ def _facts(words: list[str]) -> dict[str, Any]:
 
 
 class Bench:
-    """What was measured so far; tells it on `stream`."""
+    """What was measured so far; tells it on `stream`, beside what was recorded last."""
 
-    def __init__(self, stream: TextIO, effort: Effort) -> None:
+    def __init__(self, stream: TextIO, effort: Effort, last: Mapping[str, tuple[float, str]]) -> None:
+        self.worse: list[str] = []
+        self._last = last
         self.figures: list[Figure] = []
         self.failed: dict[str, str] = {}
         self._stream = stream
         self._effort = effort
         self._began = time.monotonic()
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every target is met, 1 if not, 70 if a figure could not be measured."""
+        if self.failed:
+            return exits.INTERNAL
+        return exits.OK if all(figure.met for figure in self.figures) else exits.NOT_MET
 
     def measure(self, name: str) -> None:
         """Measure the figures of `name`; a failure of ours is told, and the others go on."""
@@ -91,6 +111,9 @@ class Bench:
         for figure in figures:
             self.figures.append(figure)
             self.write(*lines(figure))
+            if told := worse(figure, self._last):
+                self.worse.append(figure.name)
+                self.write(f"    {told}")
 
     def write(self, *texts: str) -> None:
         """Write lines, at once."""
@@ -102,7 +125,8 @@ class Bench:
         met = sum(figure.met for figure in self.figures)
         seconds = time.monotonic() - self._began
         failed = f"; not measured: {', '.join(self.failed)}" if self.failed else ""
-        return f"{met} of {len(self.figures)} targets met, in {seconds:.0f} s{failed}"
+        fallen = f"; worse than recorded: {', '.join(self.worse)}" if self.worse else ""
+        return f"{met} of {len(self.figures)} targets met, in {seconds:.0f} s{failed}{fallen}"
 
 
 @contextmanager

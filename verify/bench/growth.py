@@ -80,6 +80,6 @@ def _times(run: BenchRun, case: Case, repetitions: int) -> tuple[float, float]:
         if number:  # the first compiles and starts ranks
             verified.append(seconds)
             bare.append(step)
-        if number >= 2 and sum(verified) + sum(bare) > _SECONDS_A_SIZE:
+        if number and sum(verified) + sum(bare) > _SECONDS_A_SIZE:
             break
     return median(verified), median(bare)

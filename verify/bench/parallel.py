@@ -39,7 +39,7 @@ def measure(effort: Effort, tell: Tell) -> tuple[Figure, ...]:
         ended: dict[str, Ended] = {}
         for workers in ("auto", "0"):
             tell(f"{cases} cases with -n {workers}")
-            ended[workers] = run_child(_pytest(suite, workers))
+            ended[workers] = run_child(pytest_words(suite, workers))
     alone, together = ended["0"], ended["auto"]
     busy = {workers: one.cpu / (one.seconds * cores()) for workers, one in ended.items()}
     details = {
@@ -65,7 +65,8 @@ def measure(effort: Effort, tell: Tell) -> tuple[Figure, ...]:
     )
 
 
-def _pytest(suite: Path, workers: str) -> tuple[str, ...]:
+def pytest_words(suite: Path, workers: str) -> tuple[str, ...]:
+    """Return the words after `python` that run `suite` alone with so many workers."""
     known = any(entry.value == PLUGIN for entry in entry_points(group="pytest11"))
     plugin = () if known else ("-p", PLUGIN)
     alone = ("-p", "no:cacheprovider", "--rootdir", str(suite.parent), "-c", os.devnull)

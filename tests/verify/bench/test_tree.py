@@ -16,7 +16,8 @@ def _child(code: str) -> subprocess.Popen[bytes]:
 
 
 def test_cpu_of_a_grandchild_counts_alive_and_dead() -> None:
-    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_BUSY!r}]); print('done', flush=True); input()"
+    run = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_BUSY!r}])"
+    nested = f"{run}; print('done', flush=True); input()"
     before = cpu_seconds()
     child = _child(nested)
     assert child.stdout is not None
