@@ -24,8 +24,8 @@ has changed must be as it was, or its group of ranks another one. `pytest tests/
 it, and faults of the suite's own machinery besides. Where a rank hangs, dies or is stopped, its Python stack
 and its collectives are told as far as there are any.
 
-Made by `python -m tests.hostile --table docs/hostile.md`: {where}. A case got {timeout:g} s unless said
-otherwise; what a rank waited for a core does not count.
+Made by `python -m tests.hostile --table docs/hostile.md` with {where}.
+A case got {timeout:g} s unless said otherwise; what a rank waited for a core does not count.
 
 | subject | does | ranks ended | verdict | group | time |
 |---|---|---|---|---|---:|
@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
             rows.append(row(entry, strike))
             sys.stdout.write(rows[-1])
             sys.stdout.flush()
-    where = one_line(device="cpu", backend="gloo")
+    where = one_line(device="cpu", backend="gloo").partition(": ")[2]
     file.write_text(_HEAD.format(where=where, timeout=TIMEOUT) + "".join(rows))
     return 1 if wrong else 0
 
