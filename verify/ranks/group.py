@@ -22,7 +22,6 @@ import os
 import selectors
 import shutil
 import signal
-import socket
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +40,6 @@ from verify.ranks.messages import (
     Bare,
     Description,
     Failed,
-    Frames,
-    FromRank,
     Load,
     Loaded,
     Ran,
@@ -57,40 +54,15 @@ from verify.ranks.messages import (
     Timed,
     frame,
 )
+from verify.ranks.peer import Peer
 from verify.ranks.plan import Plan
-from verify.ranks.remains import Remains
 
 GRACE_SECONDS = 1.0
 _SLACK_SECONDS = 0.2
 _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
 _LOAD_SECONDS = 60.0
 _STOP_SECONDS = 20.0
-_PIECE = 1 << 16
 _CORES = os.cpu_count() or 1
-
-
-class _Rank:
-    """The parent's end of one rank."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.connection, self.theirs = socket.socketpair()
-        self.memory = memory.create()
-        self.frames = Frames()
-        self.answers: list[FromRank] = []
-        self.gone = False
-
-    @property
-    def silent(self) -> bool:
-        return not self.answers and not self.gone
-
-    @property
-    def failed(self) -> bool:
-        """Whether others may wait for it in vain."""
-        answer = self.answers[0] if self.answers else None
-        return isinstance(answer, Failed) or (
-            answer.ending == "raised" if isinstance(answer, Ran) else self.gone
-        )
 
 
 class _Sent(NamedTuple):
@@ -123,7 +95,6 @@ class RankGroup:
         self._ticket = 0
         self._link = link
         self._folder = folder
-        self._decoder = msgspec.json.Decoder(FromRank)
         self._description: Description | None = None
         self._sent: deque[_Sent] = deque()
         self._number = 0
@@ -131,7 +102,7 @@ class RankGroup:
         self._queues = Queues(())
         self._limit = Limit(0.0)
         folder.mkdir()
-        self._ranks = [_Rank(number) for number in range(plan.world_size)]
+        self._ranks = [Peer(number, folder) for number in range(plan.world_size)]
         self._selector = selectors.DefaultSelector()
         self._begin()
 
@@ -264,8 +235,7 @@ class RankGroup:
         self._selector.close()
         self._queues.close()
         for rank in self._ranks:
-            rank.connection.close()
-            os.close(rank.memory)
+            rank.close()
         self._ranks = []
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -335,15 +305,15 @@ class RankGroup:
             descriptions.append(answer.description)
         return descriptions[0]
 
-    def _gone_first(self) -> list[_Rank]:
+    def _gone_first(self) -> list[Peer]:
         """Return the ranks, those first for which the others may wait in vain."""
         return sorted(self._ranks, key=lambda rank: not rank.gone)
 
-    def _why_silent(self, rank: _Rank, seconds: float) -> str:
+    def _why_silent(self, rank: Peer, seconds: float) -> str:
         if not rank.gone:
             return f"it took more than {seconds:g} s."
         code = self.stop(dead=[rank.number]).get(rank.number)
-        lines = self._remains(rank.number).printed().splitlines()
+        lines = rank.remains.printed().splitlines()
         return f"the process ended: {exit_text(code)}{'; ' + lines[-1] if lines else '.'}"
 
     def _limited(self, seconds: float) -> Limit:
@@ -366,79 +336,32 @@ class RankGroup:
 
     def _poll(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
-            rank: _Rank = key.data
-            try:
-                data = rank.connection.recv(_PIECE)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                rank.gone = True
+            rank: Peer = key.data
+            rank.receive()
+            if rank.gone:
                 self._selector.unregister(rank.connection)
-                continue
-            rank.frames.feed(data)
-            try:
-                while (body := rank.frames.next()) is not None:
-                    rank.answers.append(self._decoder.decode(body))
-            except ValueError as error:
-                rank.answers.append(Failed(message=f"its answer cannot be read: {error}"))
 
     def _observed(self) -> tuple[RankObservation, ...]:
         dead = [rank.number for rank in self._ranks if rank.gone and not rank.answers]
-        silent = [rank.number for rank in self._ranks if rank.silent]
+        silent = [rank for rank in self._ranks if rank.silent]
         failed = any(rank.failed for rank in self._ranks)
         codes: dict[int, int] = {}
         sizes: dict[int, int] = {}
         if dead or silent:
             late = self._slowness > 1 or self._limit.extended  # the stacks were written long ago
-            trace = [number for number in silent if late or not self._remains(number).stack()]
-            sizes = {number: self._remains(number).stack_size() for number in trace if late}
-            codes = self.stop(dead=dead, trace=trace)
+            trace = [rank for rank in silent if late or not rank.remains.stack()]
+            sizes = {rank.number: rank.remains.stack_size() for rank in trace if late}
+            codes = self.stop(dead=dead, trace=[rank.number for rank in trace])
         observed = []
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Ran):
-                seen = self._returned(rank, answer)
+                seen = rank.returned(answer, base=self._sent[0].number % 2 * memory.HALF)
                 if dead and blames_a_lost_peer(seen):
                     seen = msgspec.structs.replace(seen, ending="stopped")
             elif rank.gone:
-                seen = self._died(rank.number, codes.get(rank.number))
+                seen = rank.died(codes.get(rank.number))
             else:
-                seen = self._silent(
-                    rank.number, "stopped" if failed else "timeout", start=sizes.get(rank.number, 0)
-                )
+                ending: Ending = "stopped" if failed else "timeout"
+                seen = rank.killed(ending, start=sizes.get(rank.number, 0))
             observed.append(seen)
         return tuple(observed)
-
-    def _returned(self, rank: _Rank, answer: Ran) -> RankObservation:
-        return RankObservation(
-            rank=rank.number,
-            ending=answer.ending,
-            raised=answer.raised,
-            tensors=memory.read(
-                rank.memory,
-                answer.tensors,
-                size=answer.size,
-                spill=answer.spill,
-                base=self._sent[0].number % 2 * memory.HALF,
-            ),
-            modified=answer.modified,
-            ledger=answer.ledger,
-            digest=answer.digest,
-            seconds=answer.seconds,
-            facts=answer.facts,
-        )
-
-    def _died(self, number: int, code: int | None) -> RankObservation:
-        remains = self._remains(number)
-        printed = remains.printed()
-        stack = remains.stack() + (f"\n\nLast output of the rank:\n{printed}" if printed else "")
-        return RankObservation(
-            rank=number, ending="died", exit=exit_text(code), stack=stack.strip(), ledger=remains.ledger()
-        )
-
-    def _silent(self, number: int, ending: Ending, *, start: int) -> RankObservation:
-        remains = self._remains(number)
-        stack = remains.stack(start=start) or remains.stack()
-        return RankObservation(rank=number, ending=ending, stack=stack, ledger=remains.ledger())
-
-    def _remains(self, number: int) -> Remains:
-        return Remains(self._folder, number)

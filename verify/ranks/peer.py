@@ -1,0 +1,103 @@
+"""A peer: the parent's end of one rank, and what is observed of it, by its answer or by its remains."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from properties.observation import Ending, RankObservation
+from verify.ranks import memory
+from verify.ranks.endings import exit_text
+from verify.ranks.messages import Failed, Frames, FromRank, Ran
+from verify.ranks.remains import Remains
+
+_PIECE = 1 << 16
+
+
+class Peer:
+    """The connection and the memory file of rank `number` of the group in `folder`.
+
+    Attributes:
+        theirs: The rank's end of the connection, until it has been handed over.
+        answers: What it has answered and was not yet looked at, in order.
+        gone: Its connection is closed.
+        remains: What it leaves in the folder.
+    """
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.number = number
+        self.connection, self.theirs = socket.socketpair()
+        self.memory = memory.create()
+        self.answers: list[FromRank] = []
+        self.gone = False
+        self.remains = Remains(folder, number)
+        self._frames = Frames()
+        self._decoder = msgspec.json.Decoder(FromRank)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has not answered, and still may."""
+        return not self.answers and not self.gone
+
+    @property
+    def failed(self) -> bool:
+        """Whether others may wait for it in vain."""
+        answer = self.answers[0] if self.answers else None
+        return isinstance(answer, Failed) or (
+            answer.ending == "raised" if isinstance(answer, Ran) else self.gone
+        )
+
+    def receive(self) -> None:
+        """Take what has arrived; `gone` if that is the end."""
+        try:
+            data = self.connection.recv(_PIECE)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.gone = True
+            return
+        self._frames.feed(data)
+        try:
+            while (body := self._frames.next()) is not None:
+                self.answers.append(self._decoder.decode(body))
+        except ValueError as error:
+            self.answers.append(Failed(message=f"its answer cannot be read: {error}"))
+
+    def close(self) -> None:
+        """Free connection and memory file."""
+        self.connection.close()
+        os.close(self.memory)
+
+    def returned(self, answer: Ran, *, base: int) -> RankObservation:
+        """Return what it has answered; its tensors lie from `base` on in the memory file."""
+        return RankObservation(
+            rank=self.number,
+            ending=answer.ending,
+            raised=answer.raised,
+            tensors=memory.read(self.memory, answer.tensors, size=answer.size, spill=answer.spill, base=base),
+            modified=answer.modified,
+            ledger=answer.ledger,
+            digest=answer.digest,
+            seconds=answer.seconds,
+            facts=answer.facts,
+        )
+
+    def died(self, code: int | None) -> RankObservation:
+        """Return what is told of it after its process has ended with `code`."""
+        printed = self.remains.printed()
+        stack = self.remains.stack() + (f"\n\nLast output of the rank:\n{printed}" if printed else "")
+        return RankObservation(
+            rank=self.number,
+            ending="died",
+            exit=exit_text(code),
+            stack=stack.strip(),
+            ledger=self.remains.ledger(),
+        )
+
+    def killed(self, ending: Ending, *, start: int) -> RankObservation:
+        """Return what is told of it after it was killed; its latest stacks were written from `start` on."""
+        stack = self.remains.stack(start=start) or self.remains.stack()
+        return RankObservation(rank=self.number, ending=ending, stack=stack, ledger=self.remains.ledger())
