@@ -172,6 +172,7 @@ ENTRIES: tuple[Entry, ...] = (
     _leaves("Subnormals"),
     _leaves("Environment"),
     _leaves("Folder"),
+    _leaves("RemovesFolders"),
     _leaves("Umask"),
     _leaves("SysPath"),
     _leaves("Masked"),

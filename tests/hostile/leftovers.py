@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,13 @@ class Folder(Leaves):
     def leave(self):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
+
+
+class RemovesFolders(Leaves):
+    """The folder of all rank groups removed."""
+
+    def leave(self):
+        shutil.rmtree(Path("/proc/self/fd/1").readlink().parents[1], ignore_errors=True)
 
 
 class Umask(Leaves):

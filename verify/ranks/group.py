@@ -101,7 +101,7 @@ class RankGroup:
         self._slowness = 1.0
         self._queues = Queues(())
         self._limit = Limit(0.0)
-        folder.mkdir()
+        folder.mkdir(parents=True)  # somebody may have cleaned the folder of temporary files
         self._ranks = [Peer(number, folder) for number in range(plan.world_size)]
         self._selector = selectors.DefaultSelector()
         self._begin()
