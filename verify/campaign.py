@@ -9,7 +9,8 @@ smallest case violates is told with that same case. A trial that the memory of a
 run again (`verify.memory`).
 
 Two cases are in flight: while the ranks run one, the parent judges the one before and draws and expects the
-next. Cases are judged, counted and told in the order in which they were drawn.
+next. Cases are judged, counted and told in the order in which they were drawn. The one that is in flight when
+another fails, or ends the campaign, is judged and counted, too.
 """
 
 from __future__ import annotations
@@ -279,7 +280,9 @@ class Campaign:
         """Begin a drawn case, and finish the one before: its ranks need not wait while that is judged."""
         if case.id in self._judged or (self._flight and case.id == self._flight.case.id):
             return
-        if self._over_for(case):
+        if self._hangs:  # what is begun might wait for nothing, too
+            self._settle()
+        if self._over_for(case) or self.stopped or self._failing:
             raise Over
         self._drawn += 1
         if entry := self._deadly_entry(case):
@@ -290,17 +293,20 @@ class Campaign:
         if recalled is None:
             begun = self._begin(case, ahead=self._flight is not None and self._flight.begun is not None)
         earlier, self._flight = self._flight, _Flight(case, place, recalled, begun)
-        self._settle(earlier)
+        if earlier is not None:
+            self._finish(earlier)
         if self.stopped or self._failing:
             raise Over
 
-    def _settle(self, flight: _Flight | None = None) -> None:
-        """Finish what is in flight: `flight`, or the only case that is."""
-        if flight is None:
-            flight, self._flight = self._flight, None
+    def _settle(self) -> None:
+        """Finish the only case that is in flight, if one is."""
+        flight, self._flight = self._flight, None
         if flight is not None:
-            trial = self._trial(flight.case, recalled=flight.recalled, begun=flight.begun)
-            self._note(trial, flight.place)
+            self._finish(flight)
+
+    def _finish(self, flight: _Flight) -> None:
+        trial = self._trial(flight.case, recalled=flight.recalled, begun=flight.begun)
+        self._note(trial, flight.place)
 
     def _note(self, trial: Trial, place: int) -> None:
         """Note what a drawn case says of the campaign: what fails for the first time, and whether to stop."""
@@ -440,9 +446,12 @@ class Campaign:
         return trial, repeats
 
     def _tell_pending(self) -> None:
-        """Tell the failure whose minimising was interrupted, by its drawn case."""
+        """Tell what was not minimised, or not to the end, by its drawn case."""
         if self._pending and self._found_trial is not None:
             self._failures.tell_as_is(self._pending, self._found_trial, found=self._found_trial.case)
+        for trial, _ in self._failing:
+            for kind in self._failures.fresh(trial):
+                self._failures.tell_as_is(kind, trial, found=trial.case)
 
 
 def derive(seed: int, *path: int) -> int:

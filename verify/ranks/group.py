@@ -144,13 +144,17 @@ class RankGroup:
         self._send([Run(case=case, seconds=seconds, ahead=ahead)] * len(self._ranks))
 
     def _run_skipped(self) -> None:
-        """Run the first case after all: it was sent ahead and passed over, and the group is still fit."""
+        """Send the cases in flight once more: they were passed over, and the group is still fit.
+
+        When the first was passed over, so is the one that was sent after it.
+        """
+        skipped = tuple(self._sent)
+        self._sent.clear()
         for rank in self._ranks:
-            if rank.answers and isinstance(rank.answers[0], Skipped):
-                rank.answers.pop(0)
-        skipped = self._sent.popleft()
-        self._run(skipped.case, skipped.seconds, ahead=False)
-        self._limit = self._limited(skipped.seconds)
+            rank.forget(sent.number for sent in skipped)
+        self._limit = self._limited(skipped[0].seconds)
+        for sent in skipped:
+            self._run(sent.case, sent.seconds, ahead=bool(self._sent))
         self._collect(self._limit)
 
     def observation(self) -> Observation:

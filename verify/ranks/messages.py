@@ -146,7 +146,9 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Rank to parent: a case that was sent ahead was not run, since the one before it did not end well."""
+    """Rank to parent: the case of this number, sent ahead, was not run: the one before did not end well."""
+
+    number: int
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from properties.observation import Ending, RankObservation
 from verify.ranks import memory
 from verify.ranks.endings import exit_text
-from verify.ranks.messages import Failed, Frames, FromRank, Ran
+from verify.ranks.messages import Failed, Frames, FromRank, Ran, Skipped
 from verify.ranks.remains import Remains
 
 _PIECE = 1 << 16
@@ -24,6 +25,7 @@ class Peer:
         theirs: The rank's end of the connection, until it has been handed over.
         answers: What it has answered and was not yet looked at, in order.
         gone: Its connection is closed.
+        forgotten: Numbers of cases sent ahead whose answers are of no interest any more.
         remains: What it leaves in the folder.
     """
 
@@ -33,6 +35,7 @@ class Peer:
         self.memory = memory.create()
         self.answers: list[FromRank] = []
         self.gone = False
+        self.forgotten: set[int] = set()
         self.remains = Remains(folder, number)
         self._frames = Frames()
         self._decoder = msgspec.json.Decoder(FromRank)
@@ -63,8 +66,22 @@ class Peer:
         try:
             while (body := self._frames.next()) is not None:
                 self.answers.append(self._decoder.decode(body))
+            self._forget()
         except ValueError as error:
             self.answers.append(Failed(message=f"its answer cannot be read: {error}"))
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Take no answer that says that the cases of these numbers were passed over."""
+        self.forgotten.update(numbers)
+        self._forget()
+
+    def _forget(self) -> None:
+        if self.forgotten:
+            self.answers = [
+                answer
+                for answer in self.answers
+                if not (isinstance(answer, Skipped) and answer.number in self.forgotten)
+            ]
 
     def close(self) -> None:
         """Free connection and memory file."""

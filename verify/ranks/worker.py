@@ -134,7 +134,7 @@ class Worker:
         self._number += 1
         if request.ahead and not self._gate.passes(self._number - 1):
             self._gate.tell(self._number, well=False)
-            return Skipped()
+            return Skipped(number=self._number)
         ran = self._run(request)
         self._gate.tell(self._number, well=ran.ending == "returned" and not ran.changed)
         return ran

@@ -37,7 +37,8 @@ def test_a_fault_is_caught_with_its_first_case_and_its_smallest():
     assert outcome.caught
     assert outcome.properties == ("forward", "grad_input")
     assert outcome.lacking == ()
-    assert outcome.cases == outcome.drawn == first
+    assert outcome.cases == first
+    assert outcome.drawn == first + 1  # the next was in flight
     assert (outcome.smallest.ranks, outcome.smallest.channels, outcome.smallest.values) == (2, 4, 2)
     assert json.loads(outcome.smallest.case)["channels"] == 4
     assert outcome.smallest.size == len(outcome.smallest.case)
@@ -69,7 +70,7 @@ def test_seconds_are_counted_from_the_start_of_the_drawing_to_the_first_failure(
 
     outcome = judge_fault(fault(), examiner(RULES, ranks=FakeRanks(behave)), clock=lambda: now[0])
     assert outcome.seconds == outcome.cases
-    assert outcome.minimising_seconds == outcome.total_seconds - outcome.cases
+    assert outcome.minimising_seconds == outcome.total_seconds - outcome.drawn
 
 
 def test_a_watch_without_a_failure_found_nothing():

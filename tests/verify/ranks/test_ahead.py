@@ -73,11 +73,25 @@ def test_a_third_case_is_refused(pool):
 def test_after_a_refused_case_the_next_is_run_all_the_same(pool):
     pool.run(spec("RefusesEverywhere"), CASE)
     pool.submit(spec("RefusesEverywhere"), case(1))
-    pool.submit(spec("RefusesEverywhere"), case(2), ahead=True)
-    for seed in (1, 2):
+    for seed in range(1, 7):
+        pool.submit(spec("RefusesEverywhere"), case(seed + 1), ahead=True)
         seen = pool.observation()
         assert [ours.ending for ours in seen.ranks] == ["raised", "raised"]
         assert drew(seen, case(seed))
+    assert drew(pool.observation(), case(7))
+
+
+def test_after_a_single_refused_case_all_go_on(pool):
+    wrong = case(3, wrong="integer")
+    order = [case(1), case(2), wrong, case(4), wrong, wrong, case(7), case(8), case(9)]
+    pool.run("aggregated", CASE)
+    pool.submit("aggregated", order[0])
+    for now, following in zip(order, [*order[1:], None], strict=True):
+        if following is not None:
+            pool.submit("aggregated", following, ahead=True)
+        seen = pool.observation()
+        assert {ours.ending for ours in seen.ranks} == {"raised" if now.wrong else "returned"}
+        assert drew(seen, now)
 
 
 def test_a_rank_that_raised_does_not_answer_its_peer_with_the_next_case(pool):
