@@ -27,7 +27,7 @@ import torch.distributed.distributed_c10d as c10d
 from torch.nn.modules import batchnorm, module
 
 from verify.ranks.messages import TRACE_SIGNAL
-from verify.ranks.settings import LIMITS, Output, Setting, of_a_fresh_process, of_a_loaded_subject
+from verify.ranks.settings import LIMITS, Output, Setting, identity, of_a_fresh_process, of_a_loaded_subject
 
 MOST_HELPERS = 8
 """Child processes and Python threads that a subject may keep from case to case, such as a compiler's."""
@@ -67,7 +67,7 @@ class Hygiene:
 
     def mutilated(self) -> bool:
         """Return whether the subject has closed a descriptor that this process cannot do without."""
-        return any(_identity(number) != file for number, file in self._descriptors.items())
+        return any(identity(number) != file for number, file in self._descriptors.items())
 
     def changed(self) -> str:
         """Return, after a case, what has changed that cannot be put right; nothing if all is well."""
@@ -88,7 +88,7 @@ class Hygiene:
         self._loaded = of_a_loaded_subject(self._folder)
         self._namespaces = tuple(_Namespace(one) for one in _NAMESPACES)
         open_now = [int(path.name) for path in Path("/proc/self/fd").iterdir()] if _PROC else []
-        found = {number: _identity(number) for number in open_now if number > 2}
+        found = {number: identity(number) for number in open_now if number > 2}
         self._descriptors = {number: file for number, file in found.items() if file is not None}
         self._checks = tuple((name, read, read()) for name, read in _CHECKS)
 
@@ -110,14 +110,6 @@ class _Namespace:
         values = tuple(vars(self._owner).values())
         grown = len(values) != self._size if isinstance(self._owner, type) else len(values) < self._size
         return grown or self._pick(values) != self._callables
-
-
-def _identity(number: int) -> tuple[int, int] | None:
-    try:
-        found = os.fstat(number)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _leftovers() -> str:

@@ -92,13 +92,13 @@ class Output:
 
     def __init__(self) -> None:
         self._kept = [os.dup(1), os.dup(2)]
-        self._files = [_identity(number) for number in self._kept]
+        self._files = [identity(number) for number in self._kept]
         self._streams: dict[str, Any] = {"stdout": sys.stdout, "stderr": sys.stderr}
 
     def restore(self) -> None:
         """Open again what was closed or directed elsewhere."""
         for number, kept, file in zip((1, 2), self._kept, self._files, strict=True):
-            if _identity(number) != file:
+            if identity(number) != file:
                 os.dup2(kept, number)
         for number, (name, stream) in enumerate(self._streams.items(), 1):
             if stream.closed:
@@ -111,7 +111,8 @@ def _unbuffered(number: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
-def _identity(number: int) -> tuple[int, int] | None:
+def identity(number: int) -> tuple[int, int] | None:
+    """Return which file a descriptor stands for, (device, inode); None if it is closed."""
     try:
         found = os.fstat(number)
     except OSError:
