@@ -113,6 +113,7 @@ class Worker:
         self._hygiene = Hygiene()
         self._gate = Gate(folder / "gate", rank=setup.rank, world_size=setup.world_size)
         self._number = 0
+        self._held = False
         self._factory: Factory | None = None
         self._description: Description | None = None
 
@@ -132,8 +133,9 @@ class Worker:
     def run(self, request: Run) -> Ran | Skipped:
         """Run a case and write its tensors into the memory file; pass over one that must not be run ahead."""
         self._number += 1
-        if request.ahead and not self._gate.passes(self._number - 1):
-            self._gate.tell(self._number, well=False)
+        # What was passed over is not told at the gate: a slower rank must still see what ended badly.
+        self._held = request.ahead and (self._held or not self._gate.passes(self._number - 1))
+        if self._held:
             return Skipped(number=self._number)
         ran = self._run(request)
         self._gate.tell(self._number, well=ran.ending == "returned" and not ran.changed)
