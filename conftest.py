@@ -5,6 +5,7 @@ Also registers the project's own pytest plugin when the tests run from a checkou
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,3 +33,14 @@ def real_run(data_folder: Path) -> Iterator[Run]:
 
     with Run(Settings(seed=1), keep=data_folder) as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def interruptible() -> None:
+    """Ctrl-C reaches this process and what it starts, also in a shell's background job, which ignores it.
+
+    A handler, not a function that runs between fork and exec: with that, Python forks a process that has
+    JAX's threads.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,6 +17,7 @@ from properties.domain import DomainError
 from verify.arguments import UsageError, parse
 from verify.errors import SubjectError
 from verify.exits import INTERNAL, INTERRUPTED, USAGE
+from verify.interrupts import heeded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(words)
         arguments.words = words
-        return _COMMANDS[arguments.command](arguments)
+        with heeded():
+            return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

@@ -17,6 +17,8 @@ import striking
 
 from verify import exits
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 ROOT = Path(__file__).parents[2]
 GONE_SECONDS = 5.0
 HANGS = f"{Path(__file__).parent / 'hangs.py'}:Busy"
@@ -51,8 +53,6 @@ def started(words: list[str], folder: Path, **more: str) -> Iterator[subprocess.
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # A shell's background jobs, and what they start, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
