@@ -59,16 +59,16 @@ _CHANNELS = (
 )
 _EMPTY = (("none", 76), ("one", 14), ("others", 6), ("group", 2), ("all", 2))
 _SCALES = (
-    *((("", 0), 880), (("tall", 40), 35), (("wide", 64), 30), (("tall", 300), 40), (("wide", 700), 12)),
-    *((("tall", 2500), 44), (("tall", 70_000), 20)),
+    *((("", 0), 866), (("tall", 40), 35), (("wide", 64), 30), (("tall", 300), 54), (("wide", 700), 12)),
+    *((("tall", 2500), 48), (("tall", 70_000), 20)),
 )
 _DTYPES: tuple[tuple[tuple[Dtype, Dtype], float], ...] = (
-    (("float32", "float32"), 44),
-    (("float16", "float32"), 10),
-    (("float16", "float16"), 9),
-    (("bfloat16", "float32"), 12),
-    (("bfloat16", "bfloat16"), 11),
-    (("float64", "float64"), 14),
+    (("float32", "float32"), 42),
+    (("float16", "float32"), 9),
+    (("float16", "float16"), 11),
+    (("bfloat16", "float32"), 10),
+    (("bfloat16", "bfloat16"), 15),
+    (("float64", "float64"), 13),
 )
 _DIMS = ((2, 28), (3, 20), (4, 36), (5, 20))
 _INPUTS: tuple[tuple[InputLayout, float], ...] = (
@@ -78,7 +78,7 @@ _COTANGENTS: tuple[tuple[CotangentLayout, float], ...] = (
     *(("contiguous", 54), ("channels_last", 20), ("permuted", 16), ("expanded", 10)),
 )
 _EPS = ((1e-5, 48), (1e-3, 14), (0.1, 8), (1.0, 7), (1e-8, 7), (1e-12, 7), (0.0, 13))
-_MOMENTA: tuple[tuple[float | None, float], ...] = ((0.1, 42), (0.3, 20), (1.0, 11), (0.0, 7), (None, 18))
+_MOMENTA: tuple[tuple[float | None, float], ...] = ((0.1, 42), (0.3, 20), (1.0, 11), (0.0, 7), (None, 20))
 _AFFINE: tuple[tuple[Affine, float], ...] = (("both", 62), ("weight", 19), ("none", 19))
 _FROZEN: tuple[tuple[tuple[Literal["weight", "bias"], ...], float], ...] = (
     *(((), 82), (("weight",), 7), (("bias",), 7), (("weight", "bias"), 4)),
@@ -102,10 +102,12 @@ _WRONG: tuple[tuple[Wrong, float], ...] = (("", 945), ("channels", 25), ("dims",
 _PROBES: tuple[tuple[Probe, float], ...] = (("", 14), ("repeatable", 1), ("scaling", 1))
 _CONVERSION: tuple[tuple[Probe, float], ...] = (("conversion", 2),)
 _GRADS: tuple[tuple[Literal["all", "none", "ragged"], float], ...] = (("all", 84), ("none", 8), ("ragged", 8))
-_STEPS = ((1, 50), (2, 28), (3, 22))
+# The last one trains between two evaluations; momentum None is the same as any other in a single step.
+_STEPS = ((1, 46), (2, 28), (3, 22), (0, 4))
+_STEPS_CUMULATIVE = ((1, 16), (2, 42), (3, 38), (0, 4))
 _STEP: tuple[tuple[Step, float], ...] = (
-    (Step(), 50),
-    (Step(mode="eval"), 16),
+    (Step(), 49),
+    (Step(mode="eval"), 17),
     (Step(accumulate=True), 10),
     (Step(backward="deferred"), 8),
     (Step(recompute=True), 6),
@@ -194,7 +196,7 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     cotangent = tables.cotangents[dims][options[2]]
     if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
         cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
-    momentum = tables.momenta[options[4]]
+    chosen = _options(options, tables)
     last = tables.last[values[14]]
     if last:
         channels, last = _among_many(channels, last, batches, spatial)
@@ -205,17 +207,16 @@ def case_from(choices: bytes, tables: Tables) -> Case:
         groups=groups,
         input_layout=tables.inputs[dims][options[1]],
         cotangent_layout=cotangent,
-        momentum=momentum,
         input_grad=_input_grad(tables.grads[options[9]], options[9], groups, world=world),
         random_parameters=values[0] >= 32,
         values=tables.families[values[1]],
         last_values=last,
         rank_offset=_OFFSETS_TABLE[values[2]],
-        specials=_specials(values[3:8], batches, spatial, channels=channels, finite=momentum == 0),
+        specials=_specials(values[3:8], batches, spatial, channels=channels, finite=chosen["momentum"] == 0),
         wrong=_WRONG_TABLE[values[8]],
         probe=tables.probes[values[9]],
         seed=int.from_bytes(values[10:14], "big"),
-        **_options(options, tables),
+        **chosen,
     )
 
 
@@ -224,7 +225,11 @@ def _options(options: bytes, tables: Tables) -> dict[str, Any]:
     dtype, param_dtype = tables.dtypes[options[0]]
     affine = tables.affine[options[5]]
     present = {"both": ("weight", "bias"), "weight": ("weight",), "none": ()}[affine]
-    steps = _schedule(_STEPS_TABLE[options[10]], [tables.step[byte] for byte in options[11:14]])
+    momentum = tables.momenta[options[4]]
+    counts = _STEPS_TABLE if momentum is not None else _STEPS_CUMULATIVE_TABLE
+    steps = _schedule(
+        counts[options[10]], [tables.step[byte] for byte in options[11:14]], eval=tables.domain.eval
+    )
     tracking = tables.tracking[options[6]]
     if not tracking and any(step.mode == "eval" for step in steps[:-1]):
         # A rank with one value refuses to evaluate without buffers; its peers would wait in the next step.
@@ -234,6 +239,7 @@ def _options(options: bytes, tables: Tables) -> dict[str, Any]:
     return {
         "dtype": dtype,
         "param_dtype": param_dtype,
+        "momentum": momentum,
         "eps": _EPS_TABLE[options[3]],
         "affine": affine,
         "tracking": tracking,
@@ -301,18 +307,18 @@ def _sizes(
     sizes = [_SIZES_TABLE[byte] for byte in shape[16 : 16 + dims - 2]]
     how, target = _SCALES_TABLE[scale]
     if how == "wide" and dims > 2:
-        sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]))
+        sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]) | 1)
+    elif how == "tall":
+        sizes = [
+            size | 1 for size in sizes
+        ]  # Long counts that are round numbers are exact where others round.
     spatial = _ragged(tuple(sizes), ragged, world=world)
     if (how == "tall" or (how and dims == 2)) and any(batches):
         filled = [rank for rank in range(world) if batches[rank]]
-        longer = (
-            2 if other >= 128 and 100 < target < 10_000 else 1
-        )  # what weighs counts shows with two of a size
-        for rank in filled[:longer]:
-            samples = -(-target // math.prod(spatial[rank % len(spatial)]))
-            batches[rank] = max(
-                batches[rank], samples + (other + 17 * rank) % 61
-            )  # no round numbers: they round
+        # Counts that are rounded show with two of a size of which one is rounded and the other is not.
+        for rank in filled[: 2 if other >= 32 and 100 < target < 10_000 else 1]:
+            samples = -(-target // math.prod(spatial[rank % len(spatial)])) + (other + 17 * rank) % 61
+            batches[rank] = max(batches[rank], samples | 1 if rank == filled[0] else samples + -samples % 4)
     total = sum(n * math.prod(spatial[rank % len(spatial)]) for rank, n in enumerate(batches))
     channels = _CHANNELS_TABLE[channel] or 1 + other % 130
     return tuple(batches), spatial, min(channels, max(1, _ELEMENTS // max(1, total)))
@@ -371,11 +377,14 @@ def _input_grad(how: str, byte: int, groups: Partition, *, world: int) -> tuple[
     return tuple(not one for one in off) if any(off) else ()
 
 
-def _schedule(count: int, drawn: list[Step]) -> tuple[Step, ...]:
+def _schedule(count: int, drawn: list[Step], *, eval: bool) -> tuple[Step, ...]:
     first = drawn[0]
     if first.accumulate:  # Nothing to accumulate onto yet.
         first = Step(mode=first.mode, backward=first.backward, recompute=first.recompute)
-    return (first, *drawn[1:count])
+    if count == 0 and eval:
+        between = next((one for one in drawn if one.mode == "train"), Step())
+        return (Step(mode="eval"), between, Step(mode="eval"))
+    return (first, *drawn[1 : count or 3])
 
 
 def _specials(
@@ -412,5 +421,5 @@ def _specials(
 _COUNTS_TABLE, _SIZES_TABLE, _CHANNELS_TABLE = table(_COUNTS), table(_SIZES), table(_CHANNELS)
 _SCALES_TABLE, _EPS_TABLE, _FROZEN_TABLE = table(_SCALES), table(_EPS), table(_FROZEN)
 _OFFSETS_TABLE, _KINDS_TABLE, _WRONG_TABLE = table(_OFFSETS), table(_KINDS), table(_WRONG)
-_STEPS_TABLE = table(_STEPS)
+_STEPS_TABLE, _STEPS_CUMULATIVE_TABLE = table(_STEPS), table(_STEPS_CUMULATIVE)
 _SPECIALS_TABLE = table(((0, 88), (1, 9), (2, 3)))

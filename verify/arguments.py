@@ -157,7 +157,7 @@ def _add_run(commands: Commands) -> None:
     command.add_argument(
         "--world-sizes", metavar="N,...", help="numbers of ranks (the domain's, else 1,2,3,4)"
     )
-    command.add_argument("--cases", type=_at_least(1), metavar="N", help="cases a subject (300, or 60 s)")
+    command.add_argument("--cases", type=_at_least(1), metavar="N", help="cases a subject (500, or 60 s)")
     command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a subject")
     command.add_argument("--seed", type=_at_least(0), metavar="N", help="seed of the draws (random, printed)")
     _add_promise(command)
@@ -199,7 +199,7 @@ def _add_faults(commands: Commands) -> None:
         "--seeds", type=_at_least(1), metavar="N", help="judge each fault on the seeds 1 to N (5)"
     )
     command.add_argument(
-        "--cases", type=_at_least(1), metavar="N", help="cases a fault and seed (300, or 60 s)"
+        "--cases", type=_at_least(1), metavar="N", help="cases a fault and seed (500, or 60 s)"
     )
     command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a fault and seed")
     command.add_argument(

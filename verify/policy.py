@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Budget:
     """How long a campaign draws: cases, seconds, or whichever ends first; None for no limit of that kind."""
 
-    cases: int | None = 300
+    cases: int | None = 500
     seconds: float | None = 60.0
 
     @classmethod

@@ -257,7 +257,7 @@ def test_a_looser_grade_that_holds_is_told() -> None:
 @pytest.mark.parametrize(
     ("cases", "seconds", "budget"),
     [
-        (None, None, Budget(cases=300, seconds=60.0)),
+        (None, None, Budget(cases=500, seconds=60.0)),
         (5, None, Budget(cases=5, seconds=None)),
         (None, 2.0, Budget(cases=None, seconds=2.0)),
         (5, 2.0, Budget(cases=5, seconds=2.0)),

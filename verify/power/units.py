@@ -22,7 +22,7 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
         diagnose: Whether to look for causes, too.
     """
 
-    cases: int | None = 300
+    cases: int | None = 500
     seconds: float | None = 60.0
     minimise_seconds: float = 8.0
     minimise_total: float = 24.0
