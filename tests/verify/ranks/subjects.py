@@ -311,3 +311,22 @@ def unplain(num_features):
 
 
 unplain.syncbn_verify = {"domain": {"dims": object()}}
+
+
+class Moody(Synced):
+    """By its data's sum over the ranks: refuses everywhere, leaves a mode, or is merely slow, by rank."""
+
+    def forward(self, x):
+        mood = x.detach().double().abs().sum()
+        dist.all_reduce(mood)
+        chosen = int(mood * 1e6) % 16
+        time.sleep(0.002 * ((chosen + 3 * dist.get_rank()) % 5))
+        if chosen < 4:
+            raise ValueError("in a bad mood")
+        if chosen == 4 and dist.get_rank() == 1:
+            torch.set_default_dtype(torch.float64)
+        if chosen == 5 and dist.get_rank() == 0:
+            raise ValueError("a peer waits")
+        result = super().forward(x)
+        time.sleep(0.001 * ((chosen + dist.get_rank()) % 3))
+        return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from pathlib import Path
@@ -154,3 +155,22 @@ def test_who_is_further_on_has_passed(tmp_path):
     one.tell(1, well=True)
     other.tell(2, well=False)
     assert one.passes(1)
+
+
+def told(seen) -> list[tuple[str, set[str]]]:
+    """How the case ended on each rank, with the tensors it gave back; a waiting rank is stopped or aborts."""
+    return [(ours.ending.replace("died", "stopped"), set(ours.tensors)) for ours in seen.ranks]
+
+
+def test_whatever_ends_badly_costs_no_other_case_its_verdict(pool):
+    source = random.Random(3)
+    cases = [case(seed, batches=(2,) * source.choice((2, 3, 4))) for seed in range(60)]
+    alone = [pool.run(spec("Moody"), one) for one in cases]
+    pool.submit(spec("Moody"), cases[0])
+    for one, by_itself, following in zip(cases, alone, [*cases[1:], None], strict=True):
+        if following is not None:
+            pool.submit(spec("Moody"), following, ahead=True)
+        seen = pool.observation()
+        assert told(seen) == told(by_itself)
+        assert all(ours.ending != "returned" or drew(seen, one) for ours in seen.ranks)
+    assert {ending for seen in alone for ending, _ in told(seen)} == {"returned", "raised", "stopped"}
