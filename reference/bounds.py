@@ -95,11 +95,15 @@ def interpret(closed: ClosedJaxpr, arithmetic: Arithmetic, pairs: Sequence[Pair]
     for equation in closed.jaxpr.eqns:
         arguments = [read(atom) for atom in equation.invars]
         name = equation.primitive.name
+        if name not in ELEMENTWISE:
+            arguments = list(map(_whole, arguments, equation.invars))
         inner = equation.params.get("name") if name in ("jit", "pjit") else None
         if inner in NAMED_RULES:
             results = NAMED_RULES[inner](arithmetic, equation.params["jaxpr"], *arguments)
         elif name in ("jit", "pjit"):
             results = interpret(equation.params["jaxpr"], arithmetic, arguments)
+        elif name == "broadcast_in_dim":
+            results = [_spread(arguments[0], equation.params)]
         elif all(pair.error is None for pair in arguments) and name in EXACT_WHEN_EXACT:
             results = [Pair(value, None) for value in _evaluate(equation, arguments)]
         elif name in RULES:
@@ -107,12 +111,37 @@ def interpret(closed: ClosedJaxpr, arithmetic: Arithmetic, pairs: Sequence[Pair]
         else:
             raise NotImplementedError(f"Expected a primitive with an error rule, but got {name!r}; add one.")
         environment.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in closed.jaxpr.outvars]
+    return [_whole(read(atom), atom) for atom in closed.jaxpr.outvars]
+
+
+ELEMENTWISE = frozenset(
+    {"add", "add_any", "sub", "mul", "div", "sqrt", "rsqrt", "square", "integer_pow", "neg", "max"}
+)
+"""Primitives whose rules take pairs that broadcast against each other in place of equal shapes."""
+
+
+def _spread(pair: Pair, parameters: dict[str, Any]) -> Pair:
+    """Return a pair that broadcasts to the shape asked for: what is said of a channel is computed once."""
+    kept = parameters["broadcast_dimensions"]
+    shape = [1] * len(parameters["shape"])
+    for axis, size in zip(kept, pair.value.shape, strict=True):
+        shape[axis] = size
+    error = None if pair.error is None else jnp.broadcast_to(pair.error, pair.value.shape).reshape(shape)
+    return Pair(pair.value.reshape(shape), error)
+
+
+def _whole(pair: Pair, atom: Any) -> Pair:
+    """Return the pair in the shape that the jaxpr gives it."""
+    shape = atom.aval.shape
+    if jnp.shape(pair.value) == shape:
+        return pair
+    error = None if pair.error is None else jnp.broadcast_to(pair.error, shape)
+    return Pair(jnp.broadcast_to(pair.value, shape), error)
 
 
 EXACT_WHEN_EXACT = frozenset(
     {
-        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "concatenate", "iota", "copy"),
+        *("reshape", "squeeze", "transpose", "slice", "concatenate", "iota", "copy"),
         *("select_n", "convert_element_type", "stop_gradient", "neg", "abs", "max", "min"),
         *("gt", "lt", "ge", "le", "eq", "ne", "and", "or", "not"),
     }

@@ -17,23 +17,32 @@ from reference.rounding import Arithmetic
 
 def _add(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
     """Add or subtract; a term that is exactly zero causes no rounding."""
-    value = equation.primitive.bind(a.value, b.value, **equation.params)
-    error = error_of(a) + error_of(b)
+    value = a.value - b.value if equation.primitive.name == "sub" else a.value + b.value
     free = _is_exactly(a, 0.0) | _is_exactly(b, 0.0)
-    return [Pair(value, jnp.where(free, error, error_of(rounded(value, error, arithmetic))))]
+    return [_rounded_unless(free, value, error_of(a) + error_of(b), arithmetic)]
 
 
 def _mul(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
     """Multiply; a factor that is exactly 0, 1 or -1 causes no rounding."""
-    ea, eb = error_of(a), error_of(b)
-    error = _times(jnp.abs(a.value), eb) + _times(jnp.abs(b.value), ea) + _times(ea, eb)
+    error: Array | float = 0.0
+    if b.error is not None:
+        error = error + jnp.abs(a.value) * b.error
+    if a.error is not None:
+        error = error + (jnp.abs(b.value) + error_of(b)) * a.error
     free = _is_exactly(a, 0.0) | _is_exactly(b, 0.0) | _is_exactly(a, 1.0) | _is_exactly(b, 1.0)
-    value = a.value * b.value
-    return [Pair(value, jnp.where(free, error, error_of(rounded(value, error, arithmetic))))]
+    return [_rounded_unless(free, a.value * b.value, error, arithmetic)]
 
 
 def _is_exactly(pair: Pair, magnitude: float) -> Array:
-    return (jnp.abs(pair.value) == magnitude) & (jnp.asarray(error_of(pair)) == 0.0)
+    equal = jnp.abs(pair.value) == magnitude if magnitude else pair.value == 0.0
+    return equal if pair.error is None else equal & (pair.error == 0.0)
+
+
+def _rounded_unless(free: Array, value: Array, error: Array | float, arithmetic: Arithmetic) -> Pair:
+    """Return the pair after a rounding, where it is not free; 0 times infinity is undecided, too."""
+    rounding = arithmetic.u * (jnp.abs(value) + error) + arithmetic.eta
+    total = error + jnp.where(free, 0.0, rounding)
+    return Pair(value, undecided_beyond(value, total, arithmetic.largest))
 
 
 def _times(magnitude: Array | float, error: Array | float) -> Array | float:
@@ -217,7 +226,6 @@ RULES: dict[str, Rule] = {
     "psum": _psum,
     "psum_invariant": _psum,
     "select_n": _select,
-    "broadcast_in_dim": _same_on_errors,
     "reshape": _same_on_errors,
     "squeeze": _same_on_errors,
     "transpose": _same_on_errors,
