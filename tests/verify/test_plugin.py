@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -12,11 +13,13 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
 INSTALLED = any(entry.value == "verify.plugin" for entry in entry_points(group="pytest11"))
 NO_CACHE = ("-p", "no:cacheprovider")
+CACHE = str(platformdirs.user_cache_path())
 FEW = ("--verify-cases=4", "--verify-seed=1", *NO_CACHE)
 
 
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> pytest.RunResult:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_CACHE_HOME", CACHE)  # pytester's home is empty: all would be compiled anew
     monkeypatch.setenv("SYNCBN_VERIFY_DATA", str(pytester.path / "data"))
     plugin = () if INSTALLED else ("-p", "verify.plugin")
     return pytester.runpytest_subprocess(*plugin, *arguments, timeout=280)

@@ -400,7 +400,7 @@ def test_an_option_that_is_not_given_is_the_records() -> None:
         ((None, 9.0), "--seconds 10", None, 10.0),
         ((40, 9.0), "--seconds=10", 40, 10.0),
         ((None, None), "", None, None),
-        ((None, None), "--cases 400", 400, None),
+        ((None, None), "--cases 600", 600, None),
         ((None, None), "--seconds 60", None, 60.0),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_case_that_waits_for_a_core_is_no_hang() -> None:
     with RankPool(timeout=5.0, warm_up=0.0) as pool:
         assert pool.run(f"{subjects}:Works", CASE).ranks[0].ending == "returned"
         pool.timeout = 0.6
-        with processes(LOOP, 4 * len(os.sched_getaffinity(0))):
+        with processes(LOOP, 6 * len(os.sched_getaffinity(0))):
             started = time.monotonic()
             worked = pool.run(f"{subjects}:Works", CASE)
             took = time.monotonic() - started
