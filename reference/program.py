@@ -20,6 +20,7 @@ import platformdirs
 
 from reference import batchnorm, forms
 from reference.bounds import Pair, bound, error_of, exact
+from reference.executables import Executable
 from reference.rounding import Arithmetic
 from reference.shards import Bucket
 
@@ -296,12 +297,12 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
 @cache
 def compiled_step(bucket: Bucket) -> Any:
     """Return the compiled function of `StepInput` for `bucket`; it wants the `precise` context."""
-    configure_cache()
 
     def step(given: StepInput) -> StepOutput:
         return _step(bucket, given)
 
-    return jax.jit(step)
+    name = "step-{}x{}x{}-{}".format(*bucket)
+    return Executable(step, name, like=StepOutput(*StepOutput._fields), folder=configure_cache())
 
 
 class BufferInput(NamedTuple):

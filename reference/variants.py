@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from reference.executables import Executable
 from reference.program import StepInput, StepOutput, StepScalars, configure_cache
 from reference.shards import Bucket
 
@@ -296,9 +297,9 @@ def compiled_variant(bucket: Bucket) -> Any:
 
     It returns a `StepOutput` whose moments have a row for each rank: (ranks, C).
     """
-    configure_cache()
 
     def variant(given: StepInput, weights: Weights, formula: Formula) -> StepOutput:
         return _variant(bucket, given, weights, formula)
 
-    return jax.jit(variant)
+    name = "variant-{}x{}x{}-{}".format(*bucket)
+    return Executable(variant, name, like=StepOutput(*StepOutput._fields), folder=configure_cache())

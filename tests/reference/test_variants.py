@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 
@@ -139,4 +138,3 @@ def test_roots_and_their_derivatives_are_what_they_say(given, which):
 def test_it_is_compiled_once_a_bucket(given):
     where, _, _ = given
     assert compiled_variant(where.bucket) is compiled_variant(where.bucket)
-    assert isinstance(compiled_variant(where.bucket), jax.stages.Wrapped)
