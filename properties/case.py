@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -213,6 +214,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         return self.affine == "both"
 
 
+@lru_cache(maxsize=16)
 def encode(case: Case) -> bytes:
     """Return the canonical JSON of `case`: keys sorted, fields that equal their default left out.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,13 +21,23 @@ def update_buffers(walk: Walk, k: int) -> None:
     if n == 0:
         return
     step = next(iter(walk.steps[k].values()))
-    momentum, c = right_momentum(walk), case.channels
+    output, c = step.output, case.channels
     below = float(n - 1) if contract.running_var == "unbiased" else 0.0
-    update = partial(updated, walk, momentum=momentum, poisoned=step.poisoned)
-    mean = Estimate(step.output.mean[:c], step.output.mean_bound[:c])
-    var = Estimate(step.output.var[:c], step.output.var_bound[:c])
-    buffers.mean = update(buffers.mean, mean, n=n, below=0.0)
-    buffers.var = update(buffers.var, var, n=n, below=below)
+    both = updated(  # a call costs as much for one as for the other
+        walk,
+        _joined(*buffers.mean, *buffers.var),
+        _joined(output.mean[:c], output.mean_bound[:c], output.var[:c], output.var_bound[:c]),
+        momentum=right_momentum(walk),
+        poisoned=np.concatenate([step.poisoned, step.poisoned]),
+        n=n,
+        below=np.repeat([0.0, below], c),
+    )
+    buffers.mean = Estimate(both.value[:c], both.bound[:c])
+    buffers.var = Estimate(both.value[c:], both.bound[c:])
+
+
+def _joined(mean: Floats, mean_bound: Floats, var: Floats, var_bound: Floats) -> Estimate:
+    return Estimate(np.concatenate([mean, var]), np.concatenate([mean_bound, var_bound]))
 
 
 def right_momentum(walk: Walk) -> float:
@@ -41,18 +49,25 @@ def right_momentum(walk: Walk) -> float:
 
 
 def updated(
-    walk: Walk, old: Estimate, new: Estimate, *, momentum: float, poisoned: Bools, n: float, below: float
+    walk: Walk,
+    old: Estimate,
+    new: Estimate,
+    *,
+    momentum: float,
+    poisoned: Bools,
+    n: float,
+    below: float | Floats,
 ) -> Estimate:
-    """Return the buffer `old` after an update with the moment `new`, as stored.
+    """Return the buffer `old`, or several in a row, after an update with the moment `new`, as stored.
 
     Args:
         walk: Says the dtypes.
-        old: The buffer, (C,).
-        new: The batch's mean or biased variance, (C,).
+        old: The buffer, (N,), with an element for each channel of each buffer.
+        new: The batch's mean or biased variance, (N,).
         momentum: Weight of the new value.
-        poisoned: Channels whose moment is not finite, (C,).
+        poisoned: Where the moment is not finite, (N,).
         n: Values a channel, or what stands for it.
-        below: What n is divided by to correct the variance, n - 1; 0 for no correction.
+        below: What n is divided by to correct a variance, n - 1; 0 for no correction; (N,) or for all.
     """
     case = walk.case
     accumulated = accumulation_dtype(case, walk.contract)
@@ -70,11 +85,12 @@ def updated(
         constant_error(1.0 - momentum, computed) + constant_error(momentum, computed),
         float(n),
         n * facts.u if n > 1 / facts.u else 0.0,
-        below,
         *storing(case.param_dtype, computed),
     )
-    result = compiled_update()(BufferInput(*before, _pad(new.value), _pad(new.bound), np.asarray(scalars)))
-    value, bound = (np.array(array)[: case.channels] for array in result)
+    divisor = np.broadcast_to(below, old.value.shape)
+    moment = (_pad(new.value), _pad(new.bound), _pad(divisor))
+    result = compiled_update(len(before[0]))(BufferInput(*before, *moment, np.asarray(scalars)))
+    value, bound = (np.array(array)[: len(old.value)] for array in result)
     bound[np.abs(value) + bound >= FACTS[case.param_dtype].overflow] = np.inf  # it may be stored as infinity
     estimate = decided(value, bound, poisoned=poisoned | ~known)
     if momentum == 0.0:  # 0 x NaN, or no update

@@ -306,10 +306,10 @@ def compiled_step(bucket: Bucket) -> Any:
 
 
 class BufferInput(NamedTuple):
-    """One update of a running buffer, each array (C,); see `reference.forms.buffer_weighted`.
+    """One update of running buffers, each array (N,); see `reference.forms.buffer_weighted`.
 
-    `scalars`: u, eta, largest of the arithmetic, momentum, its error, 1 - momentum, its error, then n, its
-    error and n - 1 for an unbiased variance (0 for a biased one), then the rounding of the stored dtype (u,
+    `below` is n - 1 for an unbiased variance, else 0. `scalars`: u, eta, largest of the arithmetic, momentum,
+    its error, 1 - momentum, its error, then n and its error, then the rounding of the stored dtype (u,
     underflow).
     """
 
@@ -317,11 +317,13 @@ class BufferInput(NamedTuple):
     old_error: Any
     new: Any
     new_error: Any
+    below: Any
     scalars: Any
 
 
 def _update(given: BufferInput) -> tuple[Array, Array]:
-    u, eta, largest, m, m_error, rest, rest_error, n, n_error, below, store_u, underflow = given.scalars
+    u, eta, largest, m, m_error, rest, rest_error, n, n_error, store_u, underflow = given.scalars
+    below = jnp.asarray(given.below)
     arithmetic = Arithmetic(u, eta, largest, 0.0, 1.0, 1.0, 1.0)
     new = Pair(jnp.asarray(given.new), given.new_error)
     divisor = jnp.where(below > 0, below, 1.0)
@@ -340,10 +342,9 @@ def _update(given: BufferInput) -> tuple[Array, Array]:
 
 
 @cache
-def compiled_update() -> Any:
-    """Return the compiled function of `BufferInput`; it wants the `precise` context."""
-    configure_cache()
-    return jax.jit(_update)
+def compiled_update(size: int) -> Any:
+    """Return the compiled function of `BufferInput` for arrays (size,); it wants the `precise` context."""
+    return Executable(_update, f"update-{size}", like=(0, 0), folder=configure_cache())
 
 
 @contextlib.contextmanager
