@@ -48,7 +48,7 @@ def _elements(case: Case) -> int:
 class _Flight:
     """A submitted case; its group is None until it is sent, and when that group was lost before its turn.
 
-    `killed` says that a rank was killed while it ran.
+    `killed` says that a rank was killed while it ran, `again` that it runs once more for that reason.
     """
 
     target: Target
@@ -56,6 +56,7 @@ class _Flight:
     seconds: float
     group: RankGroup | None = None
     killed: bool = False
+    again: bool = False
 
 
 class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,7 +200,7 @@ class RankPool:
                 raise
             again = True
         if again:
-            self._flights.appendleft(_Flight(flight.target, flight.case, flight.seconds))
+            self._flights.appendleft(_Flight(flight.target, flight.case, flight.seconds, again=True))
             seen = self._observe_first()
         if self._flights and self._flights[0].group is None:
             self._try_to_send(self._flights[0])
@@ -249,6 +250,8 @@ class RankPool:
         if self._is_full(group, case):
             self._drop(group)
             group = self._group(group.target, case.world_size)
+        if flight.again:
+            group.describe()  # a subject that kills its peers must find them loaded, not on their way
         group.submit(case, seconds=flight.seconds)
         flight.group = group
 
