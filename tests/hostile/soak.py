@@ -93,7 +93,9 @@ class Saboteur:
         if not isinstance(event, CaseEnded):
             return
         self.counts[event.outcome.name] += 1
-        self.counts["internal"] += bool(event.internal)
+        if event.internal:
+            self.counts["internal"] += 1
+            sys.stdout.write(f"our own failure at case {event.number}: {event.internal}\n")
         if event.number == self.at and self.act is not None and self.pool is not None:
             self.act(self.pool, self.chance)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from catalogue import HARMLESS, HERE, hostile_case
 
@@ -178,3 +179,14 @@ def test_a_server_that_is_killed_again_and_again_is_our_failure(
         pool.run(RIGHT, HARMLESS)
     monkeypatch.undo()
     assert {seen.ending for seen in pool.run(RIGHT, HARMLESS).ranks} == {"returned"}
+
+
+@pytest.mark.parametrize("kill", [kill_a_rank, kill_all_ranks, kill_the_server])
+def test_a_kill_before_the_next_case_is_sent_ahead_swaps_no_cases(pool: RankPool, kill: Kill) -> None:
+    first, following = (msgspec.structs.replace(HARMLESS, seed=seed) for seed in (5, 6))
+    alone = [pool.run(RIGHT, one).ranks[0].digest for one in (first, following)]
+    pool.submit(RIGHT, first)
+    kill(pool, only_group(pool))
+    time.sleep(0.2)
+    pool.submit(RIGHT, following, ahead=True)
+    assert [pool.observation().ranks[0].digest for _ in alone] == alone

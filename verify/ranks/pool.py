@@ -250,6 +250,8 @@ class RankPool:
         if self._is_full(group, case):
             self._drop(group)
             group = self._group(group.target, case.world_size)
+        if flight is not self._flights[0] and self._flights[0].group is None:
+            return  # the server was found to be gone: what comes first must be sent again first
         if flight.again:
             group.describe()  # a subject that kills its peers must find them loaded, not on their way
         group.submit(case, seconds=flight.seconds)
