@@ -4,7 +4,8 @@ Rules
 -----
 - Each choice is one byte, and 0 is the simplest choice: whoever minimises a failing case lowers bytes, and
   each feature of the case goes away by itself.
-- A byte means the same whatever the other bytes are, except where a size or layout would be impossible.
+- A byte means the same whatever the other bytes are, except where a size or layout would be impossible, and
+  for the number of steps, which momentum None raises.
 - No case outside the domain comes out, whatever the bytes; every value of the domain that some case can have
   does come out.
 
@@ -102,9 +103,11 @@ _WRONG: tuple[tuple[Wrong, float], ...] = (("", 945), ("channels", 25), ("dims",
 _PROBES: tuple[tuple[Probe, float], ...] = (("", 14), ("repeatable", 1), ("scaling", 1))
 _CONVERSION: tuple[tuple[Probe, float], ...] = (("conversion", 2),)
 _GRADS: tuple[tuple[Literal["all", "none", "ragged"], float], ...] = (("all", 84), ("none", 8), ("ragged", 8))
-# The last one trains between two evaluations; momentum None is the same as any other in a single step.
-_STEPS = ((1, 46), (2, 28), (3, 22), (0, 4))
-_STEPS_CUMULATIVE = ((1, 16), (2, 42), (3, 38), (0, 4))
+_BETWEEN = 0
+"""In place of a number of steps: training between two evaluations."""
+_STEPS = ((1, 46), (2, 28), (3, 22), (_BETWEEN, 4))
+# In a single step momentum None is the same as 1.
+_STEPS_CUMULATIVE = ((1, 16), (2, 42), (3, 38), (_BETWEEN, 4))
 _STEP: tuple[tuple[Step, float], ...] = (
     (Step(), 49),
     (Step(mode="eval"), 17),
@@ -309,9 +312,7 @@ def _sizes(
     if how == "wide" and dims > 2:
         sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]) | 1)
     elif how == "tall":
-        sizes = [
-            size | 1 for size in sizes
-        ]  # Long counts that are round numbers are exact where others round.
+        sizes = [size | 1 for size in sizes]  # Long counts that are round numbers do not round.
     spatial = _ragged(tuple(sizes), ragged, world=world)
     if (how == "tall" or (how and dims == 2)) and any(batches):
         filled = [rank for rank in range(world) if batches[rank]]
@@ -381,7 +382,7 @@ def _schedule(count: int, drawn: list[Step], *, eval: bool) -> tuple[Step, ...]:
     first = drawn[0]
     if first.accumulate:  # Nothing to accumulate onto yet.
         first = Step(mode=first.mode, backward=first.backward, recompute=first.recompute)
-    if count == 0 and eval:
+    if count == _BETWEEN and eval:
         between = next((one for one in drawn if one.mode == "train"), Step())
         return (Step(mode="eval"), between, Step(mode="eval"))
     return (first, *drawn[1 : count or 3])

@@ -10,7 +10,8 @@ Theory of operation
 `bound(f)(arithmetic, *pairs)` traces `f` to a jaxpr and evaluates it equation by equation with the rules of
 `reference.rules`, in float64, while jax traces again: the result compiles with `jax.jit` like any function. A
 `jax.jit`-ed function whose name is in the table of named rules is not entered: its own, tighter derivation
-replaces that of its parts (`reference.forms` says which and why).
+replaces that of its parts (`reference.forms` says which and why). A broadcast is put off until a rule needs
+the whole shape, so that what is said of a channel is computed once, not for each element.
 
 Rules are sound for first and higher orders: products keep e_a e_b, divisions and roots bound over the whole
 interval, and a rounding is charged on |v| + e. An infinite e means undecided and stays so.

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
 from properties.domain import Contract, Domain, keys_text
+from verify.policy import DEFAULT_BUDGET
+
+_BUDGET = f"{DEFAULT_BUDGET.cases}, or {DEFAULT_BUDGET.seconds:g} s"
 
 EXIT_CODES = """exit codes:
   0    every subject met its expectation (a control is expected to be VIOLATED; what a known discrepancy
@@ -157,7 +160,7 @@ def _add_run(commands: Commands) -> None:
     command.add_argument(
         "--world-sizes", metavar="N,...", help="numbers of ranks (the domain's, else 1,2,3,4)"
     )
-    command.add_argument("--cases", type=_at_least(1), metavar="N", help="cases a subject (500, or 60 s)")
+    command.add_argument("--cases", type=_at_least(1), metavar="N", help=f"cases a subject ({_BUDGET})")
     command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a subject")
     command.add_argument("--seed", type=_at_least(0), metavar="N", help="seed of the draws (random, printed)")
     _add_promise(command)
@@ -199,7 +202,7 @@ def _add_faults(commands: Commands) -> None:
         "--seeds", type=_at_least(1), metavar="N", help="judge each fault on the seeds 1 to N (5)"
     )
     command.add_argument(
-        "--cases", type=_at_least(1), metavar="N", help="cases a fault and seed (500, or 60 s)"
+        "--cases", type=_at_least(1), metavar="N", help=f"cases a fault and seed ({_BUDGET})"
     )
     command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a fault and seed")
     command.add_argument(

@@ -35,7 +35,7 @@ def parametrize(
     Args:
         spec: module:factory, file.py:factory, or a built-in's short name.
         shards: Into how many items the campaign is cut.
-        cases: Cases of the whole campaign (500, or 60 seconds).
+        cases: Cases of the whole campaign (those of `verify run`).
         seconds: Seconds of the whole campaign.
         seed: Of the draws; that of the pytest run unless given.
         device: cpu or cuda.

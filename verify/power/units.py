@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import msgspec
 
 from verify.faults.cards import Card, RightCard
-from verify.policy import Budget
+from verify.policy import DEFAULT_BUDGET, Budget
 
 CHUNK = 250
 """Cases of a right subject in one unit, so that workers share them evenly and a lost worker loses little."""
@@ -22,8 +22,8 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
         diagnose: Whether to look for causes, too.
     """
 
-    cases: int | None = 500
-    seconds: float | None = 60.0
+    cases: int | None = DEFAULT_BUDGET.cases
+    seconds: float | None = DEFAULT_BUDGET.seconds
     minimise_seconds: float = 8.0
     minimise_total: float = 24.0
     diagnose: bool = True

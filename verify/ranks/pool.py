@@ -251,7 +251,7 @@ class RankPool:
             self._drop(group)
             group = self._group(group.target, case.world_size)
         if flight is not self._flights[0] and self._flights[0].group is None:
-            return  # the server was found to be gone: what comes first must be sent again first
+            return  # what comes first has lost its group meanwhile, and is sent again first
         if flight.again:
             group.describe()  # a subject that kills its peers must find them loaded, not on their way
         group.submit(case, seconds=flight.seconds)
