@@ -7,8 +7,8 @@ Rules
 -----
 - What is loaded is what this code would compile here: the versions, this package's sources, XLA's flags and
   the processor are in the name of the file.
-- An executable is kept only if, read back, it gives bit for bit what it gave before (one that came out of
-  jax's own cache cannot be written twice).
+- An executable is kept only if, read back, it gives bit for bit what it gave before. One that came out of
+  jax's own cache does not: the program is then compiled once more under a name that no cache has.
 - A file that cannot be read or written costs time alone: the function is compiled as ever.
 - The folder is the user's own and as trusted as jax's cache beside it: what lies there is run.
 """
@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -59,13 +60,31 @@ class Executable:
             return None
 
     def _compiled(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        made: Callable[..., Any] = jax.jit(self._function).lower(*arguments).compile()
+        made = self._made(arguments, _key())
         # Whatever an experimental part of jax, or the disk, has against it.
         with contextlib.suppress(Exception):
             written = _written(made)
-            if _agree(made, _read(written, arguments, self._like), arguments):
+            if not self._agrees(written, made, arguments):
+                written = _written(self._made(arguments, uuid.uuid4().hex))
+            if self._agrees(written, made, arguments):
                 _replace(self._path, written)
         return made
+
+    def _made(self, arguments: tuple[Any, ...], suffix: str) -> Callable[..., Any]:
+        """Return the function, compiled: `suffix` is part of the program's name, and so of jax's key."""
+
+        def named(*given: Any) -> Any:
+            return self._function(*given)
+
+        named.__name__ = f"{self._path.stem.partition('-')[0]}_{suffix}"
+        made: Callable[..., Any] = jax.jit(named).lower(*arguments).compile()
+        return made
+
+    def _agrees(self, written: bytes, made: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+        """Return whether `written`, read back, gives what `made` gives."""
+        with contextlib.suppress(Exception):  # jax says only when it is called what is not in it
+            return _agree(made, _read(written, arguments, self._like), arguments)
+        return False
 
 
 def _written(made: Any) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import reference
 from reference import executables
 from reference.executables import Executable
 from reference.program import precise
@@ -21,6 +24,7 @@ class Result(NamedTuple):
     twice: object
 
 
+ROOT = Path(reference.__file__).parents[1]
 LIKE = Result(0, 0)
 X = np.arange(3.0)
 
@@ -96,6 +100,36 @@ def test_one_that_reads_back_differently_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(executables, "_read", lambda *_: lambda x: Result(np.float64(4), 2 * x))
     assert is_right(called(tmp_path))
     assert kept(tmp_path) == []
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from reference.executables import Executable
+from reference.program import precise
+
+jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "/jax")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+folder = Path(sys.argv[1], "ours")
+
+def called():
+    jax.clear_caches()
+    with precise():
+        Executable(lambda x: (2.0 * x, x), "name", like=(0, 0), folder=folder)(np.arange(3.0))
+    return list(folder.glob("*.executable"))
+
+(path,) = called()
+before = len(list(Path(sys.argv[1], "jax").iterdir()))
+path.unlink()
+(path,) = called()
+assert before and len(list(Path(sys.argv[1], "jax").iterdir())) > before
+"""
+
+
+def test_one_that_only_jax_has_kept_is_compiled_again_and_kept(tmp_path):
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], check=True, cwd=ROOT)
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing(tmp_path):
