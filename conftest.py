@@ -35,7 +35,7 @@ def real_run(data_folder: Path) -> Iterator[Run]:
         yield run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
     """Ctrl-C reaches this process and what it starts, also in a shell's background job, which ignores it.
 

@@ -21,6 +21,7 @@ only a violation is traced back to its rank, name and index.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -125,7 +126,7 @@ def _match_one(found: Matching, pair: Pair | None) -> None:
         return
     stored, wanted = _NARROWER.get(pair.tensor.dtype, 0), _NARROWER[pair.interval.dtype]
     fits = pair.tensor.dtype == pair.interval.dtype or stored > wanted
-    if fits and pair.tensor.shape == pair.interval.value.shape:
+    if fits and pair.tensor.shape == pair.interval.shape:
         found.pairs.append(pair)
     else:
         found.misfits += 1
@@ -153,7 +154,7 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
     value = np.concatenate([pair.interval.value.ravel() for pair in pairs])
     bound = np.concatenate([pair.interval.bound.ravel() for pair in pairs])
     overflows = np.concatenate([pair.interval.overflows.ravel() for pair in pairs])
-    observed = np.concatenate([pair.tensor.values.ravel() for pair in pairs])
+    observed = np.concatenate([pair.interval.of(pair.tensor).ravel() for pair in pairs])
     ratio = ratios(value, bound, overflows, observed)
     greatest = float(ratio.max(initial=0.0))
     decided = np.isfinite(value) & np.isfinite(bound)
@@ -170,6 +171,7 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
         elements=elements,
         undecided=unknown,
         blind=int(np.count_nonzero(decided & (bound > visible))),
+        unjudged=sum(pair.interval.unjudged for pair in pairs),
         max_ratio=greatest,
         ratios={f"{quantity} {pairs[0].interval.dtype}": greatest} if elements > unknown else {},
         discrepancies=tuple(sorted(discrepancies, key=lambda d: -d.ratio)),
@@ -204,10 +206,11 @@ def _merge_presence(discrepancies: list[Discrepancy]) -> tuple[Discrepancy, ...]
 
 def _trace(pairs: list[Pair], ratio: Floats) -> tuple[Discrepancy, ...]:
     """Return one discrepancy a name that has elements beyond their bound, at its greatest ratio."""
-    stops = list(accumulate(pair.tensor.array.size for pair in pairs))
+    stops = list(accumulate(pair.interval.value.size for pair in pairs))
     parts: dict[str, list[tuple[Pair, Floats]]] = {}
     for pair, stop in zip(pairs, stops, strict=True):
-        part = ratio[stop - pair.tensor.array.size : stop].reshape(pair.tensor.shape)
+        shape = pair.interval.value.shape
+        part = ratio[stop - math.prod(shape) : stop].reshape(shape)
         parts.setdefault(pair.name, []).append((pair, part))
     found = []
     for name, entries in parts.items():
@@ -220,7 +223,8 @@ def _trace(pairs: list[Pair], ratio: Floats) -> tuple[Discrepancy, ...]:
 
 def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int) -> Discrepancy:
     pair, part = max(guilty, key=lambda entry: float(entry[1].max()))
-    index = tuple(int(i) for i in np.unravel_index(int(part.argmax()), part.shape))
+    place = tuple(int(i) for i in np.unravel_index(int(part.argmax()), part.shape))
+    index = pair.interval.index(place)
     channels: set[int] = set()
     for _, other in guilty:
         axis = 1 if other.ndim > 1 else 0
@@ -229,10 +233,10 @@ def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int) ->
         quantity=name,
         rank=pair.rank,
         index=index,
-        observed=number(pair.tensor.values[index]),
-        expected=number(pair.interval.value[index]),
-        bound=float(pair.interval.bound[index]),
-        ratio=float(part[index]),
+        observed=number(pair.interval.of(pair.tensor)[place]),
+        expected=number(pair.interval.value[place]),
+        bound=float(pair.interval.bound[place]),
+        ratio=float(part[place]),
         observed_bits=hexadecimal(pair.tensor, index),
         mismatched=sum(int(np.count_nonzero(other > 1)) for _, other in guilty),
         elements=elements,

@@ -44,7 +44,9 @@ def refusals(case: Case) -> dict[int, str]:
     return refusing
 
 
-def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu") -> Expected:
+def expect(
+    case: Case, contract: Contract, grade: Grade, *, device: str = "cpu", every_element: bool = False
+) -> Expected:
     """Return the expected tensors of `case` under `contract`, with bounds for `grade`.
 
     Args:
@@ -52,9 +54,11 @@ def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu")
         contract: Which convention is right.
         grade: The error model that the bounds are for.
         device: cpu or cuda; selects the table of operations' errors.
+        every_element: Also of large steps, of whose output and gradient of the input a sample is expected
+            else (`properties.sampling`).
     """
     ranks = range(case.world_size)
-    drawn = values.drawn(case, ranks)
+    drawn = values.drawn(case, ranks, channels_last=True)
     digests = {
         rank: values.digest(*(array for k in range(len(case.steps)) for array in drawn[rank, k]))
         for rank in ranks
@@ -66,7 +70,9 @@ def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu")
         with precise():
             for group in case.process_groups:
                 if not any(rank in refusing for rank in group):
-                    walk = _walk(case, contract, grade, device=device, group=group, inputs=drawn)
+                    walk = _start(case, contract, grade, device=device, group=group, inputs=drawn)
+                    walk.every_element = every_element
+                    _follow(walk)
                     for name, by_rank in walk.tensors.items():
                         tensors.setdefault(name, {}).update(by_rank)
                     for name, counts in walk.tracked.items():
@@ -74,7 +80,7 @@ def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu")
     return Expected(tensors=tensors, tracked=tracked, refusals=refusing, digests=digests, grade=grade)
 
 
-def _walk(
+def _start(
     case: Case,
     contract: Contract,
     grade: Grade,
@@ -85,15 +91,18 @@ def _walk(
 ) -> Walk:
     start, zero = values.parameters(case), np.zeros(case.channels)
     buffers = Buffers(Estimate(start.running_mean, zero), Estimate(start.running_var, zero), 0)
-    walk = Walk(case, contract, grade, device, group, inputs, buffers)
-    for what, k in events(case):
+    return Walk(case, contract, grade, device, group, inputs, buffers)
+
+
+def _follow(walk: Walk) -> None:
+    """Go through the schedule."""
+    for what, k in events(walk.case):
         if what == "forward":
             _forward(walk, k)
         else:
             _backward(walk, k)
-    if case.tracking:
+    if walk.case.tracking:
         _snapshot(walk, "end")
-    return walk
 
 
 def _forward(walk: Walk, k: int) -> None:
@@ -117,10 +126,15 @@ def store_output(walk: Walk, k: int, rank: int) -> None:
     step = walk.steps[k][rank]
     value, bound = _logical(walk, step, rank, step.output.y, step.output.y_bound)
     poisoned = _poisoned(walk.case, rank, step, value)
-    put(walk, f"output.{k}", rank, *decided(value, bound, poisoned=poisoned), dtype=walk.case.dtype)
+    estimate = decided(value, bound, poisoned=poisoned)
+    put(walk, f"output.{k}", rank, *estimate, dtype=walk.case.dtype, positions=step.positions)
 
 
 def _logical(walk: Walk, step: RankStep, rank: int, value: Any, bound: Any) -> tuple[Floats, Floats]:
+    if step.sample is not None:
+        start, size = step.sample.starts()[step.slot], len(step.sample.own[step.slot])
+        part = (0, slice(start, start + size), slice(0, walk.case.channels))
+        return value[part], bound[part]
     shape = walk.case.shape_of(rank)
     return unpack(step.where, value, step.slot, shape), unpack(step.where, bound, step.slot, shape)
 
@@ -134,6 +148,9 @@ def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | No
         return None
     if step.poisoned_elements is None:
         return np.broadcast_to(step.poisoned.reshape(1, -1, *[1] * (like.ndim - 2)), like.shape)
+    if step.positions is not None:
+        channels = step.poisoned_elements.shape[1]
+        return step.poisoned_elements.transpose(0, 2, 1).reshape(-1, channels)[step.positions]
     return step.poisoned_elements.reshape(case.shape_of(rank))
 
 
@@ -166,4 +183,6 @@ def store_grad_input(walk: Walk, k: int, rank: int) -> None:
     evaluated = step.poisoned_elements is not None  # its gradient does not depend on the input
     poisoned = None if evaluated else _poisoned(case, rank, step, value)
     estimate = decided(value, bound, poisoned=poisoned)
-    put(walk, f"grad_input.{k}", rank, *estimate, dtype=case.dtype, optional=case.count_of(rank) == 0)
+    optional = case.count_of(rank) == 0
+    positions = step.positions
+    put(walk, f"grad_input.{k}", rank, *estimate, dtype=case.dtype, optional=optional, positions=positions)

@@ -39,7 +39,7 @@ def dtype_and_layout(
                 continue
             facts += 1
             interval, tensor = by_rank[rank], seen[name]
-            for what, observed, asked in _form(tensor, interval.dtype, interval.value.shape):
+            for what, observed, asked in _form(tensor, interval.dtype, interval.shape):
                 wrong.setdefault((what, name), []).append((rank, observed, asked))
             if name.startswith("output.") and tensor.array.size:
                 for what, observed, asked in _memory(case, rank, tensor, inplace=contract.inplace):

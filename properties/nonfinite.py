@@ -28,24 +28,30 @@ def nonfinite(case: Case, observation: Observation, expected: Expected, contract
         for rank in ranks:
             interval = by_rank.get(rank)
             tensor = observation.ranks[rank].tensors.get(name)
-            if interval is None or tensor is None or tensor.shape != interval.value.shape:
+            if interval is None or tensor is None or tensor.shape != interval.shape:
                 continue
             poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
             if not poisoned.any():
                 continue
             facts += int(np.count_nonzero(poisoned))
-            wrong = poisoned & np.isfinite(tensor.values)
+            wrong = poisoned & np.isfinite(interval.of(tensor))
             if wrong.any():
-                found.append(_discrepancy(name, rank, tensor, wrong=wrong, poisoned=poisoned))
+                index = interval.index(tuple(int(i) for i in np.argwhere(wrong)[0]))
+                found.append(_discrepancy(name, rank, tensor, index, wrong=wrong, poisoned=poisoned))
     if found:
         return violated("nonfinite", found, elements=facts)
     return holds("nonfinite", elements=facts) if facts else None
 
 
 def _discrepancy(
-    name: str, rank: int, tensor: Tensor, *, wrong: NDArray[np.bool_], poisoned: NDArray[np.bool_]
+    name: str,
+    rank: int,
+    tensor: Tensor,
+    index: tuple[int, ...],
+    *,
+    wrong: NDArray[np.bool_],
+    poisoned: NDArray[np.bool_],
 ) -> Discrepancy:
-    index = tuple(int(i) for i in np.argwhere(wrong)[0])
     axis = 1 if wrong.ndim > 1 else 0
     return Discrepancy(
         quantity=name,

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties import values
+from properties.sampling import Sample, sample
 from properties.walk import RankStep, Walk, accumulation_dtype, storing
 from reference.program import StepInput, StepOutput, StepScalars, compiled_step
 from reference.rounding import FACTS, REFERENCE_U, arithmetic, constant_error, depth
@@ -17,9 +18,13 @@ Bools = NDArray[np.bool_]
 
 def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) -> dict[int, RankStep]:
     """Return each member's share of step k, normalised over `members`."""
-    where, given, bad = step_input(walk, k, members, training=training)
+    chosen = None if walk.every_element else sample(walk.case, members, k)
+    where, given, bad = step_input(walk, k, members, training=training, chosen=chosen)
     output = StepOutput(*(np.asarray(array) for array in compiled_step(where.bucket)(given)))
-    return shares(walk, members, where=where, output=output, bad=bad, training=training)
+    found = shares(walk, members, where=where, output=output, bad=bad, training=training)
+    for share in found.values():
+        share.sample = chosen
+    return found
 
 
 def shares(
@@ -45,24 +50,39 @@ def shares(
 
 
 def step_input(
-    walk: Walk, k: int, members: tuple[int, ...], *, training: bool
+    walk: Walk, k: int, members: tuple[int, ...], *, training: bool, chosen: Sample | None = None
 ) -> tuple[Layout, StepInput, list[Bools]]:
-    """Return the padded input of step k over `members`, where it lies, and where it is not finite."""
+    """Return the padded input of step k over `members`, where it lies, and where it is not finite.
+
+    Output and gradient of the input are wanted at the positions `chosen`, or at all.
+    """
     case = walk.case
-    where = layout([case.count_of(rank) for rank in members], case.channels)
+    counts = [case.count_of(rank) for rank in members]
+    where = layout(counts, case.channels, rows=chosen.rows if chosen else 0)
     drawn = [walk.inputs[rank, k] for rank in members]
     arrays = [(x, np.broadcast_to(g, x.shape)) for x, g in drawn]
     bad = [~np.isfinite(x) for x, _ in arrays]
+    finite = [np.where(mask, 0.0, x) if mask.any() else x for mask, (x, _) in zip(bad, arrays, strict=True)]
     given = StepInput(
-        x=pack(where, [np.where(mask, 0.0, x) for mask, (x, _) in zip(bad, arrays, strict=True)]),
+        x=pack(where, finite),
         g=pack(where, [g for _, g in arrays]),
         mask=where.mask,
         owner=where.owner,
         parameters=_parameter_rows(walk, where),
         depths=_depths(walk, where),
         scalars=_scalars(walk, members, training=training),
+        rows=_rows(where, chosen),
     )
     return where, given, bad
+
+
+def _rows(where: Layout, chosen: Sample | None) -> NDArray[np.int32]:
+    """Return where the chosen positions lie in the padded input; what is left over is the first one."""
+    rows = np.zeros(where.bucket.rows, np.int32)
+    if chosen:
+        found = [start + own for start, own in zip(where.starts, chosen.own, strict=True)]
+        rows[: sum(map(len, found))] = np.concatenate(found)
+    return rows
 
 
 def _parameter_rows(walk: Walk, where: Layout) -> Floats:

@@ -16,13 +16,19 @@ Philox4x32-7 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 201
 element, the last two the cotangent's: a triangular variate on (-2, 2), scaled and shifted by what the family
 draws for the channel from counters that no element uses (position >= 2^31). A call for few counters costs
 as much as one for thousands, so the small blocks of a case, each of a rank and step, share one.
+
+Positions come in tiles of 256 and samples in tiles of 4096. Beyond the first tile the words of an element are
+made from those of its place in the first one: multiplied by an odd word and added to another, both of its
+tile and channel, modulo 2^32, and the upper half folded into the lower. That is one to one, so that they stay
+uniform and independent within a tile, and leaves no correlation between tiles. A large tensor costs some
+dozen operations an element, not Philox's hundred.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,6 +38,7 @@ from numpy.typing import NDArray
 from properties.case import Case, Dtype, Family
 
 Words = NDArray[np.uint64]
+Halves = NDArray[np.uint32]
 Floats = NDArray[np.float64]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -41,7 +48,10 @@ _SHIFT = np.uint64(32)
 _ROUNDS = 7
 _CHUNK = 1 << 14
 _SMALL = 1 << 12
+_TILE_SAMPLES, _TILE_POSITIONS = 1 << 12, 1 << 8
+_FOLD = 1 << 12
 _CHANNEL_TAG, _RANK_TAG, _PARAMETER_TAG, _BUFFER_TAG = (2**31 + k for k in range(4))
+_TILE_TAG = 2**31 + 16
 _MANTISSA_BITS: dict[Dtype, int] = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _LARGEST: dict[Dtype, float] = {
     "float64": float(np.finfo(np.float64).max),
@@ -126,13 +136,21 @@ Block = tuple[int, int]
 """A rank and a step."""
 
 
-def drawn(case: Case, ranks: Sequence[int]) -> dict[Block, tuple[Floats, Floats]]:
-    """Return input and cotangent of every step on these ranks, as `tensors` returns them, by (rank, step)."""
+def drawn(
+    case: Case, ranks: Sequence[int], *, channels_last: bool = False
+) -> dict[Block, tuple[Floats, Floats]]:
+    """Return input and cotangent of every step on these ranks, as `tensors` returns them, by (rank, step).
+
+    With `channels_last` the channels of a position lie side by side in memory.
+    """
     blocks = [(rank, step) for rank in ranks for step in range(len(case.steps))]
     sizes = {rank: math.prod(_shape(case, rank)) for rank in ranks}
     small = [block for block in blocks if 0 < sizes[block[0]] <= _SMALL]
     words = _words_of_blocks(case, small) if len(small) > 1 else {}
-    return {(rank, k): _tensors(case, rank, k, words.get((rank, k))) for rank, k in blocks}
+    return {
+        (rank, k): _tensors(case, rank, k, words.get((rank, k)), channels_last=channels_last)
+        for rank, k in blocks
+    }
 
 
 def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
@@ -140,7 +158,7 @@ def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
 
     The spatial sizes are flattened. With an expanded cotangent the cotangent has shape (1, C, 1).
     """
-    return _tensors(case, rank, step, None)
+    return _tensors(case, rank, step)
 
 
 def _shape(case: Case, rank: int) -> tuple[int, int, int]:
@@ -153,7 +171,7 @@ def _words_of_blocks(case: Case, blocks: Sequence[Block]) -> dict[Block, tuple[W
     sizes = [math.prod(shape) for shape in shapes]
     index = np.concatenate([np.indices(shape).reshape(3, -1) for shape in shapes], axis=1).astype(np.uint64)
     last = np.repeat(np.array([rank + 64 * step for rank, step in blocks], np.uint64), sizes)
-    words = philox((index[2], index[1], index[0], last), case.seed)
+    words = _words_at(case.seed, index[2], index[1], index[0], last)
     stops = np.cumsum(sizes)
     return {
         block: (
@@ -166,61 +184,133 @@ def _words_of_blocks(case: Case, blocks: Sequence[Block]) -> dict[Block, tuple[W
     }
 
 
+def _words_at(
+    seed: int, position: Words, channel: Words, sample: Words, last: Words
+) -> tuple[Words, Words, Words, Words]:
+    """Return the words of the elements at these places."""
+    rows, columns = np.uint64(_TILE_SAMPLES), np.uint64(_TILE_POSITIONS)
+    beyond = (position >= columns) | (sample >= rows)
+    if not beyond.any():
+        return philox((position, channel, sample, last), seed)
+    first = philox((position % columns, channel, sample % rows, last), seed)
+    tile = philox((position // columns + np.uint64(_TILE_TAG), channel, sample // rows, last), seed)
+    pairs = zip(first, _maps(tile), strict=True)
+    a, b, c, d = (np.where(beyond, _moved(word, *pair), word) for word, pair in pairs)
+    return a, b, c, d
+
+
+def _maps(tile: Sequence[Words]) -> list[tuple[Halves, Halves]]:
+    """Return the odd factor and the summand of each of a tile's words."""
+    a, b, c, d = (word.astype(np.uint32) for word in tile)
+    return [(factor | np.uint32(1), summand) for factor, summand in ((a, b), (b, c), (c, d), (d, a))]
+
+
+def _moved(words: Words | Halves, factor: Halves, summand: Halves) -> Halves:
+    """Return words of the first tile as those of another one."""
+    moved = words.astype(np.uint32) * factor + summand
+    return moved ^ (moved >> np.uint32(16))
+
+
 def _tensors(
-    case: Case, rank: int, step: int, known: tuple[Words, Words, Words, Words] | None
+    case: Case,
+    rank: int,
+    step: int,
+    known: tuple[Words, Words, Words, Words] | None = None,
+    *,
+    channels_last: bool = False,
 ) -> tuple[Floats, Floats]:
     n, c, positions = _shape(case, rank)
     center, spread = _channel_scale(case, rank, step=step)
-    x, g = np.empty((n, c, positions)), np.empty((n, c, positions))
+    x, g = (
+        np.empty((n, positions, c)).transpose(0, 2, 1) if channels_last else np.empty((n, c, positions))
+        for _ in range(2)
+    )
     expanded = case.cotangent_layout == "expanded"
-    rows = max(1, _CHUNK // max(1, c * positions)) if known is None else n
-    for start in range(0, n, rows):
-        stop = min(n, start + rows)
-        words = known or _element_words(case, rank, step, slice(start, stop), c, positions)
-        x[start:stop] = _input(case, words, center, spread)
+    whole = (slice(0, n), slice(0, positions))
+    for (samples, places), words in (
+        _tiles(case.seed, (n, c, positions), last=rank + 64 * step) if known is None else [(whole, known)]
+    ):
+        x[samples, :, places] = _stored(_input(case, words, center, spread), case.dtype)
         if not expanded:
-            g[start:stop] = _triangular(words[2], words[3])
+            g[samples, :, places] = round_to(_triangular(words[2], words[3]), case.dtype)
     if expanded:
-        words = _element_words(case, rank, step, slice(0, 1), c, 1)
-        g = _triangular(words[2], words[3])
-    x = round_to(x, case.dtype)
-    largest = _LARGEST[case.dtype]
-    np.clip(x, -largest, largest, out=x)
+        ((_, words),) = _tiles(case.seed, (1, c, 1), last=rank + 64 * step)
+        g = round_to(_triangular(words[2], words[3]), case.dtype)
     if step == 0 and n:
         _place_specials(case, rank, x)
-    return x, np.ldexp(round_to(g, case.dtype), case.cotangent_exponent)
+    return x, np.ldexp(g, case.cotangent_exponent) if case.cotangent_exponent else g
+
+
+def _stored(x: Floats, dtype: Dtype) -> Floats:
+    """Return `x` rounded to the dtype, at most its largest number."""
+    x, largest = round_to(x, dtype), _LARGEST[dtype]
+    return np.clip(x, -largest, largest, out=x)
+
+
+Slices = tuple[slice, slice]
+"""Samples and positions."""
+
+
+def _tiles(seed: int, shape: tuple[int, int, int], *, last: int) -> Iterator[tuple[Slices, list[Halves]]]:
+    """Yield the words of a block of this shape (N, C, positions), piece by piece.
+
+    A piece is at most a tile, and as small as fits a cache.
+    """
+    n, c, positions = shape
+    if not n * positions:
+        return
+    down, across = -(-n // _TILE_SAMPLES), -(-positions // _TILE_POSITIONS)
+    channels, rest = np.arange(c, dtype=np.uint64)[:, None], np.full((1, 1, 1), last, np.uint64)
+    maps = _maps(philox((_axis(across, _TILE_TAG), channels, _axis(down)[:, None, None], rest), seed))
+    width, height = min(positions, _TILE_POSITIONS), min(n, _TILE_SAMPLES)
+    rows = max(1, _CHUNK // max(1, c * width))
+    for start in range(0, height, rows):
+        size = min(height - start, rows)
+        words = philox((_axis(width), channels, _axis(size, start)[:, None, None], rest), seed)
+        first = [word.astype(np.uint32) for word in words]
+        for i, j in np.ndindex(down, across):
+            top, left = i * _TILE_SAMPLES + start, j * _TILE_POSITIONS
+            bottom, right = min(n, top + size), min(positions, left + width)
+            if bottom > top:
+                part = [word[: bottom - top, :, : right - left] for word in first]
+                if i or j:
+                    pairs = [tuple(one[i, :, j, None] for one in pair) for pair in maps]
+                    part = [_moved(word, *pair) for word, pair in zip(part, pairs, strict=True)]
+                yield (slice(top, bottom), slice(left, right)), part
+
+
+def _axis(size: int, start: int = 0) -> Words:
+    return np.arange(start, start + size, dtype=np.uint64)
 
 
 def digest(*arrays: Floats) -> str:
     """Return sixteen hexadecimal digits that identify the values, to compare what two processes drew."""
     state = hashlib.blake2b(digest_size=8)
     for array in arrays:
-        state.update(np.ascontiguousarray(array).data)
+        state.update(_folded(array).data)
     return state.hexdigest()
 
 
+def _folded(array: Floats) -> Floats | Words:
+    """Return a small array as it is, and of a large one (N, C, positions) sums of its bits, in any layout."""
+    if array.size <= 2 * _FOLD:
+        return np.ascontiguousarray(array)
+    sums = np.add.reduce(array.view(np.uint64), axis=0)
+    if sums.size > _FOLD:
+        whole = sums.shape[1] // _TILE_POSITIONS * _TILE_POSITIONS
+        table = sums[:, :whole].reshape(len(sums), -1, _TILE_POSITIONS)
+        sums = np.concatenate([np.add.reduce(table, axis=1), sums[:, whole:]], axis=1)
+    return np.concatenate([np.array(array.shape, np.uint64), sums.ravel()])
+
+
 def _unit(words: Words) -> Floats:
-    return np.ldexp((words >> np.uint64(8)).astype(np.float64), -24)
+    return (words >> np.uint64(8)).astype(np.float64) * 2.0**-24
 
 
-def _triangular(first: Words, second: Words) -> Floats:
-    return (
-        np.ldexp(
-            (first >> np.uint64(8)).astype(np.float64) + (second >> np.uint64(8)).astype(np.float64), -23
-        )
-        - 2.0
-    )
-
-
-def _element_words(
-    case: Case, rank: int, step: int, samples: slice, channels: int, positions: int
-) -> tuple[Words, Words, Words, Words]:
-    sample = np.arange(samples.start, samples.stop, dtype=np.uint64)[:, None, None]
-    channel = np.arange(channels, dtype=np.uint64)[None, :, None]
-    position = np.arange(positions, dtype=np.uint64)[None, None, :]
-    zeros = np.zeros((sample.size, channels, positions), np.uint64)
-    last = zeros + np.uint64(rank + 64 * step)
-    return philox((zeros + position, zeros + channel, zeros + sample, last), case.seed)
+def _triangular(first: Words | Halves, second: Words | Halves) -> Floats:
+    """Return first + second, of 24 bits each, as numbers from -2 to 2."""
+    eight = first.dtype.type(8)
+    return ((first >> eight) + (second >> eight)).astype(np.float64) * 2.0**-23 - 2.0
 
 
 @lru_cache(maxsize=8)
@@ -300,10 +390,10 @@ def _huge_exponents(dtype: Dtype) -> tuple[int, int]:
     return {"float16": (12, 14), "bfloat16": (58, 126), "float32": (58, 126), "float64": (500, 1022)}[dtype]
 
 
-def _input(case: Case, words: tuple[Words, Words, Words, Words], center: Floats, spread: Floats) -> Floats:
+def _input(case: Case, words: Sequence[Words | Halves], center: Floats, spread: Floats) -> Floats:
     t = _triangular(words[0], words[1])
     if case.values == "mixed":
-        t = np.ldexp(t, (words[0] & np.uint64(0x7)).astype(np.int64) - 4)
+        t = np.ldexp(t, (words[0] & words[0].dtype.type(7)).astype(np.int64) - 4)
     with np.errstate(over="ignore"):
         return center[None, :, None] + spread[None, :, None] * t
 

@@ -61,6 +61,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         elements: How many elements (or facts) it looked at.
         undecided: How many of them could not be decided.
         blind: How many decided elements have a bound above the expected magnitude.
+        unjudged: How many elements, beside those, are of large tensors and not in their sample.
         max_ratio: Greatest |observed - expected| / bound over the decided elements; 0 without any.
         ratios: max_ratio by quantity and storage dtype (`grad_input float32`).
         discrepancies: Why, if VIOLATED; the greatest first.
@@ -72,6 +73,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     elements: int = 0
     undecided: int = 0
     blind: int = 0
+    unjudged: int = 0
     max_ratio: float = 0.0
     ratios: dict[str, float] = {}
     discrepancies: tuple[Discrepancy, ...] = ()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from properties.case import Case
 from properties.domain import Contract, Grade
 from properties.expected import Interval
+from properties.sampling import Sample
 from reference.program import StepOutput
 from reference.rounding import FACTS
 from reference.shards import Layout
@@ -63,6 +64,7 @@ class Walk:
         steps: Each rank's share of the steps that ran, by step and rank.
         sums: Accumulated parameter gradients by name and rank.
         tensors, tracked: As in `properties.expected.Expected`.
+        every_element: Judge large steps whole, too.
     """
 
     case: Case
@@ -76,17 +78,27 @@ class Walk:
     sums: dict[tuple[str, int], Estimate] = field(default_factory=dict)
     tensors: dict[str, dict[int, Interval]] = field(default_factory=dict)
     tracked: dict[str, dict[int, int]] = field(default_factory=dict)
+    every_element: bool = False
 
 
 @dataclass(slots=True)
 class RankStep:
-    """One rank's share of one step: the program's output and where the rank lies in it."""
+    """One rank's share of one step: the program's output and where the rank lies in it.
+
+    `sample` says which positions of a large step the output holds.
+    """
 
     where: Layout
     slot: int
     output: StepOutput
     poisoned: Bools
     poisoned_elements: Bools | None
+    sample: Sample | None = None
+
+    @property
+    def positions(self) -> NDArray[np.int64] | None:
+        """The rank's positions in the sample; None for all."""
+        return None if self.sample is None else self.sample.own[self.slot]
 
 
 def accumulation_dtype(case: Case, contract: Contract) -> str:
@@ -104,11 +116,30 @@ def storing(stored: str, accumulated: str) -> tuple[float, float]:
 
 
 def put(
-    walk: Walk, name: str, rank: int, value: Floats, bound: Floats, *, dtype: str, optional: bool = False
+    walk: Walk,
+    name: str,
+    rank: int,
+    value: Floats,
+    bound: Floats,
+    *,
+    dtype: str,
+    optional: bool = False,
+    positions: NDArray[np.int64] | None = None,
 ) -> None:
-    """Put the expected tensor `name` of `rank`, stored in `dtype`, among the walk's tensors."""
+    """Put the expected tensor `name` of `rank`, stored in `dtype`, among the walk's tensors.
+
+    With `positions`, value and bound are those of a sample of an input's or output's positions.
+    """
     facts = FACTS[dtype]
     with np.errstate(invalid="ignore"):
         overflows = np.abs(value) + bound >= facts.overflow
-    interval = Interval(value=value, bound=bound, overflows=overflows, optional=optional, dtype=dtype)
+    interval = Interval(
+        value=value,
+        bound=bound,
+        overflows=overflows,
+        optional=optional,
+        dtype=dtype,
+        positions=positions,
+        whole=() if positions is None else walk.case.shape_of(rank),
+    )
     walk.tensors.setdefault(name, {})[rank] = interval

@@ -158,22 +158,29 @@ def grad_input_sums(
     return inner * (invstd * weight * (1.0 / n))
 
 
-def grad_input_chain(
-    g: Array, x: Array, mask: Array, m: Array, invstd: Array, weight: Array, n: Array, training: Array
-) -> Array:
-    """Return the gradient as automatic differentiation builds it, through the variance and the mean.
-
-    With gw = g weight: dvar = -1/2 sum(gw (x - mean)) invstd^3,
-    dmean = -sum(gw) invstd - 2 dvar sum(x - mean) / n, dx = gw invstd + 2 dvar (x - mean) / n + dmean / n.
-    The sum of x - mean is zero but for rounding.
-    """
+def chain_sums(
+    g: Array, x: Array, mask: Array, m: Array, invstd: Array, weight: Array, n: Array
+) -> tuple[Array, Array]:
+    """Return dvar / n and dmean / n of `grad_input_chain`, sums over all ranks."""
     weighted = g * weight
     along = _total(((weighted * (x - m)) * invstd) * invstd, mask)
     dvar = along * (invstd * -0.5)
     residue = _total(x - m, mask)
     dmean = _total(weighted * invstd, mask) * -1.0 + (dvar * -2.0) * (1.0 / n) * residue
-    through = (dvar * (1.0 / n)) * ((x - m) * 2.0) + dmean * (1.0 / n)
-    return weighted * invstd + jnp.where(training, through, 0.0)
+    return dvar * (1.0 / n), dmean * (1.0 / n)
+
+
+def grad_input_chain(
+    g: Array, x: Array, m: Array, invstd: Array, weight: Array, dvar: Array, dmean: Array, training: Array
+) -> Array:
+    """Return the gradient as automatic differentiation builds it, through the variance and the mean.
+
+    With gw = g weight: dvar = -1/2 sum(gw (x - mean)) invstd^3,
+    dmean = -sum(gw) invstd - 2 dvar sum(x - mean) / n, dx = gw invstd + 2 dvar (x - mean) / n + dmean / n.
+    The sum of x - mean is zero but for rounding. `dvar` and `dmean` come divided by n (`chain_sums`).
+    """
+    through = dvar * ((x - m) * 2.0) + dmean
+    return (g * weight) * invstd + jnp.where(training, through, 0.0)
 
 
 def grad_weight_normalised(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import platformdirs
 
 from reference import batchnorm, forms
@@ -38,6 +39,8 @@ class StepInput(NamedTuple):
         parameters: (6, C): weight, bias, running mean and its error, running variance and its error.
         depths: (shards, 1), depth times u of a reduction within the shard's rank.
         scalars: As `StepScalars`.
+        rows: (bucket.rows,), the positions, in x as (shards * length, C), whose output and gradient of the
+            input are wanted; empty for all.
     """
 
     x: Any
@@ -47,6 +50,7 @@ class StepInput(NamedTuple):
     parameters: Any
     depths: Any
     scalars: Any
+    rows: Any = np.zeros(0, np.int32)
 
 
 class StepScalars(NamedTuple):
@@ -92,7 +96,7 @@ class StepOutput(NamedTuple):
     """Values and bounds of a step, padded.
 
     Attributes:
-        y, y_bound, grad_input, grad_input_bound: (shards, length, C), as stored.
+        y, y_bound, grad_input, grad_input_bound: (shards, length, C), as stored; of a sample (1, rows, C).
         grad_weight, grad_weight_bound, grad_bias, grad_bias_bound: (ranks, C), before storing.
         mean, mean_bound, var, var_bound: (C,), the batch's moments; the variance is the biased one.
     """
@@ -178,7 +182,9 @@ def _output(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
     )
 
 
-def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
+def _grad_input(s: _Stage, at: _Stage, mean: Pair, invstd: Pair) -> Pair:
+    """Return the gradient of the input at the elements of `at`, with sums over those of `s`."""
+
     def when_training(pair: Pair) -> Pair:
         return Pair(jnp.where(s.training, pair.value, 0.0), jnp.where(s.training, error_of(pair), 0.0))
 
@@ -193,13 +199,13 @@ def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
             _over(forms.projection_centred, axes, out=None)(s.arithmetic, *sums),
         )
     )
-    local = (s.g, s.x, mean, invstd, s.weight, g_mean, projection, s.n)
-    chain = _over(forms.grad_input_chain, (0, 0, 0, None, None, None, None, None))
-    training = exact(s.training)
+    chain = _over(forms.chain_sums, (0, 0, 0, None, None, None, None), out=None)
+    through = chain(s.arithmetic, s.g, s.x, s.mask, mean, invstd, s.weight, s.n)
+    local = (at.g, at.x, mean, invstd, s.weight)
     return merge(
-        bound(forms.grad_input_means)(s.arithmetic, *local),
-        bound(forms.grad_input_sums)(s.arithmetic, *local),
-        chain(s.arithmetic, s.g, s.x, s.mask, mean, invstd, s.weight, s.n, training),
+        bound(forms.grad_input_means)(s.arithmetic, *local, g_mean, projection, s.n),
+        bound(forms.grad_input_sums)(s.arithmetic, *local, g_mean, projection, s.n),
+        bound(forms.grad_input_chain)(s.arithmetic, *local, *through, exact(s.training)),
     )
 
 
@@ -273,15 +279,22 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
 
     used_mean, used_var = choose(batch_mean, 2), choose(batch_var, 4)
     invstd = _inverse_root(s, used_var)
-    y, grad_input = _output(s, used_mean, invstd), _grad_input(s, used_mean, invstd)
+    at, rows = s, given.rows
+
+    def wanted(array: Array) -> Array:
+        return array.reshape(-1, bucket.channels)[rows][None] if bucket.rows else array
+
+    if bucket.rows:
+        at = s._replace(x=Pair(wanted(x), wanted(jnp.asarray(error_of(s.x)))), g=exact(wanted(g)))
+    y, grad_input = _output(at, used_mean, invstd), _grad_input(s, at, used_mean, invstd)
     grad_weight, grad_bias = _grad_parameters(
         s, used_mean, invstd, given.depths, jnp.asarray(given.owner), bucket.ranks
     )
     store = (scalars.store_u, scalars.store_underflow)
     return StepOutput(
-        y=result.y,
+        y=wanted(result.y),
         y_bound=_stored(y, *store),
-        grad_input=result.grad_input,
+        grad_input=wanted(result.grad_input),
         grad_input_bound=_stored(grad_input, *store),
         grad_weight=result.grad_weight,
         grad_weight_bound=error_of(grad_weight),
@@ -301,7 +314,7 @@ def compiled_step(bucket: Bucket) -> Any:
     def step(given: StepInput) -> StepOutput:
         return _step(bucket, given)
 
-    name = "step-{}x{}x{}-{}".format(*bucket)
+    name = "step-{}x{}x{}-{}-{}".format(*bucket)
     return Executable(step, name, like=StepOutput(*StepOutput._fields), folder=configure_cache())
 
 

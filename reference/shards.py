@@ -24,12 +24,16 @@ _RANKS = (8, 64)
 
 
 class Bucket(NamedTuple):
-    """The padded sizes that a program is compiled for: shards, positions a shard, channels, ranks."""
+    """The padded sizes that a program is compiled for: shards, positions a shard, channels, ranks.
+
+    `rows` is the number of positions in a sample, of those whose output is wanted; 0 for all.
+    """
 
     shards: int
     length: int
     channels: int
     ranks: int
+    rows: int = 0
 
 
 class Layout(NamedTuple):
@@ -50,17 +54,24 @@ class Layout(NamedTuple):
     owner: NDArray[np.int32]
 
 
-def layout(counts: Sequence[int], channels: int) -> Layout:
-    """Return the layout for ranks that hold `counts` positions of `channels` channels each."""
+def layout(counts: Sequence[int], channels: int, *, rows: int = 0) -> Layout:
+    """Return the layout for ranks that hold `counts` positions of `channels` channels each.
+
+    Args:
+        counts: Positions of each rank.
+        channels: Their channels.
+        rows: Positions in a sample. Where there is one, sizes are padded less: such cases are few and large.
+    """
     length = next(
         (size for size in _LENGTHS if sum(-(-n // size) for n in counts) <= _FEW_SHARDS), _LENGTHS[-1]
     )
     used = [-(-n // length) for n in counts]
     bucket = Bucket(
-        _at_least(sum(used), _SHARDS, factor=4),
+        _at_least(sum(used), _SHARDS, factor=1.25 if rows else 4),
         length,
-        _at_least(channels, _CHANNELS, factor=2),
+        -(-channels // 8) * 8 if rows else _at_least(channels, _CHANNELS, factor=2),
         _at_least(len(counts), _RANKS, factor=2),
+        rows,
     )
     owner = np.full(bucket.shards, bucket.ranks, np.int32)
     mask = np.zeros((bucket.shards, length), np.bool_)
@@ -75,7 +86,7 @@ def layout(counts: Sequence[int], channels: int) -> Layout:
 
 def pack(where: Layout, values: Sequence[Floats]) -> Floats:
     """Return the ranks' arrays, each (N, C, positions), as one padded array (shards, length, C)."""
-    shards, length, channels, _ = where.bucket
+    shards, length, channels = where.bucket[:3]
     packed = np.zeros((shards * length, channels))
     for start, count, array in zip(where.starts, where.counts, values, strict=True):
         if count:
@@ -94,12 +105,12 @@ def unpack(where: Layout, packed: Floats, rank: int, shape: tuple[int, ...]) -> 
     return flat.reshape(n, -1, c).transpose(0, 2, 1).reshape(shape)
 
 
-def _at_least(size: int, sizes: tuple[int, ...], *, factor: int) -> int:
+def _at_least(size: int, sizes: tuple[int, ...], *, factor: float) -> int:
     """Return the smallest bucket size that holds `size`; beyond the table, the last one times powers."""
     for candidate in sizes:
         if size <= candidate:
             return candidate
     candidate = sizes[-1]
     while candidate < size:
-        candidate *= factor
+        candidate = int(candidate * factor)
     return candidate

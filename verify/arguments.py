@@ -140,6 +140,9 @@ def _add_promise(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--properties", type=_names, metavar="ID,...", help="judge these properties only (default all)"
     )
+    command.add_argument(
+        "--every-element", action="store_true", help="judge tensors above 2^20 elements whole, not a sample"
+    )
 
 
 def _add_run(commands: Commands) -> None:

@@ -61,6 +61,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     properties: tuple[str, ...] | None
     domain: tuple[str, ...]
     fail_fast: bool
+    every_element: bool = False
 
     def __post_init__(self) -> None:
         if self.cases is not None and not 1 <= self.cases < 2**63:

@@ -112,7 +112,7 @@ def check_result(result: SubjectResult) -> None:
 
 def _check_verdict(verdict: Verdict) -> None:
     _require(verdict.property in PROPERTIES, "a known property", property=verdict.property)
-    counts = (verdict.elements, verdict.undecided, verdict.blind)
+    counts = (verdict.elements, verdict.undecided, verdict.blind, verdict.unjudged)
     _require(all(0 <= count < 2**63 for count in counts), "counts from 0 on", counts=counts)
     _require(
         all(found.ending in _ENDINGS for found in verdict.discrepancies),

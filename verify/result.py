@@ -78,6 +78,7 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
         pairs: (case, property) pairs judged.
         coarse_pairs: Pairs with more than a tenth of their elements undecided or blind.
         elements, undecided, blind: Elements (or facts) over all pairs.
+        unjudged: Elements beside those: of large outputs and gradients of inputs only a sample is judged.
         internal: Cases that our own machinery failed on; UNDECIDED, never counted as held.
         hung, died: Cases on which a rank was still running at the end of its time, or its process ended.
         minimising: Additional runs that only served to minimise failures.
@@ -90,6 +91,7 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
     elements: int = 0
     undecided: int = 0
     blind: int = 0
+    unjudged: int = 0
     internal: int = 0
     hung: int = 0
     died: int = 0

@@ -32,6 +32,7 @@ class Settings:
         overrides: Settings that replace what a factory promises.
         only: Ids of the properties to judge; None for all.
         timeout: Seconds that a case may take on the ranks.
+        every_element: Judge large tensors whole, in place of a sample (`properties.sampling`).
     """
 
     seed: int
@@ -42,6 +43,7 @@ class Settings:
     overrides: Overrides = NO_OVERRIDES
     only: tuple[str, ...] | None = None
     timeout: float = 10.0
+    every_element: bool = False
 
 
 class Run:
@@ -95,7 +97,7 @@ class Run:
     def parts(self) -> Machinery:
         """The reference and the properties, imported on first use."""
         if self._parts is None:
-            self._parts = machinery()
+            self._parts = machinery(every_element=self.settings.every_element)
         return self._parts
 
     def subject(

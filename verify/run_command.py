@@ -94,6 +94,7 @@ def settings_from(arguments: Namespace) -> Settings:
             domain=domain, contract=pairs(arguments.contract, "--contract"), grade=arguments.grade
         ),
         only=_properties(arguments.properties),
+        every_element=arguments.every_element,
     )
 
 

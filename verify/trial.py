@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from properties.case import Case
@@ -89,8 +90,11 @@ class Machinery:
         return not self.objections(domain, case)
 
 
-def machinery() -> Machinery:
-    """Return the real parts; importing them imports jax and hypothesis."""
+def machinery(*, every_element: bool = False) -> Machinery:
+    """Return the real parts, which judge a sample of large tensors, or `every_element`.
+
+    Importing them imports jax and hypothesis.
+    """
     from properties import diagnosis
     from properties.admission import objections
     from properties.catalogue import judge
@@ -98,7 +102,7 @@ def machinery() -> Machinery:
     from properties.strategies import cases, excluded_share
 
     return Machinery(
-        expect=expect,
+        expect=partial(expect, every_element=True) if every_element else expect,
         judge=judge,
         cases=cases,
         objections=objections,

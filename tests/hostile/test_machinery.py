@@ -17,8 +17,6 @@ import striking
 
 from verify import exits
 
-pytestmark = pytest.mark.usefixtures("interruptible")
-
 ROOT = Path(__file__).parents[2]
 GONE_SECONDS = 5.0
 HANGS = f"{Path(__file__).parent / 'hangs.py'}:Busy"

@@ -18,8 +18,6 @@ import pytest
 from verify import exits
 from verify.cli import main
 
-pytestmark = pytest.mark.usefixtures("interruptible")
-
 SUBJECTS = "--subject local --subject aggregated --cases 8 --seed 5 --fail-fast --properties forward,ending"
 DOMAIN = "--domain dtypes=float32 --domain world_sizes=2"
 RUN = [*SUBJECTS.split(), *DOMAIN.split()]

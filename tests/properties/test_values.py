@@ -1,5 +1,6 @@
 """Values: Philox as published, pure functions of the choices, exact in their dtype."""
 
+import math
 import random
 
 import msgspec
@@ -143,12 +144,43 @@ def test_neither_layout_nor_options_change_a_value():
             np.testing.assert_array_equal(a, b)
 
 
-def test_large_tensors_are_drawn_in_chunks_without_a_seam(monkeypatch):
-    case = Case(batches=(50,), spatial=((7,),), channels=3)
-    whole = tensors(case, 0, step=0)
-    monkeypatch.setattr(values, "_CHUNK", 64)
-    for a, b in zip(whole, tensors(case, 0, step=0), strict=True):
-        np.testing.assert_array_equal(a, b)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_large_tensors_are_drawn_in_tiles_and_chunks_without_a_seam(monkeypatch, dtype):
+    case = Case(batches=(21,), channels=3, spatial=((5, 7),), values="mixed", dtype=dtype)
+    monkeypatch.setattr(values, "_TILE_SAMPLES", 8)
+    monkeypatch.setattr(values, "_TILE_POSITIONS", 16)
+    whole = drawn(case, (0,))[0, 0]
+    for chunk in (1 << 14, 100, 1):
+        monkeypatch.setattr(values, "_CHUNK", chunk)
+        for last in (False, True):
+            monkeypatch.setattr(values, "_SMALL", 1)
+            for a, b in zip(whole, drawn(case, (0,), channels_last=last)[0, 0], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_tiles_are_drawn_independently():
+    """Each has the variate's moments (variance 2/3), and pairs of tiles are not correlated."""
+    case = Case(batches=(3 * 4096,), channels=2, spatial=((3,),), values="constant")
+    wide = Case(batches=(3,), channels=2, spatial=((5 * 256,),), values="constant")
+    samples = tensors(case, 0, step=0)[1].reshape(3, -1)
+    positions = tensors(wide, 0, step=0)[1].reshape(6, 5, 256).transpose(1, 0, 2).reshape(5, -1)
+    for tiles in (samples, positions):
+        error = 5 / math.sqrt(tiles.shape[1])
+        assert np.all(np.abs(tiles.mean(1)) < error)
+        assert np.all(np.abs(tiles.var(1) - 2 / 3) < error)
+        assert np.all(np.abs(np.corrcoef(tiles) - np.eye(len(tiles))) < error)
+
+
+@pytest.mark.parametrize("shape", [(70, 3, 90), (1, 2, 9000), (9000, 2, 1), (4, 5, 1000)])
+def test_the_digest_of_a_large_tensor_tells_one_bit_and_not_the_layout(shape):
+    array = np.random.Generator(np.random.Philox(1)).standard_normal(shape)
+    other = array.transpose(0, 2, 1).copy().transpose(0, 2, 1)
+    assert digest(array) == digest(other)
+    other[-1, 1, -1] = np.nextafter(other[-1, 1, -1], 9)
+    assert digest(array) != digest(other)
+    assert digest(array) != digest(
+        array.reshape(shape[0], -1, 1) if shape[2] > 1 else array.reshape(1, 2, -1)
+    )
 
 
 def test_ranks_steps_and_seeds_draw_different_elements_and_parameters_do_not_depend_on_rank_or_step():

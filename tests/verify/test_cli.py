@@ -85,7 +85,7 @@ def test_the_options_of_run() -> None:
     line = (
         "run --subject a:B --subject local --device cuda --backend nccl --world-sizes 1,2 --cases 5 "
         "--seconds 2.5 --seed 3 --grade B --domain dtypes=float32 --contract momentum=decay "
-        "--properties forward,ending --fail-fast --record r --json f"
+        "--properties forward,ending --every-element --fail-fast --record r --json f"
     )
     found = vars(parse(line.split()))
     assert found == {
@@ -101,6 +101,7 @@ def test_the_options_of_run() -> None:
         "domain": ["dtypes=float32"],
         "contract": ["momentum=decay"],
         "properties": ("forward", "ending"),
+        "every_element": True,
         "fail_fast": True,
         "record": "r",
         "resume": False,

@@ -13,8 +13,6 @@ import pytest
 
 from verify.interrupts import heeded
 
-pytestmark = pytest.mark.usefixtures("interruptible")
-
 
 class Interrupted:
     """Interrupts its process when it is collected, once."""

@@ -75,6 +75,11 @@ def _accounting(counts: Accounting, *, excluded: float) -> Iterator[str]:
         f"{counts.elements} elements; "
         f"in {counts.coarse_share:.2%} of pairs more than a tenth of the elements"
     )
+    if counts.unjudged:
+        yield (
+            f"  of large tensors a sample was judged, and {counts.unjudged} elements were not; "
+            "--every-element judges all"
+        )
     yield (
         f"  the domain excludes {excluded:.1%} of the default one; "
         f"{counts.skipped} drawn cases skipped as known; "

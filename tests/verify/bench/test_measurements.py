@@ -32,7 +32,7 @@ def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         judge=lambda *args, **more: (),
     )
-    monkeypatch.setattr("verify.run.machinery", lambda: parts)
+    monkeypatch.setattr("verify.run.machinery", lambda **_: parts)
 
 
 def ignore(text: str) -> None:
