@@ -4,6 +4,7 @@ Rules
 -----
 - Data is drawn and modules are built beforehand, as a training script does both before its loop. The ledger,
   digests, copies and captures of `verify.ranks.running` are left out; the schedule of each case is kept.
+- The kernel schedules them as it does a script of the user's own (`verify.ranks.policy`).
 - The ranks begin together, after a barrier; a second run of a probe is no part of a bare step.
 """
 
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from properties.case import Case, events
 from verify.ranks.drawing import draw
 from verify.ranks.messages import Timed
+from verify.ranks.policy import BATCH, USUAL, use_policy
 
 
 @dataclass(slots=True)
@@ -78,6 +80,14 @@ def prepare(case: Case, module: torch.nn.Module, *, rank: int, device: torch.dev
 
 def timed(steps: Sequence[BareStep]) -> Timed:
     """Run `steps` one after the other, and return what they took on this rank."""
+    use_policy(USUAL)
+    try:
+        return _timed(steps)
+    finally:
+        use_policy(BATCH)
+
+
+def _timed(steps: Sequence[BareStep]) -> Timed:
     dist.barrier()
     cpu, marks = time.process_time(), [time.perf_counter()]
     for step in steps:

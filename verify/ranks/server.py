@@ -48,6 +48,7 @@ from verify.ranks.messages import (
     ToServer,
     frame,
 )
+from verify.ranks.policy import BATCH, use_policy
 from verify.ranks.speed import slowness
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -292,6 +293,7 @@ def _stand_alone(parent: int, log: Path) -> None:
     sys.stdout, sys.stderr = (_unbuffered(number) for number in (1, 2))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
+    use_policy(BATCH)
 
 
 def _unbuffered(number: int) -> io.TextIOWrapper:
