@@ -155,17 +155,18 @@ def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | No
 
 
 def _snapshot(walk: Walk, at: str) -> None:
-    case = walk.case
-    for rank in walk.group:
-        for name, estimate in (("running_mean", walk.buffers.mean), ("running_var", walk.buffers.var)):
-            put(walk, f"{name}.{at}", rank, estimate.value, estimate.bound, dtype=case.param_dtype)
-        walk.tracked.setdefault(f"num_batches_tracked.{at}", {})[rank] = walk.buffers.tracked
+    first = walk.group[0]
+    for name, estimate in (("running_mean", walk.buffers.mean), ("running_var", walk.buffers.var)):
+        put(walk, f"{name}.{at}", first, estimate.value, estimate.bound, dtype=walk.case.param_dtype)
+        by_rank = walk.tensors[f"{name}.{at}"]
+        by_rank.update(dict.fromkeys(walk.group, by_rank[first]))  # the same on every rank
+    walk.tracked[f"num_batches_tracked.{at}"] = dict.fromkeys(walk.group, walk.buffers.tracked)
 
 
 def _backward(walk: Walk, k: int) -> None:
     case, step = walk.case, walk.case.steps[k]
     if step.mode == "train" and case.tracking and case.recomputes(k, walk.group[0]):
-        update_buffers(walk, k)
+        update_buffers(walk, k, again=True)
     if not step.accumulate:
         walk.sums.clear()
     for rank in walk.group:

@@ -20,7 +20,7 @@ from properties.domain import Contract, Grade
 from properties.expectation import refusals, store_grad_input, store_output
 from properties.expected import Expected
 from properties.running import right_momentum, updated
-from properties.step import shares, step_input
+from properties.step import numbers, shares, step_input
 from properties.variant import Ranks, Variant
 from properties.walk import Buffers, Estimate, RankStep, Walk, put
 from reference.program import StepOutput, StepScalars, precise
@@ -167,7 +167,7 @@ class _View:
                 grad_bias=output.grad_weight,
                 grad_bias_bound=output.grad_weight_bound,
             )
-        return where, StepOutput(*(np.asarray(array) for array in output)), bad
+        return where, numbers(output), bad
 
     def _updates(self, k: int) -> int:
         case = self.walk.case

@@ -13,38 +13,62 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def update_buffers(walk: Walk, k: int) -> None:
-    """Update the group's buffers with step k's moments; a globally empty batch only counts."""
-    case, contract, buffers = walk.case, walk.contract, walk.buffers
+def update_buffers(walk: Walk, k: int, *, again: bool = False) -> None:
+    """Update the group's buffers with step k's moments; a globally empty batch only counts.
+
+    Args:
+        walk: Stands at step k.
+        k: The step.
+        again: It is the second update with these moments: the step's program has computed the first.
+    """
+    case, buffers = walk.case, walk.buffers
     buffers.tracked += 1
     n = case.total_of(walk.group)
     if n == 0:
         return
     step = next(iter(walk.steps[k].values()))
     output, c = step.output, case.channels
-    below = float(n - 1) if contract.running_var == "unbiased" else 0.0
-    both = updated(  # a call costs as much for one as for the other
-        walk,
-        _joined(*buffers.mean, *buffers.var),
-        _joined(output.mean[:c], output.mean_bound[:c], output.var[:c], output.var_bound[:c]),
-        momentum=right_momentum(walk),
-        poisoned=np.concatenate([step.poisoned, step.poisoned]),
-        n=n,
-        below=np.repeat([0.0, below], c),
-    )
+    poisoned = np.concatenate([step.poisoned, step.poisoned])
+    momentum, old = right_momentum(walk), _joined(*buffers.mean, *buffers.var)
+    if again:
+        both = updated(  # a call costs as much for one as for the other
+            walk,
+            old,
+            _joined(output.mean[:c], output.mean_bound[:c], output.var[:c], output.var_bound[:c]),
+            momentum=momentum,
+            poisoned=poisoned,
+            n=n,
+            below=np.repeat([0.0, _below(walk, n)], c),
+        )
+    else:
+        new = _joined(*output.buffers[:, :c])
+        both = _kept(walk, old, new, momentum=momentum, poisoned=poisoned)
     buffers.mean = Estimate(both.value[:c], both.bound[:c])
     buffers.var = Estimate(both.value[c:], both.bound[c:])
+
+
+def update_scalars(walk: Walk, n: int) -> Floats:
+    """Return what the program of a step over n values a channel needs to update the buffers, (12,)."""
+    tracked = walk.buffers.tracked + 1
+    scalars = _scalars(walk, momentum=right_momentum(walk, tracked=tracked), n=max(n, 1))
+    return np.asarray((*scalars, _below(walk, max(n, 1))))
+
+
+def _below(walk: Walk, n: int) -> float:
+    return float(n - 1) if walk.contract.running_var == "unbiased" else 0.0
 
 
 def _joined(mean: Floats, mean_bound: Floats, var: Floats, var_bound: Floats) -> Estimate:
     return Estimate(np.concatenate([mean, var]), np.concatenate([mean_bound, var_bound]))
 
 
-def right_momentum(walk: Walk) -> float:
-    """Return the weight of the new value in the update that the walk is at."""
+def right_momentum(walk: Walk, *, tracked: int | None = None) -> float:
+    """Return the weight of the new value in the update that the walk is at, or in the one of that number."""
     case = walk.case
     if case.momentum is None:
-        return 1.0 / max(walk.buffers.tracked, 1)  # 0 only where a wrong subject updates before it counts
+        return 1.0 / max(
+            walk.buffers.tracked if tracked is None else tracked, 1
+        )  # 0 only where a wrong subject updates before it counts
     return case.momentum if walk.contract.momentum == "torch" else 1.0 - case.momentum
 
 
@@ -69,13 +93,23 @@ def updated(
         n: Values a channel, or what stands for it.
         below: What n is divided by to correct a variance, n - 1; 0 for no correction; (N,) or for all.
     """
+    known = np.isfinite(old.value)
+    before = (_pad(np.where(known, old.value, 0.0)), _pad(np.where(known, old.bound, 0.0)))
+    divisor = np.broadcast_to(below, old.value.shape)
+    moment = (_pad(new.value), _pad(new.bound), _pad(divisor))
+    scalars = np.asarray(_scalars(walk, momentum=momentum, n=n))
+    result = compiled_update(len(before[0]))(BufferInput(*before, *moment, scalars))
+    value, bound = (np.asarray(array)[: len(old.value)] for array in result)
+    return _kept(walk, old, Estimate(value, bound), momentum=momentum, poisoned=poisoned)
+
+
+def _scalars(walk: Walk, *, momentum: float, n: float) -> tuple[float, ...]:
+    """Return the scalars of `BufferInput`."""
     case = walk.case
     accumulated = accumulation_dtype(case, walk.contract)
     computed = case.param_dtype if walk.contract.buffer_update == "in_dtype" else accumulated
     facts: DtypeFacts = FACTS[computed]
-    known = np.isfinite(old.value)
-    before = (_pad(np.where(known, old.value, 0.0)), _pad(np.where(known, old.bound, 0.0)))
-    scalars = (
+    return (
         facts.u + REFERENCE_U,
         facts.smallest_normal,
         facts.largest,
@@ -87,12 +121,14 @@ def updated(
         n * facts.u if n > 1 / facts.u else 0.0,
         *storing(case.param_dtype, computed),
     )
-    divisor = np.broadcast_to(below, old.value.shape)
-    moment = (_pad(new.value), _pad(new.bound), _pad(divisor))
-    result = compiled_update(len(before[0]))(BufferInput(*before, *moment, np.asarray(scalars)))
-    value, bound = (np.array(array)[: len(old.value)] for array in result)
-    bound[np.abs(value) + bound >= FACTS[case.param_dtype].overflow] = np.inf  # it may be stored as infinity
-    estimate = decided(value, bound, poisoned=poisoned | ~known)
+
+
+def _kept(walk: Walk, old: Estimate, new: Estimate, *, momentum: float, poisoned: Bools) -> Estimate:
+    """Return the updated buffers `new` as they may be stored; NaN where old or moment is not finite."""
+    known = np.isfinite(old.value)
+    overflows = np.abs(new.value) + new.bound >= FACTS[walk.case.param_dtype].overflow
+    bound = np.where(overflows, np.inf, new.bound)  # it may be stored as infinity
+    estimate = decided(new.value, bound, poisoned=poisoned | ~known)
     if momentum == 0.0:  # 0 x NaN, or no update
         return _undecided_at(estimate, poisoned & known)
     if momentum == 1.0:  # 0 x NaN, or a new value

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties import values
+from properties.running import update_scalars
 from properties.sampling import Sample, sample
 from properties.walk import RankStep, Walk, accumulation_dtype, storing
 from reference.program import StepInput, StepOutput, StepScalars, compiled_step
@@ -20,11 +21,16 @@ def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) ->
     """Return each member's share of step k, normalised over `members`."""
     chosen = None if walk.every_element else sample(walk.case, members, k)
     where, given, bad = step_input(walk, k, members, training=training, chosen=chosen)
-    output = StepOutput(*(np.asarray(array) for array in compiled_step(where.bucket)(given)))
+    output = numbers(compiled_step(where.bucket)(given))
     found = shares(walk, members, where=where, output=output, bad=bad, training=training)
     for share in found.values():
         share.sample = chosen
     return found
+
+
+def numbers(output: StepOutput) -> StepOutput:
+    """Return a program's output as numpy arrays."""
+    return StepOutput(*(None if array is None else np.asarray(array) for array in output))
 
 
 def shares(
@@ -71,6 +77,7 @@ def step_input(
         parameters=_parameter_rows(walk, where),
         depths=_depths(walk, where),
         scalars=_scalars(walk, members, training=training),
+        update=update_scalars(walk, sum(counts)),
         rows=_rows(where, chosen),
     )
     return where, given, bad

@@ -41,7 +41,7 @@ Words = NDArray[np.uint64]
 Halves = NDArray[np.uint32]
 Floats = NDArray[np.float64]
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -63,14 +63,17 @@ _LARGEST: dict[Dtype, float] = {
 
 def philox(counter: tuple[Words, Words, Words, Words], seed: int) -> tuple[Words, Words, Words, Words]:
     """Return the four 32-bit words of Philox4x32-7 for arrays of counters (broadcast) under a 64-bit key."""
-    x0, x1, x2, x3 = counter
+    shape = np.broadcast_shapes(*(word.shape for word in counter))
+    even, odd = np.empty((2, *shape), np.uint64), np.empty((2, *shape), np.uint64)
+    even[0], odd[0], even[1], odd[1] = counter
+    ones = [1] * len(shape)
+    factors = _MULTIPLIERS.reshape(2, *ones)
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32
-    for _ in range(_ROUNDS):
-        a, b = _MULTIPLIERS[0] * x0, _MULTIPLIERS[1] * x2
-        x0, x1 = (b >> _SHIFT) ^ x1 ^ np.uint64(k0), b & _LOW
-        x2, x3 = (a >> _SHIFT) ^ x3 ^ np.uint64(k1), a & _LOW
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
-    return x0, x1, x2, x3
+    keys = [((k0 + k * _WEYL[0]) & 0xFFFFFFFF, (k1 + k * _WEYL[1]) & 0xFFFFFFFF) for k in range(_ROUNDS)]
+    for key in np.array(keys, np.uint64).reshape(_ROUNDS, 2, *ones):
+        product = (even * factors)[::-1]
+        even, odd = (product >> _SHIFT) ^ odd ^ key, product & _LOW
+    return even[0], odd[0], even[1], odd[1]
 
 
 def round_to(values: Floats, dtype: Dtype) -> Floats:
@@ -144,12 +147,12 @@ def drawn(
     With `channels_last` the channels of a position lie side by side in memory.
     """
     blocks = [(rank, step) for rank in ranks for step in range(len(case.steps))]
-    sizes = {rank: math.prod(_shape(case, rank)) for rank in ranks}
-    small = [block for block in blocks if 0 < sizes[block[0]] <= _SMALL]
-    words = _words_of_blocks(case, small) if len(small) > 1 else {}
+    small = _small_tensors(
+        case, [block for block in blocks if 0 < math.prod(_shape(case, block[0])) <= _SMALL]
+    )
     return {
-        (rank, k): _tensors(case, rank, k, words.get((rank, k)), channels_last=channels_last)
-        for rank, k in blocks
+        block: small.get(block) or _large_tensors(case, *block, channels_last=channels_last)
+        for block in blocks
     }
 
 
@@ -158,30 +161,51 @@ def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
 
     The spatial sizes are flattened. With an expanded cotangent the cotangent has shape (1, C, 1).
     """
-    return _tensors(case, rank, step)
+    return _large_tensors(case, rank, step)
 
 
 def _shape(case: Case, rank: int) -> tuple[int, int, int]:
     return case.batches[rank], case.channels, math.prod(case.spatial_of(rank))
 
 
-def _words_of_blocks(case: Case, blocks: Sequence[Block]) -> dict[Block, tuple[Words, Words, Words, Words]]:
-    """Return the words of every element of these blocks, each (N, C, positions)."""
+def _small_tensors(case: Case, blocks: Sequence[Block]) -> dict[Block, tuple[Floats, Floats]]:
+    """Return the tensors of these blocks, all elements at once: a call costs more than an element."""
+    if not blocks:
+        return {}
     shapes = [_shape(case, rank) for rank, _ in blocks]
     sizes = [math.prod(shape) for shape in shapes]
-    index = np.concatenate([np.indices(shape).reshape(3, -1) for shape in shapes], axis=1).astype(np.uint64)
-    last = np.repeat(np.array([rank + 64 * step for rank, step in blocks], np.uint64), sizes)
-    words = _words_at(case.seed, index[2], index[1], index[0], last)
-    stops = np.cumsum(sizes)
+    sample, channel, position = np.concatenate([_places(shape) for shape in shapes], axis=1)
+    block = np.repeat(np.arange(len(blocks)), sizes)
+    lasts = np.array([rank + 64 * step for rank, step in blocks], np.uint64)
+    words = _words_at(case.seed, position, channel, sample, lasts[block])
+    scales = np.array([_channel_scale(case, rank, step=step) for rank, step in blocks])
+    center, spread = scales[block, :, channel.astype(np.intp)].T
+    parts = np.cumsum(sizes)[:-1]
+    x = np.split(_input(case, words, center, spread), parts)
+    if case.cotangent_layout == "expanded":
+        g = list(_expanded(case, lasts))
+    else:
+        drawn = np.split(_cotangent(case, words), parts)
+        g = [one.reshape(shape) for one, shape in zip(drawn, shapes, strict=True)]
+    for (rank, step), one, shape in zip(blocks, x, shapes, strict=True):
+        _place_specials(case, rank, step, one.reshape(shape))
     return {
-        block: (
-            words[0][stop - size : stop].reshape(shape),
-            words[1][stop - size : stop].reshape(shape),
-            words[2][stop - size : stop].reshape(shape),
-            words[3][stop - size : stop].reshape(shape),
-        )
-        for block, shape, size, stop in zip(blocks, shapes, sizes, stops, strict=True)
+        block: (one.reshape(shape), other)
+        for block, shape, one, other in zip(blocks, shapes, x, g, strict=True)
     }
+
+
+def _expanded(case: Case, lasts: Words) -> Floats:
+    """Return the expanded cotangents of these blocks, (blocks, 1, C, 1)."""
+    zero, channels = np.zeros(1, np.uint64), np.arange(case.channels, dtype=np.uint64)
+    words = philox((zero, channels, zero, lasts[:, None]), case.seed)
+    return _cotangent(case, words)[:, None, :, None]
+
+
+@lru_cache(maxsize=32)
+def _places(shape: tuple[int, int, int]) -> Words:
+    """Return sample, channel and position of every element, (3, elements)."""
+    return np.indices(shape).reshape(3, -1).astype(np.uint64)
 
 
 def _words_at(
@@ -211,40 +235,22 @@ def _moved(words: Words | Halves, factor: Halves, summand: Halves) -> Halves:
     return moved ^ (moved >> np.uint32(16))
 
 
-def _tensors(
-    case: Case,
-    rank: int,
-    step: int,
-    known: tuple[Words, Words, Words, Words] | None = None,
-    *,
-    channels_last: bool = False,
-) -> tuple[Floats, Floats]:
+def _large_tensors(case: Case, rank: int, step: int, *, channels_last: bool = False) -> tuple[Floats, Floats]:
     n, c, positions = _shape(case, rank)
-    center, spread = _channel_scale(case, rank, step=step)
+    last = rank + 64 * step
     x, g = (
         np.empty((n, positions, c)).transpose(0, 2, 1) if channels_last else np.empty((n, c, positions))
         for _ in range(2)
     )
-    expanded = case.cotangent_layout == "expanded"
-    whole = (slice(0, n), slice(0, positions))
-    for (samples, places), words in (
-        _tiles(case.seed, (n, c, positions), last=rank + 64 * step) if known is None else [(whole, known)]
-    ):
-        x[samples, :, places] = _stored(_input(case, words, center, spread), case.dtype)
-        if not expanded:
-            g[samples, :, places] = round_to(_triangular(words[2], words[3]), case.dtype)
-    if expanded:
-        ((_, words),) = _tiles(case.seed, (1, c, 1), last=rank + 64 * step)
-        g = round_to(_triangular(words[2], words[3]), case.dtype)
-    if step == 0 and n:
-        _place_specials(case, rank, x)
-    return x, np.ldexp(g, case.cotangent_exponent) if case.cotangent_exponent else g
-
-
-def _stored(x: Floats, dtype: Dtype) -> Floats:
-    """Return `x` rounded to the dtype, at most its largest number."""
-    x, largest = round_to(x, dtype), _LARGEST[dtype]
-    return np.clip(x, -largest, largest, out=x)
+    if x.size:
+        center, spread = (scale[None, :, None] for scale in _channel_scale(case, rank, step=step))
+        for (samples, places), words in _tiles(case.seed, (n, c, positions), last=last):
+            x[samples, :, places] = _input(case, words, center, spread)
+            g[samples, :, places] = _cotangent(case, words)
+        _place_specials(case, rank, step, x)
+    if case.cotangent_layout == "expanded":
+        (g,) = _expanded(case, np.array([last], np.uint64))
+    return x, g
 
 
 Slices = tuple[slice, slice]
@@ -337,16 +343,23 @@ def _channel_words(case: Case, tag: int, *, step: int, rank: int = 0) -> tuple[W
 
 def _channel_scale(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
     """Return center and spread of the channels on one rank, each (C,); a spread is a power of two or zero."""
-    words = _channel_words(case, _CHANNEL_TAG, step=step)
-    center, spread = _family_scale(case, case.values, words)
-    if case.last_values:
-        last = tuple(word[-1:] for word in words)
-        center[-1:], spread[-1:] = _family_scale(case, case.last_values, last)
+    center, spread = _common_scale(case, step)
     if case.rank_offset:
         words = _channel_words(case, _RANK_TAG, step=step, rank=rank)
         unit = np.where(spread > 0, spread, 1.0)
         with np.errstate(over="ignore"):
             center = center + unit * (case.rank_offset * _triangular(words[0], words[1]))
+    return center, spread
+
+
+@lru_cache(maxsize=16)
+def _common_scale(case: Case, step: int) -> tuple[Floats, Floats]:
+    """Return center and spread of the channels, each (C,), before the ranks' offsets."""
+    words = _channel_words(case, _CHANNEL_TAG, step=step)
+    center, spread = _family_scale(case, case.values, words)
+    if case.last_values:
+        last = tuple(word[-1:] for word in words)
+        center[-1:], spread[-1:] = _family_scale(case, case.last_values, last)
     return center, spread
 
 
@@ -391,16 +404,25 @@ def _huge_exponents(dtype: Dtype) -> tuple[int, int]:
 
 
 def _input(case: Case, words: Sequence[Words | Halves], center: Floats, spread: Floats) -> Floats:
+    """Return elements of the input, rounded to the dtype and at most its largest number."""
     t = _triangular(words[0], words[1])
     if case.values == "mixed":
         t = np.ldexp(t, (words[0] & words[0].dtype.type(7)).astype(np.int64) - 4)
     with np.errstate(over="ignore"):
-        return center[None, :, None] + spread[None, :, None] * t
+        x = round_to(center + spread * t, case.dtype)
+    largest = _LARGEST[case.dtype]
+    return np.minimum(np.maximum(x, -largest, out=x), largest, out=x)
 
 
-def _place_specials(case: Case, rank: int, x: Floats) -> None:
+def _cotangent(case: Case, words: Sequence[Words | Halves]) -> Floats:
+    """Return elements of the cotangent."""
+    g = round_to(_triangular(words[2], words[3]), case.dtype)
+    return np.ldexp(g, case.cotangent_exponent) if case.cotangent_exponent else g
+
+
+def _place_specials(case: Case, rank: int, step: int, x: Floats) -> None:
     n, c, positions = x.shape
-    for special in case.specials:
+    for special in case.specials if step == 0 else ():
         if special.rank % case.world_size == rank:
             at = (special.sample % n, special.channel % c, special.position % positions)
             x[at] = {

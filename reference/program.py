@@ -39,6 +39,8 @@ class StepInput(NamedTuple):
         parameters: (6, C): weight, bias, running mean and its error, running variance and its error.
         depths: (shards, 1), depth times u of a reduction within the shard's rank.
         scalars: As `StepScalars`.
+        update: (12,), the `scalars` of `BufferInput`, then what n is divided by in the variance that the
+            running one follows: n - 1; 0 for none.
         rows: (bucket.rows,), the positions, in x as (shards * length, C), whose output and gradient of the
             input are wanted; empty for all.
     """
@@ -50,6 +52,7 @@ class StepInput(NamedTuple):
     parameters: Any
     depths: Any
     scalars: Any
+    update: Any = np.array([0.0, 0.0, np.inf, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
     rows: Any = np.zeros(0, np.int32)
 
 
@@ -99,6 +102,8 @@ class StepOutput(NamedTuple):
         y, y_bound, grad_input, grad_input_bound: (shards, length, C), as stored; of a sample (1, rows, C).
         grad_weight, grad_weight_bound, grad_bias, grad_bias_bound: (ranks, C), before storing.
         mean, mean_bound, var, var_bound: (C,), the batch's moments; the variance is the biased one.
+        buffers: (4, C), running mean and its bound, running variance and its bound after the update; None
+            where none is computed.
     """
 
     y: Any
@@ -113,6 +118,7 @@ class StepOutput(NamedTuple):
     mean_bound: Any
     var: Any
     var_bound: Any
+    buffers: Any = None
 
 
 def merge(*pairs: Pair) -> Pair:
@@ -304,7 +310,17 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
         mean_bound=error_of(batch_mean),
         var=result.moments.var[0],
         var_bound=error_of(batch_var),
+        buffers=_updated(given, (mean, error_of(batch_mean)), (result.moments.var[0], error_of(batch_var))),
     )
+
+
+def _updated(given: StepInput, mean: tuple[Any, Any], var: tuple[Any, Any]) -> Array:
+    rows: list[Array] = []
+    for row, moment, below in ((2, mean, 0.0), (4, var, given.update[11])):
+        old = (given.parameters[row], given.parameters[row + 1])
+        divisor = jnp.full(old[0].shape, below)
+        rows += _update(BufferInput(*old, *moment, divisor, given.update[:11]))
+    return jnp.stack(rows)
 
 
 @cache

@@ -302,4 +302,4 @@ def compiled_variant(bucket: Bucket) -> Any:
         return _variant(bucket, given, weights, formula)
 
     name = "variant-{}x{}x{}-{}".format(*bucket)
-    return Executable(variant, name, like=StepOutput(*StepOutput._fields), folder=configure_cache())
+    return Executable(variant, name, like=StepOutput(*StepOutput._fields[:-1]), folder=configure_cache())

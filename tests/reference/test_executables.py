@@ -71,8 +71,10 @@ def test_it_is_compiled_once_in_a_process(tmp_path):
 
     with precise():
         one = Executable(counted, "function", like=LIKE, folder=tmp_path)
+        assert is_right(arrays(one(X)))
+        times = len(traced)
         assert all(is_right(arrays(one(X))) for _ in range(3))
-    assert len(traced) == 1
+    assert len(traced) == times <= 2  # twice if jax's own cache had it
 
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "another"])
