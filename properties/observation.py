@@ -127,8 +127,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 def as_float64(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
     """Return `array` of torch dtype `dtype` widened to float64 without rounding; bfloat16 comes as bits."""
     if dtype == "bfloat16":
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return array.astype(np.float64)
+        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        return array.astype(np.float64)
 
 
 def tensor_to_data(tensor: Tensor) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -65,6 +65,7 @@ def test_missing_data_raises_value_error(field):
 
 
 @given(hnp.arrays(np.uint16, 5))
+@example(np.array([0x7F81, 0xFF81, 0x7FC0, 0x7F80, 0], np.uint16))  # signalling NaNs: no warning
 def test_bfloat16_bits_widen_exactly(bits):
     wide = as_float64(bits, "bfloat16")
     for word, value in zip(bits.tolist(), wide.tolist(), strict=True):
@@ -74,6 +75,13 @@ def test_bfloat16_bits_widen_exactly(bits):
             continue
         magnitude = (fraction + 128 * (exponent > 0)) * 2.0 ** (max(exponent, 1) - 127 - 7)
         assert value == (-magnitude if sign else magnitude)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("float32", np.uint32(0x7F800001)), ("float16", np.uint16(0x7C01))]
+)
+def test_a_signalling_nan_widens_without_a_warning(dtype, bits):
+    assert np.isnan(as_float64(np.array([bits]).view(dtype), dtype)).all()
 
 
 def test_values_of_other_dtypes_widen_exactly():
