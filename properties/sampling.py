@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case
-from properties.values import philox
+from properties.words import philox
 
 Positions = NDArray[np.int64]
 

@@ -11,24 +11,18 @@ Rules
 
 Theory of operation
 -------------------
-Philox4x32-7 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011) maps the counter
-(position, channel, sample, rank + 64 step) under the key (seed) to four words. The first two make the input's
-element, the last two the cotangent's: a triangular variate on (-2, 2), scaled and shifted by what the family
-draws for the channel from counters that no element uses (position >= 2^31). A call for few counters costs
-as much as one for thousands, so the small blocks of a case, each of a rank and step, share one.
-
-Positions come in tiles of 256 and samples in tiles of 4096. Beyond the first tile the words of an element are
-made from those of its place in the first one: multiplied by an odd word and added to another, both of its
-tile and channel, modulo 2^32, and the upper half folded into the lower. That is one to one, so that they stay
-uniform and independent within a tile, and leaves no correlation between tiles. A large tensor costs some
-dozen operations an element, not Philox's hundred.
+The words of an element (`properties.words`) are a function of the seed and of (position, channel, sample,
+rank + 64 step). The first two make the input's element, the last two the cotangent's: a triangular variate on
+(-2, 2), scaled and shifted by what the family draws for the channel from counters that no element uses
+(position >= 2^31). A call for few counters costs as much as one for thousands, so the small blocks of a case,
+each of a rank and step, share one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,22 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case, Dtype, Family
+from properties.words import TILE_POSITIONS, Halves, Words, philox, tiles, words_at
 
-Words = NDArray[np.uint64]
-Halves = NDArray[np.uint32]
 Floats = NDArray[np.float64]
 
-_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
-_ROUNDS = 7
-_CHUNK = 1 << 14
 _SMALL = 1 << 12
-_TILE_SAMPLES, _TILE_POSITIONS = 1 << 12, 1 << 8
 _FOLD = 1 << 12
 _CHANNEL_TAG, _RANK_TAG, _PARAMETER_TAG, _BUFFER_TAG = (2**31 + k for k in range(4))
-_TILE_TAG = 2**31 + 16
 _MANTISSA_BITS: dict[Dtype, int] = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _LARGEST: dict[Dtype, float] = {
     "float64": float(np.finfo(np.float64).max),
@@ -59,21 +44,6 @@ _LARGEST: dict[Dtype, float] = {
     "float16": 65504.0,
     "bfloat16": (2.0 - 2.0**-7) * 2.0**127,
 }
-
-
-def philox(counter: tuple[Words, Words, Words, Words], seed: int) -> tuple[Words, Words, Words, Words]:
-    """Return the four 32-bit words of Philox4x32-7 for arrays of counters (broadcast) under a 64-bit key."""
-    shape = np.broadcast_shapes(*(word.shape for word in counter))
-    even, odd = np.empty((2, *shape), np.uint64), np.empty((2, *shape), np.uint64)
-    even[0], odd[0], even[1], odd[1] = counter
-    ones = [1] * len(shape)
-    factors = _MULTIPLIERS.reshape(2, *ones)
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
-    keys = [((k0 + k * _WEYL[0]) & 0xFFFFFFFF, (k1 + k * _WEYL[1]) & 0xFFFFFFFF) for k in range(_ROUNDS)]
-    for key in np.array(keys, np.uint64).reshape(_ROUNDS, 2, *ones):
-        product = (even * factors)[::-1]
-        even, odd = (product >> _SHIFT) ^ odd ^ key, product & _LOW
-    return even[0], odd[0], even[1], odd[1]
 
 
 def round_to(values: Floats, dtype: Dtype) -> Floats:
@@ -177,7 +147,7 @@ def _small_tensors(case: Case, blocks: Sequence[Block]) -> dict[Block, tuple[Flo
     sample, channel, position = np.concatenate([_places(shape) for shape in shapes], axis=1)
     block = np.repeat(np.arange(len(blocks)), sizes)
     lasts = np.array([rank + 64 * step for rank, step in blocks], np.uint64)
-    words = _words_at(case.seed, position, channel, sample, lasts[block])
+    words = words_at(case.seed, position, channel, sample, lasts[block])
     scales = np.array([_channel_scale(case, rank, step=step) for rank, step in blocks])
     center, spread = scales[block, :, channel.astype(np.intp)].T
     parts = np.cumsum(sizes)[:-1]
@@ -208,33 +178,6 @@ def _places(shape: tuple[int, int, int]) -> Words:
     return np.indices(shape).reshape(3, -1).astype(np.uint64)
 
 
-def _words_at(
-    seed: int, position: Words, channel: Words, sample: Words, last: Words
-) -> tuple[Words, Words, Words, Words]:
-    """Return the words of the elements at these places."""
-    rows, columns = np.uint64(_TILE_SAMPLES), np.uint64(_TILE_POSITIONS)
-    beyond = (position >= columns) | (sample >= rows)
-    if not beyond.any():
-        return philox((position, channel, sample, last), seed)
-    first = philox((position % columns, channel, sample % rows, last), seed)
-    tile = philox((position // columns + np.uint64(_TILE_TAG), channel, sample // rows, last), seed)
-    pairs = zip(first, _maps(tile), strict=True)
-    a, b, c, d = (np.where(beyond, _moved(word, *pair), word) for word, pair in pairs)
-    return a, b, c, d
-
-
-def _maps(tile: Sequence[Words]) -> list[tuple[Halves, Halves]]:
-    """Return the odd factor and the summand of each of a tile's words."""
-    a, b, c, d = (word.astype(np.uint32) for word in tile)
-    return [(factor | np.uint32(1), summand) for factor, summand in ((a, b), (b, c), (c, d), (d, a))]
-
-
-def _moved(words: Words | Halves, factor: Halves, summand: Halves) -> Halves:
-    """Return words of the first tile as those of another one."""
-    moved = words.astype(np.uint32) * factor + summand
-    return moved ^ (moved >> np.uint32(16))
-
-
 def _large_tensors(case: Case, rank: int, step: int, *, channels_last: bool = False) -> tuple[Floats, Floats]:
     n, c, positions = _shape(case, rank)
     last = rank + 64 * step
@@ -244,49 +187,13 @@ def _large_tensors(case: Case, rank: int, step: int, *, channels_last: bool = Fa
     )
     if x.size:
         center, spread = (scale[None, :, None] for scale in _channel_scale(case, rank, step=step))
-        for (samples, places), words in _tiles(case.seed, (n, c, positions), last=last):
+        for (samples, places), words in tiles(case.seed, (n, c, positions), last=last):
             x[samples, :, places] = _input(case, words, center, spread)
             g[samples, :, places] = _cotangent(case, words)
         _place_specials(case, rank, step, x)
     if case.cotangent_layout == "expanded":
         (g,) = _expanded(case, np.array([last], np.uint64))
     return x, g
-
-
-Slices = tuple[slice, slice]
-"""Samples and positions."""
-
-
-def _tiles(seed: int, shape: tuple[int, int, int], *, last: int) -> Iterator[tuple[Slices, list[Halves]]]:
-    """Yield the words of a block of this shape (N, C, positions), piece by piece.
-
-    A piece is at most a tile, and as small as fits a cache.
-    """
-    n, c, positions = shape
-    if not n * positions:
-        return
-    down, across = -(-n // _TILE_SAMPLES), -(-positions // _TILE_POSITIONS)
-    channels, rest = np.arange(c, dtype=np.uint64)[:, None], np.full((1, 1, 1), last, np.uint64)
-    maps = _maps(philox((_axis(across, _TILE_TAG), channels, _axis(down)[:, None, None], rest), seed))
-    width, height = min(positions, _TILE_POSITIONS), min(n, _TILE_SAMPLES)
-    rows = max(1, _CHUNK // max(1, c * width))
-    for start in range(0, height, rows):
-        size = min(height - start, rows)
-        words = philox((_axis(width), channels, _axis(size, start)[:, None, None], rest), seed)
-        first = [word.astype(np.uint32) for word in words]
-        for i, j in np.ndindex(down, across):
-            top, left = i * _TILE_SAMPLES + start, j * _TILE_POSITIONS
-            bottom, right = min(n, top + size), min(positions, left + width)
-            if bottom > top:
-                part = [word[: bottom - top, :, : right - left] for word in first]
-                if i or j:
-                    pairs = [tuple(one[i, :, j, None] for one in pair) for pair in maps]
-                    part = [_moved(word, *pair) for word, pair in zip(part, pairs, strict=True)]
-                yield (slice(top, bottom), slice(left, right)), part
-
-
-def _axis(size: int, start: int = 0) -> Words:
-    return np.arange(start, start + size, dtype=np.uint64)
 
 
 def digest(*arrays: Floats) -> str:
@@ -303,8 +210,8 @@ def _folded(array: Floats) -> Floats | Words:
         return np.ascontiguousarray(array)
     sums = np.add.reduce(array.view(np.uint64), axis=0)
     if sums.size > _FOLD:
-        whole = sums.shape[1] // _TILE_POSITIONS * _TILE_POSITIONS
-        table = sums[:, :whole].reshape(len(sums), -1, _TILE_POSITIONS)
+        whole = sums.shape[1] // TILE_POSITIONS * TILE_POSITIONS
+        table = sums[:, :whole].reshape(len(sums), -1, TILE_POSITIONS)
         sums = np.concatenate([np.add.reduce(table, axis=1), sums[:, whole:]], axis=1)
     return np.concatenate([np.array(array.shape, np.uint64), sums.ravel()])
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from properties import values
+from properties import values, words
 from properties.case import DTYPES, FAMILIES, Case, Special
 from properties.domain import Domain
 from properties.strategies import cases, random_case
-from properties.values import digest, drawn, parameters, philox, round_to, tensors
+from properties.values import digest, drawn, parameters, round_to, tensors
+from properties.words import philox
 
 # Random123's kat_vectors, "philox4x32 7" and "philox4x32 10": counter, key, result.
 ZEROS, ONES = "00000000", "ffffffff"
@@ -34,7 +35,7 @@ def words_of(text):
 
 @pytest.mark.parametrize(("rounds", "given_words", "result"), KNOWN)
 def test_philox_gives_the_published_vectors(monkeypatch, rounds, given_words, result):
-    monkeypatch.setattr(values, "_ROUNDS", rounds)
+    monkeypatch.setattr(words, "_ROUNDS", rounds)
     *counter, low, high = words_of(given_words)
     found = philox(tuple(np.array([word], np.uint64) for word in counter), low | high << 32)
     assert [int(word[0]) for word in found] == words_of(result)
@@ -147,11 +148,11 @@ def test_neither_layout_nor_options_change_a_value():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_large_tensors_are_drawn_in_tiles_and_chunks_without_a_seam(monkeypatch, dtype):
     case = Case(batches=(21,), channels=3, spatial=((5, 7),), values="mixed", dtype=dtype)
-    monkeypatch.setattr(values, "_TILE_SAMPLES", 8)
-    monkeypatch.setattr(values, "_TILE_POSITIONS", 16)
+    monkeypatch.setattr(words, "TILE_SAMPLES", 8)
+    monkeypatch.setattr(words, "TILE_POSITIONS", 16)
     whole = drawn(case, (0,))[0, 0]
     for chunk in (1 << 14, 100, 1):
-        monkeypatch.setattr(values, "_CHUNK", chunk)
+        monkeypatch.setattr(words, "_CHUNK", chunk)
         for last in (False, True):
             monkeypatch.setattr(values, "_SMALL", 1)
             for a, b in zip(whole, drawn(case, (0,), channels_last=last)[0, 0], strict=True):
