@@ -18,7 +18,7 @@ from verify.run_command import settings_from
 from verify.shards import Undecided, Violated, shared_run
 from verify.subject import Subject
 from verify.trial import Trial
-from verify.wording import case_words, ratio
+from verify.wording import case_words, of_a_sample, ratio
 
 
 def replay_command(arguments: Namespace) -> int:
@@ -57,6 +57,8 @@ def tell(trial: Trial, subject: Subject, stream: TextIO, *, diagnoses: Diagnoses
         stream.write(f"  {verdict.property:<20} {verdict.outcome.value}{size}{reason}\n")
     for excused in trial.excused:
         stream.write(f"  {excused.property:<20} excused by {excused.entry}\n")
+    if unjudged := sum(verdict.unjudged for verdict in trial.verdicts):
+        stream.write(f"  {of_a_sample(unjudged)}\n")
     stream.write(f"{trial.outcome.value}\n")
     codes = {Outcome.HOLDS: exits.OK, Outcome.VIOLATED: exits.NOT_MET, Outcome.UNDECIDED: exits.UNDECIDED}
     return codes[trial.outcome]

@@ -115,3 +115,11 @@ def test_a_subject_or_promise_that_cannot_be_used_ends_with_64(
     told = capsys.readouterr().err
     assert expected in told
     assert told.count("\n") == 1
+
+
+def test_a_replay_says_how_much_of_a_large_case_it_did_not_judge(capsys: pytest.CaptureFixture[str]) -> None:
+    case = '{"batches":[131072,131072],"channels":5}'
+    assert main(["replay", case, "--subject", "aggregated", "--properties", "forward"]) == exits.OK
+    told = capsys.readouterr().out
+    assert "forward              HOLDS" in told
+    assert "of large tensors a sample was judged, and 1" in told  # some of 1.3 million

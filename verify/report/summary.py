@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from verify.result import Accounting, KnownResult, SubjectResult
-from verify.wording import count, ratio
+from verify.wording import count, of_a_sample, ratio
 
 
 def summary(result: SubjectResult) -> Iterator[str]:
@@ -76,10 +76,7 @@ def _accounting(counts: Accounting, *, excluded: float) -> Iterator[str]:
         f"in {counts.coarse_share:.2%} of pairs more than a tenth of the elements"
     )
     if counts.unjudged:
-        yield (
-            f"  of large tensors a sample was judged, and {counts.unjudged} elements were not; "
-            "--every-element judges all"
-        )
+        yield f"  {of_a_sample(counts.unjudged)}"
     yield (
         f"  the domain excludes {excluded:.1%} of the default one; "
         f"{counts.skipped} drawn cases skipped as known; "
