@@ -66,9 +66,8 @@ def right_momentum(walk: Walk, *, tracked: int | None = None) -> float:
     """Return the weight of the new value in the update that the walk is at, or in the one of that number."""
     case = walk.case
     if case.momentum is None:
-        return 1.0 / max(
-            walk.buffers.tracked if tracked is None else tracked, 1
-        )  # 0 only where a wrong subject updates before it counts
+        number = walk.buffers.tracked if tracked is None else tracked
+        return 1.0 / max(number, 1)  # 0 only where a wrong subject updates before it counts
     return case.momentum if walk.contract.momentum == "torch" else 1.0 - case.momentum
 
 

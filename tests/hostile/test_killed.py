@@ -133,6 +133,14 @@ def test_a_case_survives_that_its_ranks_are_killed(
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("moment", [before_it_joins, before_it_loads], ids=lambda one: one.__name__)
+def test_a_group_whose_rank_was_killed_on_its_way_is_told_as_dead(
+    pool: RankPool, losses: list[LostGroup], moment: Callable[..., Observation]
+) -> None:
+    moment(pool, kill_a_rank)
+    assert [loss.reason for loss in losses] == ["died"]
+
+
 @pytest.mark.parametrize("kill", [kill_a_rank, kill_the_server], ids=lambda one: one.__name__)
 def test_a_subject_is_described_though_its_rank_is_killed(
     pool: RankPool, kill: Kill, monkeypatch: pytest.MonkeyPatch

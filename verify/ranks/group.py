@@ -117,7 +117,7 @@ class RankGroup:
             try:
                 self._description = self._await_start()
             except (RankError, SubjectError) as error:
-                self.lost = type(error).__name__
+                self.lost = "died" if self.killed else type(error).__name__
                 raise
             self._limit = self._limited(self._sent[0].seconds if self._sent else 0.0)
         return self._description
