@@ -60,16 +60,19 @@ def layout(counts: Sequence[int], channels: int, *, rows: int = 0) -> Layout:
     Args:
         counts: Positions of each rank.
         channels: Their channels.
-        rows: Positions in a sample. Where there is one, sizes are padded less: such cases are few and large.
+        rows: Positions in a sample.
+
+    Large cases are padded less than small ones: they are few, and what is padded costs as much as the rest.
     """
     length = next(
         (size for size in _LENGTHS if sum(-(-n // size) for n in counts) <= _FEW_SHARDS), _LENGTHS[-1]
     )
     used = [-(-n // length) for n in counts]
+    large = rows > 0 or sum(used) > _SHARDS[-1]
     bucket = Bucket(
-        _at_least(sum(used), _SHARDS, factor=1.25 if rows else 4),
+        _at_least(sum(used), _SHARDS, factor=1.25),
         length,
-        -(-channels // 8) * 8 if rows else _at_least(channels, _CHANNELS, factor=2),
+        -(-channels // 8) * 8 if large and channels > 1 else _at_least(channels, _CHANNELS, factor=2),
         _at_least(len(counts), _RANKS, factor=2),
         rows,
     )
