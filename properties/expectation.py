@@ -71,8 +71,7 @@ def expect(
             for group in case.process_groups:
                 if not any(rank in refusing for rank in group):
                     walk = _start(case, contract, grade, device=device, group=group, inputs=drawn)
-                    walk.every_element = every_element
-                    _follow(walk)
+                    _follow(walk, every_element=every_element)
                     for name, by_rank in walk.tensors.items():
                         tensors.setdefault(name, {}).update(by_rank)
                     for name, counts in walk.tracked.items():
@@ -94,25 +93,25 @@ def _start(
     return Walk(case, contract, grade, device, group, inputs, buffers)
 
 
-def _follow(walk: Walk) -> None:
+def _follow(walk: Walk, *, every_element: bool) -> None:
     """Go through the schedule."""
     for what, k in events(walk.case):
         if what == "forward":
-            _forward(walk, k)
+            _forward(walk, k, every_element=every_element)
         else:
             _backward(walk, k)
     if walk.case.tracking:
         _snapshot(walk, "end")
 
 
-def _forward(walk: Walk, k: int) -> None:
+def _forward(walk: Walk, k: int, *, every_element: bool) -> None:
     case, training = walk.case, walk.case.steps[k].mode == "train"
     if training or case.tracking:
-        walk.steps[k] = run_step(walk, k, walk.group, training=training)
+        walk.steps[k] = run_step(walk, k, walk.group, training=training, every_element=every_element)
     else:
         walk.steps[k] = {}
         for rank in walk.group:
-            walk.steps[k].update(run_step(walk, k, (rank,), training=True))
+            walk.steps[k].update(run_step(walk, k, (rank,), training=True, every_element=every_element))
     for rank in walk.group:
         store_output(walk, k, rank)
     if case.tracking:

@@ -64,7 +64,6 @@ class Walk:
         steps: Each rank's share of the steps that ran, by step and rank.
         sums: Accumulated parameter gradients by name and rank.
         tensors, tracked: As in `properties.expected.Expected`.
-        every_element: Judge large steps whole, too.
     """
 
     case: Case
@@ -78,7 +77,6 @@ class Walk:
     sums: dict[tuple[str, int], Estimate] = field(default_factory=dict)
     tensors: dict[str, dict[int, Interval]] = field(default_factory=dict)
     tracked: dict[str, dict[int, int]] = field(default_factory=dict)
-    every_element: bool = False
 
 
 @dataclass(slots=True)

@@ -39,8 +39,7 @@ class StepInput(NamedTuple):
         parameters: (6, C): weight, bias, running mean and its error, running variance and its error.
         depths: (shards, 1), depth times u of a reduction within the shard's rank.
         scalars: As `StepScalars`.
-        update: (12,), the `scalars` of `BufferInput`, then what n is divided by in the variance that the
-            running one follows: n - 1; 0 for none.
+        update: (12,), the `scalars` of `BufferInput`, then n - 1 if the running variance is unbiased, or 0.
         rows: (bucket.rows,), the positions, in x as (shards * length, C), whose output and gradient of the
             input are wanted; empty for all.
     """
@@ -285,13 +284,11 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
 
     used_mean, used_var = choose(batch_mean, 2), choose(batch_var, 4)
     invstd = _inverse_root(s, used_var)
-    at, rows = s, given.rows
 
     def wanted(array: Array) -> Array:
-        return array.reshape(-1, bucket.channels)[rows][None] if bucket.rows else array
+        return array.reshape(-1, bucket.channels)[given.rows][None] if bucket.rows else array
 
-    if bucket.rows:
-        at = s._replace(x=Pair(wanted(x), wanted(jnp.asarray(error_of(s.x)))), g=exact(wanted(g)))
+    at = s._replace(x=Pair(wanted(x), wanted(jnp.asarray(error_of(s.x)))), g=exact(wanted(g)))
     y, grad_input = _output(at, used_mean, invstd), _grad_input(s, at, used_mean, invstd)
     grad_weight, grad_bias = _grad_parameters(
         s, used_mean, invstd, given.depths, jnp.asarray(given.owner), bucket.ranks
