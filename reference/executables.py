@@ -53,6 +53,11 @@ class Executable:
             self._call = self._loaded(arguments) or self._compiled(arguments)
         return self._call(*arguments)
 
+    def load(self, *like: Any) -> None:
+        """Load it, if it is kept; `like` is what it will be called with, with anything in place of arrays."""
+        if self._call is None:
+            self._call = self._loaded(like)
+
     def _loaded(self, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
         try:
             return _read(self._path.read_bytes(), arguments, self._like)

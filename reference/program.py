@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from reference import batchnorm, forms
 from reference.bounds import Pair, bound, error_of, exact
 from reference.executables import Executable
 from reference.rounding import Arithmetic
-from reference.shards import Bucket
+from reference.shards import COMMON, Bucket
 
 Array = jax.Array
 CACHE_OPTION = "jax_compilation_cache_dir"
@@ -329,6 +329,15 @@ def compiled_step(bucket: Bucket) -> Any:
 
     name = "step-{}x{}x{}-{}-{}".format(*bucket)
     return Executable(step, name, like=StepOutput(*StepOutput._fields), folder=configure_cache())
+
+
+def preload(enough: Callable[[], bool]) -> None:
+    """Load the executables of the commonest buckets that are kept, one by one until `enough`."""
+    with precise():
+        for bucket in COMMON:
+            if enough():
+                return
+            compiled_step(bucket).load(StepInput(*StepInput._fields))
 
 
 class BufferInput(NamedTuple):

@@ -36,6 +36,16 @@ class Bucket(NamedTuple):
     rows: int = 0
 
 
+COMMON = tuple(
+    Bucket(shards, length, channels, 8)
+    for shards, length, channels in (
+        *((4, 8, 8), (4, 8, 1), (16, 8, 8), (4, 8, 24), (4, 8, 72), (4, 8, 136), (64, 8, 8), (256, 64, 1)),
+        *((64, 64, 8), (1120, 64, 1), (16, 8, 1), (16, 8, 24), (16, 64, 8), (64, 8, 1), (64, 8, 24)),
+    )
+)
+"""The buckets of most default cases, the commonest first."""
+
+
 class Layout(NamedTuple):
     """Where each rank's positions lie.
 

@@ -8,9 +8,9 @@ property that has failed is only counted from then on, so that a round finds ano
 smallest case violates is told with that same case. A trial that the memory of an interrupted run holds is not
 run again (`verify.memory`).
 
-Two cases are in flight: while the ranks run one, the parent judges the one before and draws and expects the
-next. Cases are judged, counted and told in the order in which they were drawn. The one that is in flight when
-another fails, or ends the campaign, is judged and counted, too.
+Some cases are in flight: while the ranks run them one by one, the parent judges those before and draws and
+expects the next. Cases are judged, counted and told in the order in which they were drawn. Those that are in
+flight when another fails, or ends the campaign, are judged and counted, too.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ MAX_LOST = 10
 """Cases that cost a rank group, after which drawing ends: whatever they say was said."""
 SHORT_TIMEOUT = 2.5
 """Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
+STORED_TIMEOUT = 1.0
+"""Seconds that a stored case may take which is known to hang: it is small, and no verdict rests on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Campaign:
     _found_runs: int = 0
     _found_trial: Trial | None = None
     _pending: str = ""
-    _flight: _Flight | None = None
+    _flights: deque[_Flight] = field(default_factory=deque)
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -209,7 +211,7 @@ class Campaign:
         return trial
 
     def _begin(self, case: Case, *, ahead: bool = False) -> Begun:
-        with self._hurried(self._hangs):
+        with self._hurried(SHORT_TIMEOUT if self._hangs else None):
             return self.examiner.begin(case, ahead=ahead)
 
     def _replay_known(self) -> None:
@@ -222,7 +224,7 @@ class Campaign:
             objections = self.examiner.parts.objections(subject.promise.domain, entry.case)
             if subject.narrowed.intersection(objections):
                 continue
-            with self._hurried("timeout" in entry.endings):
+            with self._hurried(STORED_TIMEOUT if "timeout" in entry.endings else None):
                 trial = (
                     self.examiner.examine(entry.case, grades=False)
                     if objections
@@ -277,8 +279,8 @@ class Campaign:
         return self._remaining() <= left and not again
 
     def _take(self, case: Case, place: int) -> None:
-        """Begin a drawn case, and finish the one before: its ranks need not wait while that is judged."""
-        if case.id in self._judged or (self._flight and case.id == self._flight.case.id):
+        """Begin a drawn case, and finish the oldest one: the ranks need not wait while that is judged."""
+        if case.id in self._judged or any(case.id == flight.case.id for flight in self._flights):
             return
         if self._hangs:  # what is begun might wait for nothing, too
             self._settle()
@@ -291,20 +293,20 @@ class Campaign:
             return
         recalled, begun = self.memory.trial(case.id), None
         if recalled is None:
-            begun = self._begin(case, ahead=self._flight is not None and self._flight.begun is not None)
-        earlier, self._flight = self._flight, _Flight(case, place, recalled, begun)
-        if earlier is not None:
-            self._finish(earlier)
+            begun = self._begin(case, ahead=any(flight.begun is not None for flight in self._flights))
+        self._flights.append(_Flight(case, place, recalled, begun))
+        if len(self._flights) >= self.examiner.ranks.most_in_flight:
+            self._finish_oldest()
         if self.stopped or self._failing:
             raise Over
 
     def _settle(self) -> None:
-        """Finish the only case that is in flight, if one is."""
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            self._finish(flight)
+        """Finish all cases that are in flight."""
+        while self._flights:
+            self._finish_oldest()
 
-    def _finish(self, flight: _Flight) -> None:
+    def _finish_oldest(self) -> None:
+        flight = self._flights.popleft()
         trial = self._trial(flight.case, recalled=flight.recalled, begun=flight.begun)
         self._note(trial, flight.place)
 
@@ -384,7 +386,7 @@ class Campaign:
             if hung >= MAX_HUNG_MINIMISING or self.memory.is_concluded(kind):
                 raise Over
             self.tally.minimising()
-            with self._hurried(True):  # noqa: FBT003 - a candidate that hangs says nothing new
+            with self._hurried(SHORT_TIMEOUT):  # a candidate that hangs says nothing new
                 trial = self.examiner.examine(case, grades=False)
             hung += "timeout" in trial.endings
             return kind in trial.failures
@@ -397,12 +399,12 @@ class Campaign:
         return "ending timeout" in self._failures.told
 
     @contextlib.contextmanager
-    def _hurried(self, hurried: bool) -> Iterator[None]:  # noqa: FBT001 - the only argument
-        """Give cases little time on the ranks, if `hurried`."""
+    def _hurried(self, seconds: float | None) -> Iterator[None]:
+        """Give cases that many seconds at most on the ranks; None for the usual time."""
         ranks = self.examiner.ranks
         usual = ranks.timeout
-        if hurried:
-            ranks.timeout = min(usual, SHORT_TIMEOUT)
+        if seconds is not None:
+            ranks.timeout = min(usual, seconds)
         try:
             yield
         finally:

@@ -111,6 +111,8 @@ class Run:
             KnownError: If its file of known discrepancies is not.
         """
         builtin = BUILTINS.get(spec)
+        self.pool.prepare(spec)
+        self.parts.preload(lambda: not self.pool.booting)
         return subject_from(
             spec,
             self.pool.describe(spec),

@@ -31,9 +31,11 @@ class Ranks(Protocol):
 
     Attributes:
         timeout: Seconds that a small case may take; may be changed.
+        most_in_flight: Cases that may be submitted and not yet observed.
     """
 
     timeout: float
+    most_in_flight: int
 
     def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
         """Give the ranks a case, `ahead` while another is in flight; returns at once."""
@@ -76,6 +78,8 @@ class Machinery:
         objections: Keys of a domain that exclude a case; none if it lies in the domain.
         excluded_share: Share of the default domain's cases that a domain leaves out.
         diagnoses: The module that names causes (`verify.dossier.Diagnoses`); None for no diagnosis.
+        preload: Does what the reference must do once in a process, piece by piece until its argument says
+            that it is enough.
     """
 
     expect: Expects
@@ -84,6 +88,7 @@ class Machinery:
     objections: Callable[[Domain, Case], tuple[str, ...]]
     excluded_share: Callable[[Domain], float]
     diagnoses: Any = None
+    preload: Callable[[Callable[[], bool]], None] = lambda enough: None
 
     def admits(self, domain: Domain, case: Case) -> bool:
         """Return whether `case` lies in `domain`."""
@@ -100,6 +105,7 @@ def machinery(*, every_element: bool = False) -> Machinery:
     from properties.catalogue import judge
     from properties.expectation import expect
     from properties.strategies import cases, excluded_share
+    from reference.program import preload
 
     return Machinery(
         expect=partial(expect, every_element=True) if every_element else expect,
@@ -108,6 +114,7 @@ def machinery(*, every_element: bool = False) -> Machinery:
         objections=objections,
         excluded_share=excluded_share,
         diagnoses=diagnosis,
+        preload=preload,
     )
 
 

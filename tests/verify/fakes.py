@@ -54,6 +54,8 @@ def interval(values: Any, bound: Any) -> Interval:
 class FakeRanks:
     """A rank pool that answers from a function; counts its runs."""
 
+    most_in_flight = 2
+
     def __init__(self, behave: Callable[[Case], Observation] = returned) -> None:
         self.timeout = 10.0
         self.timeouts: list[float] = []

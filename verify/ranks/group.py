@@ -78,15 +78,17 @@ class RankGroup:
 
     Attributes:
         plan, target: What it was made for.
+        dynamo: Its ranks have imported `torch._dynamo`, which checkpointing needs.
         groupings: Process groups that its ranks have made for cases so far.
         lost: Why it cannot be used again, or an empty string.
         pids: Process ids of the ranks, once they are known; also when they are gone.
         killed: A rank has ended by SIGKILL, which comes from outside its process.
     """
 
-    def __init__(self, link: Link, plan: Plan, target: Target, *, folder: Path) -> None:
+    def __init__(self, link: Link, plan: Plan, target: Target, *, folder: Path, dynamo: bool = False) -> None:
         self.plan = plan
         self.target = target
+        self.dynamo = dynamo
         self.groupings: set[tuple[tuple[int, ...], ...]] = set()
         self.lost = ""
         self.killed = False
@@ -247,7 +249,7 @@ class RankGroup:
         for rank in self._ranks:
             self._selector.register(rank.connection, selectors.EVENT_READ, rank)
         descriptors = tuple(fd for rank in self._ranks for fd in (rank.theirs.fileno(), rank.memory))
-        request = Spawn(world_size=self.plan.world_size, folder=str(self._folder))
+        request = Spawn(world_size=self.plan.world_size, folder=str(self._folder), dynamo=self.dynamo)
         self._ticket = self._link.send(request, descriptors)
         for rank in self._ranks:
             rank.theirs.close()
@@ -359,7 +361,7 @@ class RankGroup:
         observed = []
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Ran):
-                seen = rank.returned(answer, base=self._sent[0].number % 2 * memory.HALF)
+                seen = rank.returned(answer, base=memory.part(self._sent[0].number))
                 if dead and blames_a_lost_peer(seen):
                     seen = msgspec.structs.replace(seen, ending="stopped")
             elif rank.gone:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -56,6 +57,11 @@ class Link:
     def alive(self) -> bool:
         """Whether the server is still there."""
         return self._process.poll() is None
+
+    @property
+    def answered(self) -> bool:
+        """Whether it has ever replied, or is gone; never waits."""
+        return self._received > 0 or bool(select.select([self._connection], [], [], 0.0)[0])
 
     def send(self, request: ToServer, descriptors: tuple[int, ...] = ()) -> int:
         """Send `request` and return its ticket."""

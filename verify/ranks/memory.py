@@ -25,11 +25,17 @@ from verify.ranks.messages import TensorHeader
 
 ALIGNMENT = 64
 KEPT_BYTES = 1 << 26
-HALF = 1 << 36
-"""Where the second half of a memory file begins: cases use the halves in turn, so that a rank may write the
-tensors of a case while the parent reads those of the one before. What is not written takes no memory."""
+PARTS = 4
+"""Cases use the parts of a memory file in turn: a rank may write the tensors of a case while the parent has
+not yet read those of the cases before it, of which so many may be in flight. What is not written is not there."""
+_PART = 1 << 36
 _AT_ONCE = 512
 _SMALL = 1 << 24
+
+
+def part(number: int) -> int:
+    """Return where the part of a memory file begins that the case of this number uses."""
+    return number % PARTS * _PART
 
 
 def create() -> int:

@@ -158,10 +158,14 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Parent to server: fork the ranks. Beside it travel two descriptors a rank: socket, memory file."""
+    """Parent to server: fork the ranks. Beside it travel two descriptors a rank: socket, memory file.
+
+    With `dynamo`, they have imported `torch._dynamo` when they begin.
+    """
 
     world_size: int
     folder: str
+    dynamo: bool = False
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag=True):

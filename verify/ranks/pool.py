@@ -1,13 +1,14 @@
 """The pool: rank groups by subject and world size, made when needed and made anew when lost.
 
-A case is in flight from `submit` to `observation`, in which the parent computes its expected values. A second
-one may be sent ahead, so that the ranks need not wait while the parent judges the first.
+A case is in flight from `submit` to `observation`, in which the parent computes its expected values. More may
+be sent ahead, so that the ranks need not wait while the parent judges the first.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from properties.probe import second
 from verify.errors import RankError, SubjectError
 from verify.ranks.group import RankGroup
 from verify.ranks.link import Link
+from verify.ranks.memory import PARTS
 from verify.ranks.messages import CountDevices, Description, Devices, Target, Timed
 from verify.ranks.plan import Plan, plan
 from verify.ranks.spec import resolve
@@ -44,6 +46,11 @@ def _elements(case: Case) -> int:
     return case.channels * sum(map(case.count_of, range(case.world_size))) * len(case.steps)
 
 
+def _checkpoints(case: Case) -> bool:
+    """Return whether a step of it runs under `torch.utils.checkpoint`."""
+    return any(step.recompute for step in case.steps)
+
+
 @dataclass(slots=True)
 class _Flight:
     """A submitted case; its group is None until it is sent, and when that group was lost before its turn.
@@ -57,6 +64,11 @@ class _Flight:
     group: RankGroup | None = None
     killed: bool = False
     again: bool = False
+
+    @property
+    def key(self) -> tuple[Target, int]:
+        """Which ranks run it."""
+        return self.target, self.case.world_size
 
 
 class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +100,15 @@ class RankPool:
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
 
+    Attributes:
+        timeout, warm_up: As given.
+        most_in_flight: Cases that may be submitted and not yet observed.
+
     Raises:
         PlanError: If device and backend do not go together.
     """
+
+    most_in_flight = PARTS
 
     def __init__(
         self,
@@ -114,6 +132,7 @@ class RankPool:
         self._called: set[Target] = set()
         self._descriptions: dict[Target, Description] = {}
         self._made = 0
+        self._dynamo = False
         self._owner = os.getpid()
         self._flights: deque[_Flight] = deque()
         atexit.register(self.close)
@@ -125,6 +144,22 @@ class RankPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def prepare(self, spec: str) -> None:
+        """Have a rank load the subject `spec`, and return at once.
+
+        Raises:
+            SubjectError: If `spec` names nothing that exists.
+            RankError: If the server of ranks cannot be reached.
+        """
+        target = self._target(spec)
+        if target not in self._descriptions:
+            self._group(target, 1)
+
+    @property
+    def booting(self) -> bool:
+        """Whether the server of ranks has not answered yet."""
+        return self._link is not None and not self._link.answered
 
     def describe(self, spec: str) -> Description:
         """Return what a rank says of the subject `spec`.
@@ -156,18 +191,21 @@ class RankPool:
         Args:
             spec: Names the subject.
             case: The case.
-            ahead: Keep the case that is in flight, whose observation comes first: the ranks go on to this one
-                as soon as they can. Otherwise it is waited for, and its observation thrown away.
+            ahead: Keep the cases in flight, whose observations come first: the ranks go on to this one as
+                soon as they can. Otherwise those are waited for, and their observations thrown away.
 
         Raises:
             SubjectError: If `spec` names nothing that exists.
-            RankError: If the server of ranks cannot be reached, or two cases are in flight.
+            RankError: If the server of ranks cannot be reached, or `most_in_flight` cases are in flight.
         """
         while self._flights and not ahead:
             with contextlib.suppress(RankError, SubjectError):
                 self.observation()
-        if len(self._flights) > 1:
-            raise RankError("Expected at most one case in flight to submit another ahead, but got two.")
+        if len(self._flights) >= self.most_in_flight:
+            raise RankError(
+                f"Expected fewer than {self.most_in_flight} cases in flight to submit another ahead, "
+                f"but got {len(self._flights)}."
+            )
         target = self._target(spec)
         warm_up = 0.0 if target in self._called else self.warm_up
         self._called.add(target)
@@ -175,7 +213,7 @@ class RankPool:
         self._flights.append(flight)
         if len(self._flights) == 1:
             self._send_first()
-        elif self._may_go_ahead(flight):
+        else:
             self._try_to_send(flight)
 
     def observation(self) -> Observation:
@@ -202,8 +240,8 @@ class RankPool:
         if again:
             self._flights.appendleft(_Flight(flight.target, flight.case, flight.seconds, again=True))
             seen = self._observe_first()
-        if self._flights and self._flights[0].group is None:
-            self._try_to_send(self._flights[0])
+        for waiting in self._flights:
+            self._try_to_send(waiting)
         return seen
 
     @property
@@ -233,9 +271,10 @@ class RankPool:
         return seen
 
     def _try_to_send(self, flight: _Flight) -> None:
-        """Send a case ahead; what prevents it shows when its turn comes."""
-        with contextlib.suppress(RankError, SubjectError):
-            self._send(flight)
+        """Send a case if it can be; what prevents it shows when its turn comes."""
+        if flight.group is None and (flight is self._flights[0] or self._may_go_ahead(flight)):
+            with contextlib.suppress(RankError, SubjectError):
+                self._send(flight)
 
     def _send_first(self) -> None:
         try:
@@ -246,29 +285,37 @@ class RankPool:
 
     def _send(self, flight: _Flight) -> None:
         case = flight.case
+        self._dynamo |= _checkpoints(case)
         group = self._group(flight.target, case.world_size)
-        if self._is_full(group, case):
+        if not self._serves(group, case):
             self._drop(group)
             group = self._group(group.target, case.world_size)
-        if flight is not self._flights[0] and self._flights[0].group is None:
-            return  # what comes first has lost its group meanwhile, and is sent again first
+        if any(earlier.group is None for earlier in self._before(flight)):
+            return  # what comes before has lost its group meanwhile, and is sent again first
         if flight.again:
             group.describe()  # a subject that kills its peers must find them loaded, not on their way
         group.submit(case, seconds=flight.seconds)
         flight.group = group
 
-    def _is_full(self, group: RankGroup, case: Case) -> bool:
-        return case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS
+    def _serves(self, group: RankGroup, case: Case) -> bool:
+        """Return whether a group can run `case`: else it is made anew."""
+        full = case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS
+        return not full and (group.dynamo or not _checkpoints(case))
 
     def _may_go_ahead(self, flight: _Flight) -> bool:
-        """Return whether a case can be sent while another is in flight, without any cost to that one."""
-        first, group = self._flights[0], self._groups.get((flight.target, flight.case.world_size))
+        """Return whether a case can be sent while others are in flight, without any cost to those."""
+        group, before = self._groups.get(flight.key), self._before(flight)
         return (
             group is not None
-            and not self._is_full(group, flight.case)
-            and second(first.case) is None
-            and max(_elements(first.case), _elements(flight.case)) <= _MOST_AHEAD
+            and self._serves(group, flight.case)
+            and all(earlier.group is not None and second(earlier.case) is None for earlier in before)
+            and max(_elements(each.case) for each in (flight, *before)) <= _MOST_AHEAD
         )
+
+    def _before(self, flight: _Flight) -> list[_Flight]:
+        """Return the cases in flight that the same ranks run before `flight`."""
+        earlier = itertools.takewhile(lambda other: other is not flight, self._flights)
+        return [other for other in earlier if other.key == flight.key]
 
     def run(self, spec: str, case: Case) -> Observation:
         """Return the observation of `case` on the subject `spec`."""
@@ -284,7 +331,11 @@ class RankPool:
             SubjectError: If `spec` names nothing that exists.
             RankError: If a rank did not run them; the group is then made anew.
         """
+        self._dynamo |= any(map(_checkpoints, cases))
         group = self._group(self._target(spec), cases[0].world_size)
+        if self._dynamo and not group.dynamo:
+            self._drop(group)
+            group = self._group(group.target, group.plan.world_size)
         try:
             return group.bare(cases, seconds=self.warm_up + sum(map(self._seconds, cases)))
         finally:
@@ -325,7 +376,11 @@ class RankPool:
             self._make_room(world_size)
             self._made += 1
             group = RankGroup(
-                link, self._plan(link, world_size), target, folder=link.folder / f"group-{self._made}"
+                link,
+                self._plan(link, world_size),
+                target,
+                folder=link.folder / f"group-{self._made}",
+                dynamo=self._dynamo,
             )
         self._groups[key] = group
         return group

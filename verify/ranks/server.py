@@ -75,8 +75,7 @@ def main() -> None:
         with _leaving_with(connection):
             _preload()
         server.slowness = slowness()
-        gc.collect()
-        gc.freeze()
+        _settle()
         server.serve()
     finally:
         if os.getpid() == server.pid:
@@ -129,6 +128,10 @@ class Server:
                 return Devices(cuda=_count_devices())
 
     def _spawn(self, request: Spawn, descriptors: list[int]) -> Spawned:
+        if request.dynamo and "torch._dynamo" not in sys.modules:
+            with _leaving_with(self._connection):
+                _preload_dynamo()
+            _settle()
         pids: list[int] = []
         try:
             for rank in range(request.world_size):
@@ -267,15 +270,26 @@ def _leaving_with(connection: socket.socket) -> Iterator[None]:
 
 
 def _preload() -> None:
-    """Import what every rank needs; `torch._dynamo` too, which the first checkpoint would import (1 s)."""
+    """Import what every rank needs, and what its first backward would import (0.3 s)."""
     import torch
-    import torch._dynamo
     import torch.distributed._functional_collectives
+    import torch.fx.experimental.symbolic_shapes
     import torch.utils.checkpoint
 
     from verify.ranks import worker  # noqa: F401
 
     torch.set_num_threads(1)
+
+
+def _preload_dynamo() -> None:
+    """Import what the first checkpoint would import in every rank; it takes as long as torch itself."""
+    import torch._dynamo  # noqa: F401
+
+
+def _settle() -> None:
+    """Have the collector leave alone what is there, so that ranks share its memory."""
+    gc.collect()
+    gc.freeze()
 
 
 def _stand_alone(parent: int, log: Path) -> None:

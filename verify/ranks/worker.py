@@ -27,7 +27,7 @@ from verify.ranks.gate import Gate
 from verify.ranks.hygiene import Hygiene
 from verify.ranks.ledger import Ledger
 from verify.ranks.loading import Factory, load
-from verify.ranks.memory import HALF, write
+from verify.ranks.memory import part, write
 from verify.ranks.messages import (
     TRACE_SIGNAL,
     Bare,
@@ -160,7 +160,7 @@ class Worker:
             self._memory,
             [tensor.array for tensor in execution.tensors.values()],
             spill=self._spill,
-            base=self._number % 2 * HALF,
+            base=part(self._number),
         )
         return Ran(
             ending="raised" if execution.raised else "returned",

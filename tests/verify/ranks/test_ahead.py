@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from properties.case import Case
+from properties.case import Case, Step
+from properties.observation import Observation
 from properties.values import digest, tensors
 from verify.errors import RankError
 from verify.ranks.gate import Gate
@@ -41,13 +43,28 @@ def pool():
         yield pool
 
 
-def test_observations_come_in_the_order_of_submission(pool):
+DEPTHS = (2, 3, RankPool.most_in_flight)
+
+
+def flown(pool, subject: str, cases: list[Case], depth: int) -> Iterator[Observation]:
+    """Yield the cases' observations, in order, while up to `depth` of them are in flight."""
+    flying = 0
+    for one in cases:
+        pool.submit(subject, one, ahead=flying > 0)
+        flying += 1
+        if flying == depth:
+            yield pool.observation()
+            flying -= 1
+    for _ in range(flying):
+        yield pool.observation()
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_observations_come_in_the_order_of_submission(pool, depth):
+    cases = [case(seed) for seed in range(1, 20)]
     pool.run(spec("Synced"), CASE)
-    pool.submit(spec("Synced"), case(1))
-    for seed in range(2, 20):
-        pool.submit(spec("Synced"), case(seed), ahead=True)
-        assert drew(pool.observation(), case(seed - 1))
-    assert drew(pool.observation(), case(19))
+    for one, seen in zip(cases, flown(pool, spec("Synced"), cases, depth), strict=True):
+        assert drew(seen, one)
     with pytest.raises(RankError, match="submitted"):
         pool.observation()
 
@@ -63,34 +80,30 @@ def test_the_ranks_go_on_while_the_parent_does_not(pool):
     assert time.monotonic() - started < 0.3
 
 
-def test_a_third_case_is_refused(pool):
+def test_one_case_too_many_is_refused(pool):
     pool.submit(spec("Synced"), case(1))
-    pool.submit(spec("Synced"), case(2), ahead=True)
-    with pytest.raises(RankError, match="at most one case in flight"):
-        pool.submit(spec("Synced"), case(3), ahead=True)
-    assert drew(pool.run(spec("Synced"), case(4)), case(4))
+    for seed in range(2, RankPool.most_in_flight + 1):
+        pool.submit(spec("Synced"), case(seed), ahead=True)
+    with pytest.raises(RankError, match=f"fewer than {RankPool.most_in_flight} cases in flight"):
+        pool.submit(spec("Synced"), case(20), ahead=True)
+    assert drew(pool.run(spec("Synced"), case(21)), case(21))
 
 
-def test_after_a_refused_case_the_next_is_run_all_the_same(pool):
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_after_a_refused_case_the_next_is_run_all_the_same(pool, depth):
+    cases = [case(seed) for seed in range(1, 8)]
     pool.run(spec("RefusesEverywhere"), CASE)
-    pool.submit(spec("RefusesEverywhere"), case(1))
-    for seed in range(1, 7):
-        pool.submit(spec("RefusesEverywhere"), case(seed + 1), ahead=True)
-        seen = pool.observation()
+    for one, seen in zip(cases, flown(pool, spec("RefusesEverywhere"), cases, depth), strict=True):
         assert [ours.ending for ours in seen.ranks] == ["raised", "raised"]
-        assert drew(seen, case(seed))
-    assert drew(pool.observation(), case(7))
+        assert drew(seen, one)
 
 
-def test_after_a_single_refused_case_all_go_on(pool):
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_after_a_single_refused_case_all_go_on(pool, depth):
     wrong = case(3, wrong="integer")
     order = [case(1), case(2), wrong, case(4), wrong, wrong, case(7), case(8), case(9)]
     pool.run("aggregated", CASE)
-    pool.submit("aggregated", order[0])
-    for now, following in zip(order, [*order[1:], None], strict=True):
-        if following is not None:
-            pool.submit("aggregated", following, ahead=True)
-        seen = pool.observation()
+    for now, seen in zip(order, flown(pool, "aggregated", order, depth), strict=True):
         assert {ours.ending for ours in seen.ranks} == {"raised" if now.wrong else "returned"}
         assert drew(seen, now)
 
@@ -104,15 +117,28 @@ def test_a_rank_that_raised_does_not_answer_its_peer_with_the_next_case(pool):
         assert [ours.ending for ours in pool.observation().ranks] == ["stopped", "raised"]
 
 
-def test_a_case_whose_group_is_lost_before_its_turn_is_run_by_another(pool):
-    empty, full = case(1, batches=(3, 0)), case(2)
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_cases_whose_group_is_lost_before_their_turn_are_run_by_another(pool, depth):
+    cases = [case(1, batches=(3, 0)), *(case(seed) for seed in range(2, 6))]
     pool.run(spec("HangsOnEmpty"), CASE)
-    pool.submit(spec("HangsOnEmpty"), empty)
-    pool.submit(spec("HangsOnEmpty"), full, ahead=True)
-    assert "timeout" in {ours.ending for ours in pool.observation().ranks}
-    seen = pool.observation()
-    assert {ours.ending for ours in seen.ranks} == {"returned"}
-    assert drew(seen, full)
+    lost, *others = flown(pool, spec("HangsOnEmpty"), cases, depth)
+    assert "timeout" in {ours.ending for ours in lost.ranks}
+    for one, seen in zip(cases[1:], others, strict=True):
+        assert {ours.ending for ours in seen.ranks} == {"returned"}
+        assert drew(seen, one)
+
+
+def test_a_case_that_recomputes_gets_ranks_that_are_ready_for_it():
+    again = case(2, steps=(Step(recompute=True),))
+    cases = [case(1), again, case(3), again, case(4, batches=(2, 1, 1)), case(5)]
+    with RankPool(timeout=10.0, warm_up=0.0) as fresh:
+        fresh.run(spec("Synced"), CASE)
+        (first,) = fresh._groups.values()
+        for one, seen in zip(cases, flown(fresh, spec("Synced"), cases, 4), strict=True):
+            assert drew(seen, one)
+        assert not first.dynamo
+        assert first not in fresh._groups.values()
+        assert all(group.dynamo for group in fresh._groups.values())
 
 
 def test_cases_of_different_world_sizes_may_fly_together(pool):
@@ -162,15 +188,13 @@ def told(seen) -> list[tuple[str, set[str]]]:
     return [(ours.ending.replace("died", "stopped"), set(ours.tensors)) for ours in seen.ranks]
 
 
-def test_whatever_ends_badly_costs_no_other_case_its_verdict(pool):
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_whatever_ends_badly_costs_no_other_case_its_verdict(pool, depth):
     source = random.Random(3)
     cases = [case(seed, batches=(2,) * source.choice((2, 3, 4))) for seed in range(60)]
     alone = [pool.run(spec("Moody"), one) for one in cases]
-    pool.submit(spec("Moody"), cases[0])
-    for one, by_itself, following in zip(cases, alone, [*cases[1:], None], strict=True):
-        if following is not None:
-            pool.submit(spec("Moody"), following, ahead=True)
-        seen = pool.observation()
+    together = flown(pool, spec("Moody"), cases, depth)
+    for one, by_itself, seen in zip(cases, alone, together, strict=True):
         assert told(seen) == told(by_itself)
         assert all(ours.ending != "returned" or drew(seen, one) for ours in seen.ranks)
     assert {ending for seen in alone for ending, _ in told(seen)} == {"returned", "raised", "stopped"}
