@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference.shards import layout, pack, unpack
+from reference.shards import COMMON, layout, pack, unpack
 
 counts = st.lists(st.integers(0, 300), min_size=1, max_size=8)
 
@@ -40,4 +40,9 @@ def test_buckets_are_few():
     buckets = {
         layout([a, b], c).bucket for a in range(40) for b in range(0, 400, 37) for c in (1, 3, 5, 7, 65, 130)
     }
-    assert len(buckets) <= 24
+    assert len(buckets) <= 16
+
+
+@given(st.lists(st.integers(0, 64), min_size=1, max_size=8), st.integers(1, 72))
+def test_small_cases_lie_in_the_common_buckets(sizes, channels):
+    assert layout(sizes, channels).bucket in COMMON

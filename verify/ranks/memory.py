@@ -27,7 +27,7 @@ ALIGNMENT = 64
 KEPT_BYTES = 1 << 26
 PARTS = 4
 """Cases use the parts of a memory file in turn: a rank may write the tensors of a case while the parent has
-not yet read those of the cases before it, of which so many may be in flight. Nothing written, nothing taken."""
+not yet read those of the cases before it, so many of which may be in flight. The file is sparse."""
 _PART = 1 << 36
 _AT_ONCE = 512
 _SMALL = 1 << 24
