@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from properties.admission import admits
 from properties.case import Case
 from properties.domain import Domain
-from properties.drawing import TOTAL_BYTES, Tables, case_from, tables_for
+from properties.drawing import TOTAL_BYTES, case_from
+from properties.tables import Tables, tables_for
 
 RARE_WORLD_SIZES = (5, 8)
 _SHARE_DRAWS = 2000

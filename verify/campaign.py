@@ -15,11 +15,10 @@ flight when another fails, or ends the campaign, are judged and counted, too.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,9 +27,9 @@ from properties.case import Case
 from properties.verdict import Outcome
 from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, Event, FailureFound
 from verify.failures import Failures, property_of
-from verify.known import extent
+from verify.findings import SHORT_TIMEOUT, Deadly, Findings
 from verify.memory import Memory, Place, Recalled
-from verify.minimise import Found, Minimum, Over, Source, draw, minimise
+from verify.minimise import Found, Over, Source, draw
 from verify.plain import plain
 from verify.policy import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
 from verify.result import SubjectResult
@@ -43,16 +42,10 @@ DRAWS_AT_ONCE = 200
 """Of one run of Hypothesis: to minimise a failure they are drawn again."""
 MIN_DRAWS = 100
 """Draws that a round may make beyond the budget, since cases judged before do not count."""
-MAX_DEADLY_RUNS = 5
-"""Drawn cases that run although a known discrepancy may kill or hang a rank on them."""
 MAX_HUNG = 3
 """Hung cases, each of which costs a time limit, after which drawing ends."""
-MAX_HUNG_MINIMISING = 4
-"""Hung runs in one minimising."""
 MAX_LOST = 10
 """Cases that cost a rank group, after which drawing ends: whatever they say was said."""
-SHORT_TIMEOUT = 2.5
-"""Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
 STORED_TIMEOUT = 1.0
 """Seconds that a stored case may take which is known to hang: it is small, and no verdict rests on it."""
 
@@ -95,21 +88,28 @@ class Campaign:
     stopped: str = ""
     interrupted: bool = False
     _failures: Failures = field(init=False)
+    _findings: Findings = field(init=False)
+    _deadly: Deadly = field(init=False)
     _judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _states: dict[str, str] = field(default_factory=dict)
-    _deadly: Counter[str] = field(default_factory=Counter)
     _drawn: int = 0
     _began: float = 0.0
-    _minimised: float = 0.0
-    _found_at: float = 0.0
-    _found_runs: int = 0
-    _found_trial: Trial | None = None
-    _pending: str = ""
     _flights: deque[_Flight] = field(default_factory=deque)
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._failures = Failures(self.examiner.subject, self.examiner.parts.diagnoses, emit=self.emit)
+        self._deadly = Deadly(self.examiner.subject.known)
+        self._findings = Findings(
+            examiner=self.examiner,
+            policy=self.policy,
+            memory=self.memory,
+            keep=self.keep,
+            clock=self.clock,
+            tally=self.tally,
+            failures=self._failures,
+            deadly=self._deadly,
+        )
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
@@ -189,7 +189,7 @@ class Campaign:
         )
         if recalled := recalled or self.memory.trial(case.id, stored):
             trial = recalled.trial
-            self._began = min(self._began, self.clock() - self._minimised - recalled.place.elapsed)
+            self._began = min(self._began, self.clock() - self._findings.seconds - recalled.place.elapsed)
         else:
             trial = self.examiner.finish(begun or self._begin(case))
             place = Place(role="stored" if stored else "drawn", entry=stored, elapsed=self._elapsed)
@@ -211,7 +211,7 @@ class Campaign:
         return trial
 
     def _begin(self, case: Case, *, ahead: bool = False) -> Begun:
-        with self._hurried(SHORT_TIMEOUT if self._hangs else None):
+        with self.examiner.hurried(SHORT_TIMEOUT if self._hangs else None):
             return self.examiner.begin(case, ahead=ahead)
 
     def _replay_known(self) -> None:
@@ -224,7 +224,7 @@ class Campaign:
             objections = self.examiner.parts.objections(subject.promise.domain, entry.case)
             if subject.narrowed.intersection(objections):
                 continue
-            with self._hurried(STORED_TIMEOUT if "timeout" in entry.endings else None):
+            with self.examiner.hurried(STORED_TIMEOUT if "timeout" in entry.endings else None):
                 trial = (
                     self.examiner.examine(entry.case, grades=False)
                     if objections
@@ -263,7 +263,7 @@ class Campaign:
     @property
     def _elapsed(self) -> float:
         """Seconds of drawing, minimising left out."""
-        return self.clock() - self._began - self._minimised
+        return self.clock() - self._began - self._findings.seconds
 
     def _remaining(self) -> int:
         """Return how many cases the budget still has, those judged before included; 0 when it is over."""
@@ -287,7 +287,7 @@ class Campaign:
         if self._over_for(case) or self.stopped or self._failing:
             raise Over
         self._drawn += 1
-        if entry := self._deadly_entry(case):
+        if entry := self._deadly.entry(case):
             self._judged[case.id] = ()
             self.tally.skip(entry)
             return
@@ -324,19 +324,16 @@ class Campaign:
     def _minimise(self, source: Source, trial: Trial, place: int) -> None:
         """Minimise a failure of a drawn case, unless it was told meanwhile, and tell it."""
         for kind in self._failures.fresh(trial, first=self.policy.until)[:1]:
-            self._found_at, self._found_trial, self._pending = self.clock(), trial, kind
-            self._found_runs = self.tally.accounting().minimising
             subject = self.examiner.subject.spec
             self.emit(FailureFound(subject=subject, property=property_of(kind), case=trial.case))
-            minimum = minimise(
-                source,
-                Found(kind, trial.case, place),
-                self._fails_within(),
-                seconds=self._minimise_seconds(),
-                clock=self.clock,
-            )
-            self._conclude(minimum)
-            self._minimised += self.clock() - self._found_at
+            self._concluded(self._findings.minimise(source, Found(kind, trial.case, place), trial))
+
+    def _concluded(self, earlier: float) -> None:
+        """Note that a failure was told, which took `earlier` seconds in an interrupted run."""
+        self._began -= earlier
+        self._stop_if_enough()
+        if self.policy.fail_fast:
+            self.stopped = "first failure"
 
     def _count_rest(self) -> None:
         """Count what was judged before and is not drawn again, since the budget is another one."""
@@ -348,8 +345,7 @@ class Campaign:
             trial = self._trial(case, recalled=recalled)
             for kind in trial.failures:
                 if kind not in self._failures.told and self.memory.is_concluded(kind):
-                    self._found_trial = trial
-                    self._conclude(Minimum(kind=kind, found=case, case=case, complete=False))
+                    self._concluded(self._findings.conclude_again(kind, trial))
                 self._failures.tell_as_is(kind, trial, found=case)
 
     def _stop_if_enough(self) -> None:
@@ -358,99 +354,16 @@ class Campaign:
         if until and until <= self.tally.violated | set(map(property_of, self._failures.told)):
             self.stopped = self.stopped or "every property that was looked for is violated"
 
-    def _deadly_entry(self, case: Case) -> str:
-        """Return the id of a known discrepancy that kills or hangs a rank on `case` and ran often enough."""
-        for entry in self.examiner.subject.known:
-            if entry.deadly and extent(entry, case):
-                self._deadly[entry.id] += 1
-                if self._deadly[entry.id] > MAX_DEADLY_RUNS:
-                    return entry.id
-        return ""
-
     # Failures
-
-    def _minimise_seconds(self) -> float:
-        left = self.policy.minimise_total - self._minimised
-        return min(self.policy.minimise_seconds, max(1.0, left))
-
-    def _fails_within(self) -> Callable[[Case, str], bool]:
-        """Return the test of one minimising, with its own count of hung runs."""
-        hung = 0
-
-        def fails(case: Case, kind: str) -> bool:
-            nonlocal hung
-            if not self.examiner.parts.admits(self.examiner.subject.promise.domain, case):
-                return False
-            if self._deadly_entry(case):
-                return False
-            if hung >= MAX_HUNG_MINIMISING or self.memory.is_concluded(kind):
-                raise Over
-            self.tally.minimising()
-            with self._hurried(SHORT_TIMEOUT):  # a candidate that hangs says nothing new
-                trial = self.examiner.examine(case, grades=False)
-            hung += "timeout" in trial.endings
-            return kind in trial.failures
-
-        return fails
 
     @property
     def _hangs(self) -> bool:
         """Whether a hang was already found and told, so that another one tells nothing new."""
         return "ending timeout" in self._failures.told
 
-    @contextlib.contextmanager
-    def _hurried(self, seconds: float | None) -> Iterator[None]:
-        """Give cases that many seconds at most on the ranks; None for the usual time."""
-        ranks = self.examiner.ranks
-        usual = ranks.timeout
-        if seconds is not None:
-            ranks.timeout = min(usual, seconds)
-        try:
-            yield
-        finally:
-            ranks.timeout = usual
-
-    def _conclude(self, minimum: Minimum) -> None:
-        """Tell every property that the smallest case violates for the first time."""
-        found, complete = minimum.found.id, minimum.complete
-        if past := self.memory.conclusion(minimum.kind):
-            trial, repeats = past.trial, past.place.repeats
-            found, complete = past.place.found, past.place.complete
-            self.tally.minimising(past.place.runs)
-            self._found_at, self._began = self.clock() - past.place.took, self._began - past.place.took
-        else:
-            trial, repeats = self._repeat(minimum)
-        self._failures.conclude(
-            minimum.kind, trial, drawn=self._found_trial, found=found, minimised=complete, repeats=repeats
-        )
-        self._pending = ""
-        self._stop_if_enough()
-        if self.policy.fail_fast:
-            self.stopped = "first failure"
-
-    def _repeat(self, minimum: Minimum) -> tuple[Trial, bool]:
-        """Run the smallest case once more; return what is to be told, and whether it failed again."""
-        self.tally.minimising()
-        trial = self.examiner.examine(minimum.case)
-        repeats = minimum.kind in trial.failures
-        if not repeats and self._found_trial is not None:  # it fails now and then: tell what was drawn
-            trial = self._found_trial
-        place = Place(
-            role="minimal",
-            found=minimum.found.id,
-            kind=minimum.kind,
-            complete=minimum.complete,
-            repeats=repeats,
-            runs=self.tally.accounting().minimising - self._found_runs,
-            took=self.clock() - self._found_at,
-        )
-        self.keep(trial, place)
-        return trial, repeats
-
     def _tell_pending(self) -> None:
         """Tell what was not minimised, or not to the end, by its drawn case."""
-        if self._pending and self._found_trial is not None:
-            self._failures.tell_as_is(self._pending, self._found_trial, found=self._found_trial.case)
+        self._findings.tell_pending()
         for trial, _ in self._failing:
             for kind in self._failures.fresh(trial):
                 self._failures.tell_as_is(kind, trial, found=trial.case)

@@ -6,9 +6,10 @@ subject: the trial carries its traceback and counts as UNDECIDED.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -212,6 +213,17 @@ class Examiner:
             grades: On a violation, also judge by the looser grades, to tell which one the subject satisfies.
         """
         return self.finish(self.begin(case), grades=grades)
+
+    @contextlib.contextmanager
+    def hurried(self, seconds: float | None) -> Iterator[None]:
+        """Give cases that many seconds at most on the ranks; None for the usual time."""
+        usual = self.ranks.timeout
+        if seconds is not None:
+            self.ranks.timeout = min(usual, seconds)
+        try:
+            yield
+        finally:
+            self.ranks.timeout = usual
 
     def begin(self, case: Case, *, ahead: bool = False) -> Begun:
         """Give `case` to the ranks, and compute what is expected meanwhile.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from properties.admission import admits, groups_kind, objections, unreachable
 from properties.case import Case, Step
 from properties.domain import Domain
-from properties.drawing import TOTAL_BYTES, case_from, table, tables_for
+from properties.drawing import TOTAL_BYTES, case_from
+from properties.tables import table, tables_for
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from properties.case import Case
 from properties.observation import Observation
 from tests.verify.fakes import FakeRanks, Heard, ended, examiner, returned
-from verify.campaign import MAX_DEADLY_RUNS, MAX_HUNG, SHORT_TIMEOUT, Budget, Campaign, Policy, derive
+from verify.campaign import MAX_HUNG, Budget, Campaign, Policy, derive
 from verify.events import (
     CampaignEnded,
     CampaignStarted,
@@ -21,6 +21,7 @@ from verify.events import (
     FailureMinimised,
     to_json,
 )
+from verify.findings import MAX_DEADLY_RUNS, SHORT_TIMEOUT
 from verify.known import parse
 from verify.result import SubjectResult
 from verify.subject import Subject

@@ -1,0 +1,146 @@
+"""Findings: what fails for the first time in a campaign is minimised, run once more, kept and told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from properties.case import Case
+from verify.failures import Failures
+from verify.known import Entry, extent
+from verify.memory import Memory, Place
+from verify.minimise import Found, Minimum, Over, Source, minimise
+from verify.policy import Policy
+from verify.tally import Tally
+from verify.trial import Examiner, Trial
+
+MAX_DEADLY_RUNS = 5
+"""Cases that run although a known discrepancy may kill or hang a rank on them."""
+MAX_HUNG_MINIMISING = 4
+"""Hung runs in one minimising."""
+SHORT_TIMEOUT = 2.5
+"""Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
+
+
+class Deadly:
+    """The known discrepancies that may kill or hang a rank, and how often cases ran all the same."""
+
+    def __init__(self, known: Sequence[Entry]) -> None:
+        self._known = tuple(entry for entry in known if entry.deadly)
+        self._runs: Counter[str] = Counter()
+
+    def entry(self, case: Case) -> str:
+        """Return the id of one that concerns `case`, which is about to run, and had its runs; or nothing."""
+        for entry in self._known:
+            if extent(entry, case):
+                self._runs[entry.id] += 1
+                if self._runs[entry.id] > MAX_DEADLY_RUNS:
+                    return entry.id
+        return ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Findings:
+    """The findings of one campaign.
+
+    Attributes:
+        examiner, policy, memory, keep, clock, tally: The campaign's.
+        failures: What was told.
+        deadly: What may not run.
+        seconds: Spent here so far, in interrupted runs of the same campaign, too.
+    """
+
+    examiner: Examiner
+    policy: Policy
+    memory: Memory
+    keep: Callable[[Trial, Place], None]
+    clock: Callable[[], float]
+    tally: Tally
+    failures: Failures
+    deadly: Deadly
+    seconds: float = 0.0
+    _began: float = 0.0
+    _runs: int = 0
+    _drawn: Trial | None = field(default=None)
+    _pending: str = ""
+
+    def minimise(self, source: Source, found: Found, trial: Trial) -> float:
+        """Minimise what was `found` with `trial`, and tell it.
+
+        Returns:
+            Seconds that this took in an interrupted run of the same campaign; 0 if it was done now.
+        """
+        self._began, self._drawn, self._pending = self.clock(), trial, found.kind
+        self._runs = self.tally.accounting().minimising
+        left = self.policy.minimise_total - self.seconds
+        seconds = min(self.policy.minimise_seconds, max(1.0, left))
+        minimum = minimise(source, found, self._fails_within(), seconds=seconds, clock=self.clock)
+        earlier = self._conclude(minimum)
+        self.seconds += self.clock() - self._began
+        return earlier
+
+    def conclude_again(self, kind: str, trial: Trial) -> float:
+        """Tell what an interrupted run had concluded from `trial`; returns what `minimise` does."""
+        self._drawn = trial
+        return self._conclude(Minimum(kind=kind, found=trial.case, case=trial.case, complete=False))
+
+    def tell_pending(self) -> None:
+        """Tell what was not minimised to the end by its drawn case."""
+        if self._pending and self._drawn is not None:
+            self.failures.tell_as_is(self._pending, self._drawn, found=self._drawn.case)
+
+    def _fails_within(self) -> Callable[[Case, str], bool]:
+        """Return the test of one minimising, with its own count of hung runs."""
+        hung = 0
+
+        def fails(case: Case, kind: str) -> bool:
+            nonlocal hung
+            if not self.examiner.parts.admits(self.examiner.subject.promise.domain, case):
+                return False
+            if self.deadly.entry(case):
+                return False
+            if hung >= MAX_HUNG_MINIMISING or self.memory.is_concluded(kind):
+                raise Over
+            self.tally.minimising()
+            with self.examiner.hurried(SHORT_TIMEOUT):  # a candidate that hangs says nothing new
+                trial = self.examiner.examine(case, grades=False)
+            hung += "timeout" in trial.endings
+            return kind in trial.failures
+
+        return fails
+
+    def _conclude(self, minimum: Minimum) -> float:
+        """Tell every property that the smallest case violates for the first time."""
+        found, complete, earlier = minimum.found.id, minimum.complete, 0.0
+        if past := self.memory.conclusion(minimum.kind):
+            trial, repeats, earlier = past.trial, past.place.repeats, past.place.took
+            found, complete = past.place.found, past.place.complete
+            self.tally.minimising(past.place.runs)
+            self._began = self.clock() - earlier
+        else:
+            trial, repeats = self._repeat(minimum)
+        self.failures.conclude(
+            minimum.kind, trial, drawn=self._drawn, found=found, minimised=complete, repeats=repeats
+        )
+        self._pending = ""
+        return earlier
+
+    def _repeat(self, minimum: Minimum) -> tuple[Trial, bool]:
+        """Run the smallest case once more; return what is to be told, and whether it failed again."""
+        self.tally.minimising()
+        trial = self.examiner.examine(minimum.case)
+        repeats = minimum.kind in trial.failures
+        if not repeats and self._drawn is not None:  # it fails now and then: tell what was drawn
+            trial = self._drawn
+        place = Place(
+            role="minimal",
+            found=minimum.found.id,
+            kind=minimum.kind,
+            complete=minimum.complete,
+            repeats=repeats,
+            runs=self.tally.accounting().minimising - self._runs,
+            took=self.clock() - self._began,
+        )
+        self.keep(trial, place)
+        return trial, repeats
