@@ -9,9 +9,10 @@ from properties import values
 from properties.running import update_scalars
 from properties.sampling import Sample, sample
 from properties.walk import RankStep, Walk, accumulation_dtype, storing
-from reference.program import StepInput, StepOutput, StepScalars, compiled_step
+from reference.program import compiled_step
 from reference.rounding import FACTS, REFERENCE_U, arithmetic, constant_error, depth
 from reference.shards import Layout, layout, pack
+from reference.step import StepInput, StepOutput, StepScalars
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

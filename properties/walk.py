@@ -12,9 +12,9 @@ from properties.case import Case
 from properties.domain import Contract, Grade
 from properties.expected import Interval
 from properties.sampling import Sample
-from reference.program import StepOutput
 from reference.rounding import FACTS
 from reference.shards import Layout
+from reference.step import StepOutput
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from reference.executables import Executable
-from reference.program import StepInput, StepOutput, StepScalars, configure_cache
+from reference.program import configure_cache
 from reference.shards import Bucket
+from reference.step import StepInput, StepOutput, StepScalars
 
 Array = jax.Array
 

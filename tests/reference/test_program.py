@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from reference.program import StepInput, StepOutput, StepScalars, compiled_step, configure_cache, precise
+from reference.program import compiled_step, configure_cache, precise
 from reference.rounding import FACTS, arithmetic, depth
 from reference.shards import layout, pack
+from reference.step import StepInput, StepOutput, StepScalars
 
 
 def step_input(counts, *, channels=2, dtype="float32", grade="A", seed=1):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reference.program import StepInput, StepScalars, compiled_step, precise
+from reference.program import compiled_step, precise
 from reference.rounding import arithmetic
 from reference.shards import layout, pack
+from reference.step import StepInput, StepScalars
 from reference.variants import ROOTS, Formula, Weights, compiled_variant
 
 COUNTS, C, EPS = (3, 5, 0), 2, 0.25

@@ -12,9 +12,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -23,6 +21,7 @@ from properties.case import Case
 from properties.observation import Observation
 from properties.probe import second
 from verify.errors import RankError, SubjectError
+from verify.ranks.flight import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
 from verify.ranks.group import RankGroup
 from verify.ranks.link import Link
 from verify.ranks.memory import PARTS
@@ -35,40 +34,6 @@ __all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
 MAX_GROUPS = 6
 MAX_RANKS = 64
 MAX_GROUPINGS = 8
-_SECONDS_AN_ELEMENT = 1e-4  # a subject may loop over its samples in Python, on a crowded machine
-_SECONDS_A_CROWDED_RANK = 0.25
-_MOST_AHEAD = 1 << 20  # elements: memory is given back between larger cases
-_CORES = os.cpu_count() or 1
-
-
-def _elements(case: Case) -> int:
-    """Return the elements that go through a case's forwards."""
-    return case.channels * sum(map(case.count_of, range(case.world_size))) * len(case.steps)
-
-
-def _checkpoints(case: Case) -> bool:
-    """Return whether a step of it runs under `torch.utils.checkpoint`."""
-    return any(step.recompute for step in case.steps)
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A submitted case; its group is None until it is sent, and when that group was lost before its turn.
-
-    `killed` says that a rank was killed while it ran, `again` that it runs once more for that reason.
-    """
-
-    target: Target
-    case: Case
-    seconds: float
-    group: RankGroup | None = None
-    killed: bool = False
-    again: bool = False
-
-    @property
-    def key(self) -> tuple[Target, int]:
-        """Which ranks run it."""
-        return self.target, self.case.world_size
 
 
 class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,15 +99,13 @@ class RankPool:
         self._made = 0
         self._dynamo = False
         self._owner = os.getpid()
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def prepare(self, spec: str) -> None:
@@ -209,7 +172,7 @@ class RankPool:
         target = self._target(spec)
         warm_up = 0.0 if target in self._called else self.warm_up
         self._called.add(target)
-        flight = _Flight(target, case, self._seconds(case) + warm_up)
+        flight = Flight(target, case, seconds_for(case, self.timeout) + warm_up)
         self._flights.append(flight)
         if len(self._flights) == 1:
             self._send_first()
@@ -238,7 +201,7 @@ class RankPool:
                 raise
             again = True
         if again:
-            self._flights.appendleft(_Flight(flight.target, flight.case, flight.seconds, again=True))
+            self._flights.appendleft(Flight(flight.target, flight.case, flight.seconds, again=True))
             seen = self._observe_first()
         for waiting in self._flights:
             self._try_to_send(waiting)
@@ -259,7 +222,7 @@ class RankPool:
             seen = group.observation()
             following = second(case)
             if following is not None and not group.lost and all(r.ending == "returned" for r in seen.ranks):
-                group.submit(following, seconds=self._seconds(following))
+                group.submit(following, seconds=seconds_for(following, self.timeout))
                 seen = msgspec.structs.replace(seen, again=group.observation())
         except (RankError, SubjectError):
             group.lost = group.lost or "RankError"
@@ -270,7 +233,7 @@ class RankPool:
             self._drop_if_lost(group, case)
         return seen
 
-    def _try_to_send(self, flight: _Flight) -> None:
+    def _try_to_send(self, flight: Flight) -> None:
         """Send a case if it can be; what prevents it shows when its turn comes."""
         if flight.group is None and (flight is self._flights[0] or self._may_go_ahead(flight)):
             with contextlib.suppress(RankError, SubjectError):
@@ -283,9 +246,9 @@ class RankPool:
             self._flights.popleft()
             raise
 
-    def _send(self, flight: _Flight) -> None:
+    def _send(self, flight: Flight) -> None:
         case = flight.case
-        self._dynamo |= _checkpoints(case)
+        self._dynamo |= checkpoints(case)
         group = self._group(flight.target, case.world_size)
         if not self._serves(group, case):
             self._drop(group)
@@ -300,19 +263,19 @@ class RankPool:
     def _serves(self, group: RankGroup, case: Case) -> bool:
         """Return whether a group can run `case`: else it is made anew."""
         full = case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS
-        return not full and (group.dynamo or not _checkpoints(case))
+        return not full and (group.dynamo or not checkpoints(case))
 
-    def _may_go_ahead(self, flight: _Flight) -> bool:
+    def _may_go_ahead(self, flight: Flight) -> bool:
         """Return whether a case can be sent while others are in flight, without any cost to those."""
-        group, before = self._groups.get(flight.key), self._before(flight)
+        group = self._groups.get(flight.key)
         return (
             group is not None
             and self._serves(group, flight.case)
-            and all(earlier.group is not None and second(earlier.case) is None for earlier in before)
-            and max(_elements(each.case) for each in (flight, *before)) <= _MOST_AHEAD
+            and elements(flight.case) <= MOST_AHEAD
+            and all(earlier.company for earlier in self._before(flight))
         )
 
-    def _before(self, flight: _Flight) -> list[_Flight]:
+    def _before(self, flight: Flight) -> list[Flight]:
         """Return the cases in flight that the same ranks run before `flight`."""
         earlier = itertools.takewhile(lambda other: other is not flight, self._flights)
         return [other for other in earlier if other.key == flight.key]
@@ -331,13 +294,14 @@ class RankPool:
             SubjectError: If `spec` names nothing that exists.
             RankError: If a rank did not run them; the group is then made anew.
         """
-        self._dynamo |= any(map(_checkpoints, cases))
+        self._dynamo |= any(map(checkpoints, cases))
         group = self._group(self._target(spec), cases[0].world_size)
         if self._dynamo and not group.dynamo:
             self._drop(group)
             group = self._group(group.target, group.plan.world_size)
         try:
-            return group.bare(cases, seconds=self.warm_up + sum(map(self._seconds, cases)))
+            each = (seconds_for(case, self.timeout) for case in cases)
+            return group.bare(cases, seconds=self.warm_up + sum(each))
         finally:
             self._drop_if_lost(group, None)
 
@@ -363,10 +327,6 @@ class RankPool:
         if spec not in self._targets:
             self._targets[spec] = resolve(spec, folder=Path.cwd())
         return self._targets[spec]
-
-    def _seconds(self, case: Case) -> float:
-        crowded = max(0, case.world_size - _CORES)
-        return self.timeout + _SECONDS_AN_ELEMENT * _elements(case) + _SECONDS_A_CROWDED_RANK * crowded
 
     def _group(self, target: Target, world_size: int) -> RankGroup:
         link = self._alive_link()

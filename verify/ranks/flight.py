@@ -1,0 +1,58 @@
+"""A flight: a case on its way through the ranks, what it asks of them, and how long it may take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from properties.case import Case
+from properties.probe import second
+from verify.ranks.group import RankGroup
+from verify.ranks.messages import Target
+
+MOST_AHEAD = 1 << 20
+"""Elements of a case that may be in flight beside others: memory is given back between larger ones."""
+_SECONDS_AN_ELEMENT = 1e-4  # a subject may loop over its samples in Python, on a crowded machine
+_SECONDS_A_CROWDED_RANK = 0.25
+_CORES = os.cpu_count() or 1
+
+
+@dataclass(slots=True)
+class Flight:
+    """A submitted case; its group is None until it is sent, and when that group was lost before its turn.
+
+    `killed` says that a rank was killed while it ran, `again` that it runs once more for that reason.
+    """
+
+    target: Target
+    case: Case
+    seconds: float
+    group: RankGroup | None = None
+    killed: bool = False
+    again: bool = False
+
+    @property
+    def key(self) -> tuple[Target, int]:
+        """Which ranks run it."""
+        return self.target, self.case.world_size
+
+    @property
+    def company(self) -> bool:
+        """Whether another case may be sent to the same ranks behind it: a probe is followed by its second."""
+        return self.group is not None and second(self.case) is None and elements(self.case) <= MOST_AHEAD
+
+
+def elements(case: Case) -> int:
+    """Return the elements that go through a case's forwards."""
+    return case.channels * sum(map(case.count_of, range(case.world_size))) * len(case.steps)
+
+
+def checkpoints(case: Case) -> bool:
+    """Return whether a step of it runs under `torch.utils.checkpoint`."""
+    return any(step.recompute for step in case.steps)
+
+
+def seconds_for(case: Case, timeout: float) -> float:
+    """Return what `case` may take where a small one may take `timeout` seconds."""
+    crowded = max(0, case.world_size - _CORES)
+    return timeout + _SECONDS_AN_ELEMENT * elements(case) + _SECONDS_A_CROWDED_RANK * crowded
