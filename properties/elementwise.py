@@ -217,11 +217,12 @@ def _trace(pairs: list[Pair], ratio: Floats) -> tuple[Discrepancy, ...]:
         guilty = [(pair, part) for pair, part in entries if part.size and part.max() > 1]
         if guilty:
             total = sum(part.size for _, part in entries)
-            found.append(_describe(name, guilty, elements=total))
+            sampled = any(pair.interval.unjudged for pair, _ in entries)
+            found.append(_describe(name, guilty, elements=total, sampled=sampled))
     return tuple(found)
 
 
-def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int) -> Discrepancy:
+def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int, sampled: bool) -> Discrepancy:
     pair, part = max(guilty, key=lambda entry: float(entry[1].max()))
     place = tuple(int(i) for i in np.unravel_index(int(part.argmax()), part.shape))
     index = pair.interval.index(place)
@@ -240,6 +241,7 @@ def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int) ->
         observed_bits=hexadecimal(pair.tensor, index),
         mismatched=sum(int(np.count_nonzero(other > 1)) for _, other in guilty),
         elements=elements,
+        sampled=sampled,
         channels=tuple(sorted(channels)),
         mismatched_ranks=tuple(entry.rank for entry, _ in guilty),
     )

@@ -29,7 +29,8 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         index: Logical index of the element with the greatest ratio; empty if it is not about an element.
         observed, expected, bound, ratio: At that element.
         observed_bits: The observed value's bits in hexadecimal, if it is stored in a floating-point dtype.
-        mismatched, elements: How many elements lie beyond their bound, of how many.
+        mismatched, elements: How many elements lie beyond their bound, of how many that were judged.
+        sampled: Those are a sample.
         channels: Channels that hold a mismatched element.
         mismatched_ranks: Ranks that hold one.
         message: One sentence for people, where numbers do not tell it.
@@ -46,6 +47,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     observed_bits: str = ""
     mismatched: int = 0
     elements: int = 0
+    sampled: bool = False
     channels: tuple[int, ...] = ()
     mismatched_ranks: tuple[int, ...] = ()
     message: str = ""

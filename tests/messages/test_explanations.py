@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import msgspec
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
@@ -56,6 +57,11 @@ def text(made: Trial, *, subject: Subject = SUBJECT, **more: object) -> str:
 
 def test_a_violated_forward(snapshot: SnapshotAssertion) -> None:
     assert text(trial(violated("forward", [FORWARD], elements=72))) == snapshot
+
+
+def test_mismatched_elements_of_a_sample_are_told_as_such() -> None:
+    sampled = msgspec.structs.replace(FORWARD, sampled=True)
+    assert "Mismatched elements: 17 / 72 of a sample (23.6%)" in text(trial(violated("forward", [sampled])))
 
 
 def test_several_discrepancies_a_looser_grade_and_options(snapshot: SnapshotAssertion) -> None:

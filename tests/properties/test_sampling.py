@@ -118,6 +118,7 @@ def test_a_wrong_element_is_told_by_its_index_if_it_is_in_the_sample():
         if outcome is Outcome.VIOLATED:
             (found,) = verdict.discrepancies
             assert (found.rank, found.index, found.channels, found.mismatched) == (2, index, (1,), 1)
+            assert (found.elements, found.sampled) == (elements, True)
             assert math.isclose(found.observed - found.expected, 1.0)
 
 
