@@ -28,10 +28,13 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_run(data_folder: Path) -> Iterator[Run]:
-    """An open run with seed 1 over real rank groups, for the tests of one module."""
+    """An open run with seed 1 over real rank groups, for the tests of one module.
+
+    With half the usual time limit: the faults that hang take longer than all others otherwise.
+    """
     from verify.run import Run, Settings
 
-    with Run(Settings(seed=1), keep=data_folder) as run:
+    with Run(Settings(seed=1, timeout=5.0), keep=data_folder) as run:
         yield run
 
 

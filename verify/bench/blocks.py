@@ -65,7 +65,7 @@ class Watch(Record):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, {})
-        self._since, self._lost = 0.0, False
+        self._since, self._lost, self._after_loss = 0.0, False, False
         self._left_out, self._cpu = 0, 0.0
         self._timed: list[tuple[Case, float]] = []
 
@@ -74,18 +74,18 @@ class Watch(Record):
         super().keep(trial, *rest, **more)
         now = time.perf_counter()
         returned = trial.endings == {"returned"} and not trial.internal
-        if returned and not self._lost:
+        if returned and not self._lost and not self._after_loss:
             self._timed.append((trial.case, now - self._since))
         else:
             self._left_out += 1
-        self._since, self._lost = now, False
+        self._since, self._lost, self._after_loss = now, False, self._lost
 
     def handle(self, event: Event) -> None:
         """Append what a record appends; note what begins, and which group is lost."""
         super().handle(event)
         if isinstance(event, CampaignStarted):
             self._begin()
-        elif isinstance(event, GroupLost):
+        elif isinstance(event, GroupLost):  # told before the trial that has lost it is kept
             self._lost = True
 
     def block(self) -> Block:
@@ -96,7 +96,7 @@ class Watch(Record):
 
     def _begin(self) -> None:
         self._timed, self._left_out, self._cpu = [], 0, cpu_seconds()
-        self._since, self._lost = time.perf_counter(), False
+        self._since, self._lost, self._after_loss = time.perf_counter(), False, False
 
 
 class BenchRun(Run):
