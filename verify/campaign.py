@@ -295,7 +295,7 @@ class Campaign:
         if recalled is None:
             begun = self._begin(case, ahead=any(flight.begun is not None for flight in self._flights))
         self._flights.append(_Flight(case, place, recalled, begun))
-        if len(self._flights) >= self.examiner.ranks.most_in_flight:
+        while len(self._flights) >= self.examiner.ranks.most_in_flight:
             self._finish_oldest()
         if self.stopped or self._failing:
             raise Over

@@ -32,11 +32,13 @@ class Ranks(Protocol):
 
     Attributes:
         timeout: Seconds that a small case may take; may be changed.
-        most_in_flight: Cases that may be submitted and not yet observed.
     """
 
     timeout: float
-    most_in_flight: int
+
+    @property
+    def most_in_flight(self) -> int:
+        """Cases that may be submitted and not yet observed."""
 
     def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
         """Give the ranks a case, `ahead` while another is in flight; returns at once."""

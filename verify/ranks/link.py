@@ -61,7 +61,9 @@ class Link:
     @property
     def answered(self) -> bool:
         """Whether it has ever replied, or is gone; never waits."""
-        return self._received > 0 or bool(select.select([self._connection], [], [], 0.0)[0])
+        look = select.poll()
+        look.register(self._connection, select.POLLIN)
+        return self._received > 0 or bool(look.poll(0))
 
     def send(self, request: ToServer, descriptors: tuple[int, ...] = ()) -> int:
         """Send `request` and return its ticket."""

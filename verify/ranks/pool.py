@@ -67,13 +67,10 @@ class RankPool:
 
     Attributes:
         timeout, warm_up: As given.
-        most_in_flight: Cases that may be submitted and not yet observed.
 
     Raises:
         PlanError: If device and backend do not go together.
     """
-
-    most_in_flight = PARTS
 
     def __init__(
         self,
@@ -118,6 +115,11 @@ class RankPool:
         target = self._target(spec)
         if target not in self._descriptions:
             self._group(target, 1)
+
+    @property
+    def most_in_flight(self) -> int:
+        """Cases that may be submitted and not yet observed: two beside a large one, which takes memory."""
+        return 2 if any(elements(flight.case) > MOST_AHEAD for flight in self._flights) else PARTS
 
     @property
     def booting(self) -> bool:

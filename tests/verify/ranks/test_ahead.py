@@ -16,6 +16,7 @@ from properties.observation import Observation
 from properties.values import digest, tensors
 from verify.errors import RankError
 from verify.ranks.gate import Gate
+from verify.ranks.memory import PARTS
 from verify.ranks.pool import RankPool
 
 HERE = Path(__file__).parent
@@ -43,7 +44,7 @@ def pool():
         yield pool
 
 
-DEPTHS = (2, 3, RankPool.most_in_flight)
+DEPTHS = (2, 3, PARTS)
 
 
 def flown(pool, subject: str, cases: list[Case], depth: int) -> Iterator[Observation]:
@@ -82,11 +83,25 @@ def test_the_ranks_go_on_while_the_parent_does_not(pool):
 
 def test_one_case_too_many_is_refused(pool):
     pool.submit(spec("Synced"), case(1))
-    for seed in range(2, RankPool.most_in_flight + 1):
+    for seed in range(2, PARTS + 1):
         pool.submit(spec("Synced"), case(seed), ahead=True)
-    with pytest.raises(RankError, match=f"fewer than {RankPool.most_in_flight} cases in flight"):
+    with pytest.raises(RankError, match=f"fewer than {PARTS} cases in flight"):
         pool.submit(spec("Synced"), case(20), ahead=True)
     assert drew(pool.run(spec("Synced"), case(21)), case(21))
+
+
+def test_beside_a_large_case_flies_one_other(pool, monkeypatch):
+    monkeypatch.setattr("verify.ranks.pool.MOST_AHEAD", 1000)
+    large = case(2, batches=(40, 2))
+    pool.submit(spec("Synced"), case(1))
+    assert pool.most_in_flight == PARTS
+    pool.submit(spec("Synced"), large, ahead=True)
+    assert pool.most_in_flight == 2
+    with pytest.raises(RankError, match="fewer than 2 cases in flight"):
+        pool.submit(spec("Synced"), case(3), ahead=True)
+    assert drew(pool.observation(), case(1))
+    assert drew(pool.observation(), large)
+    assert pool.most_in_flight == PARTS
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
