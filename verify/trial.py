@@ -21,6 +21,7 @@ from properties.observation import Observation
 from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.errors import RankError
 from verify.excuse import Excused, excuse
+from verify.interrupts import put_off
 from verify.subject import Subject
 
 GRADES: tuple[Grade, ...] = ("A", "B", "C")
@@ -103,12 +104,13 @@ def machinery(*, every_element: bool = False) -> Machinery:
 
     Importing them imports jax and hypothesis.
     """
-    from properties import diagnosis
-    from properties.admission import objections
-    from properties.catalogue import judge
-    from properties.expectation import expect
-    from properties.strategies import cases, excluded_share
-    from reference.program import preload
+    with put_off():
+        from properties import diagnosis
+        from properties.admission import objections
+        from properties.catalogue import judge
+        from properties.expectation import expect
+        from properties.strategies import cases, excluded_share
+        from reference.program import preload
 
     return Machinery(
         expect=partial(expect, every_element=True) if every_element else expect,
