@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from properties.case import Case
 from verify.failures import Failures
@@ -62,7 +62,7 @@ class Findings:
     seconds: float = 0.0
     _began: float = 0.0
     _runs: int = 0
-    _drawn: Trial | None = field(default=None)
+    _drawn: Trial | None = None
     _pending: str = ""
 
     def minimise(self, source: Source, found: Found, trial: Trial) -> float:
@@ -111,7 +111,7 @@ class Findings:
         return fails
 
     def _conclude(self, minimum: Minimum) -> float:
-        """Tell every property that the smallest case violates for the first time."""
+        """Tell every property that the smallest case violates for the first time; see `minimise`."""
         found, complete, earlier = minimum.found.id, minimum.complete, 0.0
         if past := self.memory.conclusion(minimum.kind):
             trial, repeats, earlier = past.trial, past.place.repeats, past.place.took
