@@ -56,9 +56,12 @@ def _is_usage(error: Exception) -> bool:
 
 
 def _run(arguments: Namespace) -> int:
-    from verify.run_command import run_command
+    from verify.ranks.link import Link
 
-    return run_command(arguments)
+    with Link() as link:  # it starts while this process imports the rest
+        from verify.run_command import run_command
+
+        return run_command(arguments, link)
 
 
 def _replay(arguments: Namespace) -> int:

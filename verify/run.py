@@ -13,6 +13,7 @@ from verify.campaign import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Campaign, Po
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost, Handler
 from verify.memory import Memory, Place
 from verify.past import Past
+from verify.ranks.link import Link
 from verify.ranks.pool import LostGroup, RankPool
 from verify.record import Record, data_folder, keep_case
 from verify.result import SubjectResult
@@ -55,6 +56,7 @@ class Run:
         record: Takes the trials, too; must be among the handlers.
         past: What an interrupted run had judged; its campaigns go on.
         keep: Folder for failing cases.
+        link: To a server of ranks that has been started; None to start one.
 
     Attributes:
         handlers: As given.
@@ -69,6 +71,7 @@ class Run:
         record: Record | None = None,
         past: Past | None = None,
         keep: Path | None = None,
+        link: Link | None = None,
     ) -> None:
         self.settings = settings
         self.unkept = ""
@@ -79,7 +82,11 @@ class Run:
         self._parts: Machinery | None = None
         self._spec = ""
         self.pool = RankPool(
-            device=settings.device, backend=settings.backend, timeout=settings.timeout, on_lost=self._lost
+            device=settings.device,
+            backend=settings.backend,
+            timeout=settings.timeout,
+            on_lost=self._lost,
+            link=link,
         )
 
     def __enter__(self) -> Self:

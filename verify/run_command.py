@@ -17,6 +17,7 @@ from verify.environment import backend_words, environment, one_line, version
 from verify.events import Handler
 from verify.past import Past, read
 from verify.plain import plain
+from verify.ranks.link import Link
 from verify.record import Record
 from verify.report.document import Document
 from verify.report.lines import Lines
@@ -27,8 +28,8 @@ from verify.subject import Overrides
 from verify.wording import count
 
 
-def run_command(arguments: Namespace) -> int:
-    """Do `python -m verify run` and return its exit code."""
+def run_command(arguments: Namespace, link: Link) -> int:
+    """Do `python -m verify run` with the server of ranks behind `link`, and return the exit code."""
     with ExitStack() as stack:
         record = past = None
         if arguments.resume:
@@ -38,7 +39,7 @@ def run_command(arguments: Namespace) -> int:
         if arguments.record:
             record = record or _record(stack, arguments.record)
             _begin(record, arguments, settings, resumed=past is not None)
-        run = stack.enter_context(open_run(arguments, settings, record=record, past=past))
+        run = stack.enter_context(open_run(arguments, settings, record=record, past=past, link=link))
         code = _campaigns(run, arguments.subject)
     return _tell_unwritten(run) or code
 
@@ -153,14 +154,19 @@ def _begin(record: Record, arguments: Namespace, settings: Settings, *, resumed:
 
 @contextmanager
 def open_run(
-    arguments: Namespace, settings: Settings, *, record: Record | None = None, past: Past | None = None
+    arguments: Namespace,
+    settings: Settings,
+    *,
+    record: Record | None = None,
+    past: Past | None = None,
+    link: Link | None = None,
 ) -> Iterator[Run]:
     """Open the run of a command line, with its handlers, and close them all at the end."""
     with ExitStack() as stack:
         handlers = _handlers(stack, arguments, settings)
         if record is not None:
             handlers.insert(0, record)  # recorded first
-        yield stack.enter_context(Run(settings, handlers, record=record, past=past))
+        yield stack.enter_context(Run(settings, handlers, record=record, past=past, link=link))
 
 
 def _handlers(stack: ExitStack, arguments: Namespace, settings: Settings) -> list[Handler]:

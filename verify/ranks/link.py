@@ -1,8 +1,8 @@
 """The link: the parent's side of the server, which it starts and asks for ranks.
 
-Starting it costs the parent nothing (torch is imported over there), and a request may be sent before the
-server can
-answer: replies come in order and are read when they are needed.
+Starting it costs the parent nothing (torch is imported over there), so a command starts it first, and imports
+what it needs itself meanwhile. A request may be sent before the server can answer: replies come in order and
+are read when they are needed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -32,7 +33,7 @@ _LEAVE_SECONDS = 10.0
 
 
 class Link:
-    """A running server, its connection and the folder that it shares with its ranks."""
+    """A running server, its connection and the folder that it shares with its ranks; closed at the end."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="syncbn-verify-"))
@@ -52,6 +53,12 @@ class Link:
                 start_new_session=True,
             )
         self._queues = Queues([self._process.pid])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def alive(self) -> bool:
@@ -98,7 +105,9 @@ class Link:
         return self.reply(self.send(request), seconds=seconds)
 
     def close(self) -> None:
-        """End the server and all its ranks, and remove the folder."""
+        """End the server and all its ranks, and remove the folder; again, do nothing."""
+        if not self._sent:
+            self._process.kill()  # it has no ranks, and may be far from looking at its connection
         self._connection.close()
         self._queues.close()
         try:

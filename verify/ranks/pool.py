@@ -64,6 +64,7 @@ class RankPool:
             between cases.
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
+        link: To a server that has been started; None to start one. The pool closes it.
 
     Attributes:
         timeout, warm_up: As given.
@@ -80,6 +81,7 @@ class RankPool:
         timeout: float = 10.0,
         warm_up: float = 15.0,
         on_lost: Callable[[LostGroup], None] | None = None,
+        link: Link | None = None,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
         self.timeout = timeout
@@ -87,14 +89,13 @@ class RankPool:
         self._device = device
         self._backend = backend
         self._on_lost = on_lost
-        self._link: Link | None = Link()
-        self._cuda_devices: int | None = None if device == "cuda" else 0
+        self._link: Link | None = link or Link()
+        self._cuda_devices = None if device == "cuda" else 0
         self._groups: dict[tuple[Target, int], RankGroup] = {}
         self._targets: dict[str, Target] = {}
         self._called: set[Target] = set()
         self._descriptions: dict[Target, Description] = {}
-        self._made = 0
-        self._dynamo = False
+        self._made, self._dynamo = 0, False
         self._owner = os.getpid()
         self._flights: deque[Flight] = deque()
         atexit.register(self.close)
