@@ -15,6 +15,8 @@ Rules
 
 Theory of operation
 -------------------
+Of a large tensor that repeats (`properties.repetition`) one period is expected, and of all that is observed
+at a place of it the least and the greatest are compared: unless one of them is beyond its bound, none is.
 All tensors of the quantity, of all ranks and steps, are flattened into one vector and compared at once;
 only a violation is traced back to its rank, name and index.
 """
@@ -22,7 +24,8 @@ only a violation is traced back to its rank, name and index.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
@@ -154,13 +157,16 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
     value = np.concatenate([pair.interval.value.ravel() for pair in pairs])
     bound = np.concatenate([pair.interval.bound.ravel() for pair in pairs])
     overflows = np.concatenate([pair.interval.overflows.ravel() for pair in pairs])
-    observed = np.concatenate([pair.interval.of(pair.tensor).ravel() for pair in pairs])
-    ratio = ratios(value, bound, overflows, observed)
+    ratio = _ratio(pairs, value, bound, overflows)
     greatest = float(ratio.max(initial=0.0))
+    if any(pair.interval.repeats for pair in pairs) and (greatest > 1 or overflows.any()):
+        complete = [replace(pair, interval=pair.interval.complete()) for pair in pairs]
+        return _compare(property_id, quantity, replace(matching, pairs=complete))
     decided = np.isfinite(value) & np.isfinite(bound)
     poisoned = ~np.isfinite(value) & ~np.isinf(bound)
-    elements = value.size - int(np.count_nonzero(poisoned))
-    unknown = elements - int(np.count_nonzero(decided))
+    counted = _counter(pairs)
+    elements = counted(np.ones_like(poisoned)) - counted(poisoned)
+    unknown = elements - counted(decided)
     visible = np.maximum(np.abs(value), _ALLOWANCE[pairs[0].interval.dtype])
     discrepancies = _merge_presence(matching.discrepancies)
     if greatest > 1:
@@ -170,12 +176,34 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
         outcome=_outcome(discrepancies, elements=elements, unknown=unknown),
         elements=elements,
         undecided=unknown,
-        blind=int(np.count_nonzero(decided & (bound > visible))),
+        blind=counted(decided & (bound > visible)),
         unjudged=sum(pair.interval.unjudged for pair in pairs),
         max_ratio=greatest,
         ratios={f"{quantity} {pairs[0].interval.dtype}": greatest} if elements > unknown else {},
         discrepancies=tuple(sorted(discrepancies, key=lambda d: -d.ratio)),
     )
+
+
+def _ratio(pairs: list[Pair], value: Floats, bound: Floats, overflows: NDArray[np.bool_]) -> Floats:
+    """Return the ratios; where an expected value stands for many elements, the greatest of theirs.
+
+    That is at the least or at the greatest of what is observed, or at a NaN, which is both.
+    """
+    observed = [pair.interval.extremes(pair.tensor) for pair in pairs]
+    low, high = (np.concatenate([each[end].ravel() for each in observed]) for end in (0, 1))
+    ratio = ratios(value, bound, overflows, low)
+    if any(pair.interval.repeats for pair in pairs):
+        ratio = np.maximum(ratio, ratios(value, bound, overflows, high))
+    return ratio
+
+
+def _counter(pairs: list[Pair]) -> Callable[[NDArray[np.bool_]], int]:
+    """Return a function that counts the elements for which a mask over what is expected is true."""
+    if not any(pair.interval.repeats for pair in pairs):
+        return lambda mask: int(np.count_nonzero(mask))
+    intervals = [pair.interval for pair in pairs]
+    times = np.concatenate([np.broadcast_to(one.times, one.value.shape).ravel() for one in intervals])
+    return lambda mask: int(times[mask].sum())
 
 
 def _outcome(discrepancies: tuple[Discrepancy, ...], *, elements: int, unknown: int) -> Outcome:

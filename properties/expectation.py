@@ -7,8 +7,6 @@ non-finite (NaN stands for any class), and the reference computes the others wit
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +19,7 @@ from properties.running import update_buffers
 from properties.step import run_step
 from properties.walk import Bools, Buffers, Estimate, RankStep, Walk, decided, put
 from reference.program import precise
-from reference.shards import unpack
+from reference.shards import lines, unpack
 
 Floats = NDArray[np.float64]
 
@@ -122,20 +120,32 @@ def _forward(walk: Walk, k: int, *, every_element: bool) -> None:
 
 def store_output(walk: Walk, k: int, rank: int) -> None:
     """Put the output of step k on `rank` among the walk's tensors."""
-    step = walk.steps[k][rank]
-    value, bound = _logical(walk, step, rank, step.output.y, step.output.y_bound)
-    poisoned = _poisoned(walk.case, rank, step, value)
-    estimate = decided(value, bound, poisoned=poisoned)
-    put(walk, f"output.{k}", rank, *estimate, dtype=walk.case.dtype, positions=step.positions)
+    case, step = walk.case, walk.steps[k][rank]
+    value, bound = (_placed(case, step, rank, packed) for packed in (step.output.y, step.output.y_bound))
+    estimate = decided(value, bound, poisoned=_poisoned(case, rank, step, value))
+    put(
+        walk,
+        f"output.{k}",
+        rank,
+        *estimate,
+        dtype=case.dtype,
+        positions=step.positions,
+        repeats=_repeats(case, step, rank),
+    )
 
 
-def _logical(walk: Walk, step: RankStep, rank: int, value: Any, bound: Any) -> tuple[Floats, Floats]:
-    if step.sample is not None:
-        start, size = step.sample.starts()[step.slot], len(step.sample.own[step.slot])
-        part = (0, slice(start, start + size), slice(0, walk.case.channels))
-        return value[part], bound[part]
-    shape = walk.case.shape_of(rank)
-    return unpack(step.where, value, step.slot, shape), unpack(step.where, bound, step.slot, shape)
+def _repeats(case: Case, step: RankStep, rank: int) -> bool:
+    """Return whether what is expected of the rank's input or output is one period of it."""
+    return step.positions is None and step.held < case.count_of(rank)
+
+
+def _placed(case: Case, step: RankStep, rank: int, packed: Floats) -> Floats:
+    """Return the rank's elements in their logical shape; of a sample or of one period (positions, C)."""
+    if step.positions is not None:
+        return lines(step.where, packed, step.slot, case.channels)[step.positions % max(1, step.held)]
+    if _repeats(case, step, rank):
+        return lines(step.where, packed, step.slot, case.channels)
+    return unpack(step.where, packed, step.slot, case.shape_of(rank))
 
 
 def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | None:
@@ -143,14 +153,15 @@ def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | No
 
     A running buffer that is not finite poisons its channel in evaluation, too.
     """
+    elements = step.poisoned_elements
     if not step.poisoned.any():
         return None
-    if step.poisoned_elements is None:
+    if elements is None:
         return np.broadcast_to(step.poisoned.reshape(1, -1, *[1] * (like.ndim - 2)), like.shape)
-    if step.positions is not None:
-        channels = step.poisoned_elements.shape[1]
-        return step.poisoned_elements.transpose(0, 2, 1).reshape(-1, channels)[step.positions]
-    return step.poisoned_elements.reshape(case.shape_of(rank))
+    if step.positions is None and not _repeats(case, step, rank):
+        return elements.reshape(case.shape_of(rank))
+    flat = elements.transpose(0, 2, 1).reshape(-1, elements.shape[1])
+    return flat if step.positions is None else flat[step.positions % len(flat)]
 
 
 def _snapshot(walk: Walk, at: str) -> None:
@@ -179,10 +190,17 @@ def _backward(walk: Walk, k: int) -> None:
 def store_grad_input(walk: Walk, k: int, rank: int) -> None:
     """Put the input's gradient of step k on `rank` among the walk's tensors."""
     case, step = walk.case, walk.steps[k][rank]
-    value, bound = _logical(walk, step, rank, step.output.grad_input, step.output.grad_input_bound)
+    packed = (step.output.grad_input, step.output.grad_input_bound)
+    value, bound = (_placed(case, step, rank, array) for array in packed)
     evaluated = step.poisoned_elements is not None  # its gradient does not depend on the input
     poisoned = None if evaluated else _poisoned(case, rank, step, value)
-    estimate = decided(value, bound, poisoned=poisoned)
-    optional = case.count_of(rank) == 0
-    positions = step.positions
-    put(walk, f"grad_input.{k}", rank, *estimate, dtype=case.dtype, optional=optional, positions=positions)
+    put(
+        walk,
+        f"grad_input.{k}",
+        rank,
+        *decided(value, bound, poisoned=poisoned),
+        dtype=case.dtype,
+        optional=case.count_of(rank) == 0,
+        positions=step.positions,
+        repeats=_repeats(case, step, rank),
+    )

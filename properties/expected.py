@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.observation import Tensor, as_float64
+from properties.repetition import extremes, repeated, times
 
 Floats = NDArray[np.float64]
 
@@ -26,7 +27,10 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
             (of the value's sign) is right too.
         positions: Of a large tensor, which are expected: value, bound and overflows are (positions, C), and
             a position is its sample times the spatial size plus its spatial position. None for all.
-        whole: The tensor's logical shape where `positions` are given.
+        repeats: Value, bound and overflows are those of one period of a block that repeats
+            (`properties.repetition`), (period, C): what a position expects is that of its number modulo the
+            period.
+        whole: The tensor's logical shape where `positions` are given, or it repeats.
         optional: The tensor may be absent (a gradient that is None).
         dtype: torch's name of the dtype it must be stored in.
     """
@@ -37,20 +41,59 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     optional: bool = False
     dtype: str = "float32"
     positions: NDArray[np.int64] | None = None
+    repeats: bool = False
     whole: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's logical shape."""
-        return self.value.shape if self.positions is None else self.whole
+        return self.whole or self.value.shape
 
     @property
     def unjudged(self) -> int:
         """Elements of the tensor beside those in the sample."""
-        return math.prod(self.shape) - self.value.size
+        return 0 if self.positions is None else math.prod(self.shape) - self.value.size
+
+    @property
+    def times(self) -> NDArray[np.int64]:
+        """How many elements of the tensor each element of `value` stands for, in a shape that broadcasts."""
+        if not self.repeats:
+            return np.ones((1,) * self.value.ndim, np.int64)
+        n, _, *spatial = self.whole
+        return times(n * math.prod(spatial), len(self.value)).astype(np.int64)[:, None]
+
+    def complete(self) -> Interval:
+        """Return the interval with every element of the tensor; itself if it does not repeat."""
+        if not self.repeats:
+            return self
+        n, c, *spatial = self.whole
+        value, bound, overflows = (
+            repeated(array.T[None], (n, c, math.prod(spatial))).reshape(self.whole)
+            for array in (self.value, self.bound, self.overflows)
+        )
+        return msgspec.structs.replace(
+            self, value=value, bound=bound, overflows=overflows, repeats=False, whole=()
+        )
+
+    def extremes(self, tensor: Tensor) -> tuple[Floats, Floats]:
+        """Return the least and the greatest value, in float64, of what each element of `value` stands for.
+
+        Both are what `of` returns if the interval does not repeat.
+        """
+        if not self.repeats:
+            values = self.of(tensor)
+            return values, values
+        n, c, *spatial = self.whole
+        kept = tensor.dtype if tensor.dtype in ("float32", "float64") else ""
+        array = tensor.array if kept else tensor.values
+        low, high = extremes(array.reshape(n, c, math.prod(spatial)), len(self.value))
+        return as_float64(low, kept or "float64"), as_float64(high, kept or "float64")
 
     def of(self, tensor: Tensor) -> Floats:
-        """Return the values, in float64 and in the shape of `value`, of a tensor of this shape."""
+        """Return the values, in float64 and in the shape of `value`, of a tensor of this shape.
+
+        The interval does not repeat.
+        """
         if self.positions is None:
             return tensor.values
         n, c, *spatial = self.whole

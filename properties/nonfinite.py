@@ -33,6 +33,8 @@ def nonfinite(case: Case, observation: Observation, expected: Expected, contract
             poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
             if not poisoned.any():
                 continue
+            interval = interval.complete()
+            poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
             facts += int(np.count_nonzero(poisoned))
             wrong = poisoned & np.isfinite(interval.of(tensor))
             if wrong.any():

@@ -45,7 +45,7 @@ def predict(
         device: cpu or cuda; selects the table of operations' errors.
         variant: What differs from a right subject.
     """
-    inputs: Inputs = values.drawn(case, range(case.world_size))
+    inputs: Inputs = values.complete(case, range(case.world_size))
     if variant.inputs is not None:
         inputs = {(rank, k): variant.inputs(case, rank, *pair) for (rank, k), pair in inputs.items()}
     contract = msgspec.structs.replace(contract, **_resolved(variant.contract, case))

@@ -31,16 +31,10 @@ class Sample(NamedTuple):
     """The positions in the sample of a step.
 
     Attributes:
-        rows: How many the ranks of the group have room for, all together.
         own: Of each rank: its positions, sample times spatial size plus spatial position, ascending.
     """
 
-    rows: int
     own: tuple[Positions, ...]
-
-    def starts(self) -> tuple[int, ...]:
-        """Return where each rank's positions begin among all of them."""
-        return tuple(int(n) for n in np.cumsum([0, *map(len, self.own)])[:-1])
 
 
 def sample(case: Case, members: tuple[int, ...], step: int) -> Sample | None:
@@ -49,8 +43,9 @@ def sample(case: Case, members: tuple[int, ...], step: int) -> Sample | None:
     if sum(counts) * case.channels <= SAMPLED_ABOVE:
         return None
     each = max(_LEAST, _ELEMENTS // (case.channels * len(members)))
-    own = tuple(_positions(case, rank, step, n, each) for rank, n in zip(members, counts, strict=True))
-    return Sample(each * len(members), own)
+    return Sample(
+        tuple(_positions(case, rank, step, n, each) for rank, n in zip(members, counts, strict=True))
+    )
 
 
 def _positions(case: Case, rank: int, step: int, n: int, wanted: int) -> Positions:

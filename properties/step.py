@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from properties import values
+from properties.repetition import times
 from properties.running import update_scalars
 from properties.sampling import Sample, sample
 from properties.walk import RankStep, Walk, accumulation_dtype, storing
@@ -23,7 +26,7 @@ def run_step(
 ) -> dict[int, RankStep]:
     """Return each member's share of step k over `members`; of a large one a sample, or `every_element`."""
     chosen = None if every_element else sample(walk.case, members, k)
-    where, given, bad = step_input(walk, k, members, training=training, chosen=chosen)
+    where, given, bad = step_input(walk, k, members, training=training)
     output = numbers(compiled_step(where.bucket)(given))
     return shares(walk, members, where=where, output=output, bad=bad, training=training, chosen=chosen)
 
@@ -57,16 +60,18 @@ def shares(
 
 
 def step_input(
-    walk: Walk, k: int, members: tuple[int, ...], *, training: bool, chosen: Sample | None = None
+    walk: Walk, k: int, members: tuple[int, ...], *, training: bool
 ) -> tuple[Layout, StepInput, list[Bools]]:
     """Return the padded input of step k over `members`, where it lies, and where it is not finite.
 
-    Output and gradient of the input are wanted at the positions `chosen`, or at all.
+    Of a block that repeats (`properties.repetition`) it is one period.
     """
     case = walk.case
     counts = [case.count_of(rank) for rank in members]
-    where = layout(counts, case.channels, rows=chosen.rows if chosen else 0)
     drawn = [walk.inputs[rank, k] for rank in members]
+    held = [x.shape[0] * x.shape[2] for x, _ in drawn]
+    often = [times(*pair) for pair in zip(counts, held, strict=True)] if held != counts else None
+    where = layout(held, case.channels, times=often)
     arrays = [(x, np.broadcast_to(g, x.shape)) for x, g in drawn]
     bad = [~np.isfinite(x) for x, _ in arrays]
     finite = [np.where(mask, 0.0, x) if mask.any() else x for mask, (x, _) in zip(bad, arrays, strict=True)]
@@ -76,21 +81,11 @@ def step_input(
         mask=where.mask,
         owner=where.owner,
         parameters=_parameter_rows(walk, where),
-        depths=_depths(walk, where),
+        depths=_depths(walk, where, counts),
         scalars=_scalars(walk, members, training=training),
         update=update_scalars(walk, sum(counts)),
-        rows=_rows(where, chosen),
     )
     return where, given, bad
-
-
-def _rows(where: Layout, chosen: Sample | None) -> NDArray[np.int32]:
-    """Return where the chosen positions lie in the padded input; what is left over is the first one."""
-    rows = np.zeros(where.bucket.rows, np.int32)
-    if chosen:
-        found = [start + own for start, own in zip(where.starts, chosen.own, strict=True)]
-        rows[: sum(map(len, found))] = np.concatenate(found)
-    return rows
 
 
 def _parameter_rows(walk: Walk, where: Layout) -> Floats:
@@ -109,9 +104,9 @@ def _parameter_rows(walk: Walk, where: Layout) -> Floats:
     return rows
 
 
-def _depths(walk: Walk, where: Layout) -> Floats:
+def _depths(walk: Walk, where: Layout, counts: Sequence[int]) -> Floats:
     facts = FACTS[accumulation_dtype(walk.case, walk.contract)]
-    by_rank = [depth(n, 1, walk.grade) * facts.u + n * REFERENCE_U for n in where.counts]
+    by_rank = [depth(n, 1, walk.grade) * facts.u + n * REFERENCE_U for n in counts]
     by_rank += [0.0] * (where.bucket.ranks + 1 - len(by_rank))
     return np.asarray(by_rank)[where.owner][:, None]
 

@@ -3,7 +3,8 @@
 Rules
 -----
 - An element's value depends on (seed, step, rank, sample, channel, position) only, never on the sizes of
-  the tensor: shrinking a case keeps the surviving elements.
+  the tensor: shrinking a case keeps the surviving elements. Large tensors repeat (`properties.repetition`):
+  beyond the first period the sizes say which of those elements comes again.
 - Only Philox words, integers and powers of two: numpy's distributions change between versions, these
   do not, so a stranger's case replays bit for bit.
 - Values are returned as float64 that the case's dtype represents exactly; each process casts without error.
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case, Dtype, Family
+from properties.repetition import period, repeated
 from properties.words import TILE_POSITIONS, Halves, Words, philox, tiles, words_at
 
 Floats = NDArray[np.float64]
@@ -112,9 +114,10 @@ Block = tuple[int, int]
 def drawn(
     case: Case, ranks: Sequence[int], *, channels_last: bool = False
 ) -> dict[Block, tuple[Floats, Floats]]:
-    """Return input and cotangent of every step on these ranks, as `tensors` returns them, by (rank, step).
+    """Return input and cotangent of every step on these ranks by (rank, step), each (N, C, positions).
 
-    With `channels_last` the channels of a position lie side by side in memory.
+    Of a block that repeats it is one period, (1, C, period), and an expanded cotangent is (1, C, 1). With
+    `channels_last` the channels of a position lie side by side in memory.
     """
     blocks = [(rank, step) for rank in ranks for step in range(len(case.steps))]
     small = _small_tensors(
@@ -126,12 +129,22 @@ def drawn(
     }
 
 
+def complete(case: Case, ranks: Sequence[int]) -> dict[Block, tuple[Floats, Floats]]:
+    """Return what `tensors` returns of every step on these ranks, by (rank, step)."""
+    return {(rank, step): _whole(case, rank, *pair) for (rank, step), pair in drawn(case, ranks).items()}
+
+
 def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
     """Return input and cotangent of one rank and step, each (N, C, positions), exact in the case's dtype.
 
     The spatial sizes are flattened. With an expanded cotangent the cotangent has shape (1, C, 1).
     """
-    return _large_tensors(case, rank, step)
+    return _whole(case, rank, *_large_tensors(case, rank, step))
+
+
+def _whole(case: Case, rank: int, x: Floats, g: Floats) -> tuple[Floats, Floats]:
+    shape = _shape(case, rank)
+    return repeated(x, shape), repeated(g, shape)
 
 
 def _shape(case: Case, rank: int) -> tuple[int, int, int]:
@@ -180,6 +193,9 @@ def _places(shape: tuple[int, int, int]) -> Words:
 
 def _large_tensors(case: Case, rank: int, step: int, *, channels_last: bool = False) -> tuple[Floats, Floats]:
     n, c, positions = _shape(case, rank)
+    held = period(case, rank)
+    if held < n * positions:
+        n, positions = -(-held // positions), min(positions, held)
     last = rank + 64 * step
     x, g = (
         np.empty((n, positions, c)).transpose(0, 2, 1) if channels_last else np.empty((n, c, positions))
@@ -190,10 +206,19 @@ def _large_tensors(case: Case, rank: int, step: int, *, channels_last: bool = Fa
         for (samples, places), words in tiles(case.seed, (n, c, positions), last=last):
             x[samples, :, places] = _input(case, words, center, spread)
             g[samples, :, places] = _cotangent(case, words)
-        _place_specials(case, rank, step, x)
+    if held < case.count_of(rank):
+        x, g = (_first(array, held) for array in (x, g))
+    _place_specials(case, rank, step, x)
     if case.cotangent_layout == "expanded":
         (g,) = _expanded(case, np.array([last], np.uint64))
     return x, g
+
+
+def _first(array: Floats, held: int) -> Floats:
+    """Return the first positions of (N, C, positions), sample by sample, as (1, C, held)."""
+    n, c, positions = array.shape
+    flat = array.transpose(0, 2, 1).reshape(n * positions, c)[:held]
+    return flat.reshape(1, held, c).transpose(0, 2, 1)
 
 
 def digest(*arrays: Floats) -> str:
@@ -328,11 +353,13 @@ def _cotangent(case: Case, words: Sequence[Words | Halves]) -> Floats:
 
 
 def _place_specials(case: Case, rank: int, step: int, x: Floats) -> None:
-    n, c, positions = x.shape
-    for special in case.specials if step == 0 else ():
+    """Put the special elements of this rank and step into `x`; of a block that repeats, in every period."""
+    n, c, positions = _shape(case, rank)
+    for special in case.specials if step == 0 and x.size else ():
         if special.rank % case.world_size == rank:
-            at = (special.sample % n, special.channel % c, special.position % positions)
-            x[at] = {
+            number = special.sample % n * positions + special.position % positions
+            sample, position = divmod(number % (x.shape[0] * x.shape[2]), x.shape[2])
+            x[sample, special.channel % c, position] = {
                 "nan": math.nan,
                 "inf": math.inf,
                 "-inf": -math.inf,

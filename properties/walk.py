@@ -94,6 +94,11 @@ class RankStep:
     sample: Sample | None = None
 
     @property
+    def held(self) -> int:
+        """How many of the rank's positions lie there: all, or one period of a block that repeats."""
+        return self.where.counts[self.slot]
+
+    @property
     def positions(self) -> NDArray[np.int64] | None:
         """The rank's positions in the sample; None for all."""
         return None if self.sample is None else self.sample.own[self.slot]
@@ -123,10 +128,12 @@ def put(
     dtype: str,
     optional: bool = False,
     positions: NDArray[np.int64] | None = None,
+    repeats: bool = False,
 ) -> None:
     """Put the expected tensor `name` of `rank`, stored in `dtype`, among the walk's tensors.
 
-    With `positions`, value and bound are those of a sample of an input's or output's positions.
+    With `positions`, value and bound are those of a sample of an input's or output's positions; if it
+    `repeats`, those of one period.
     """
     facts = FACTS[dtype]
     with np.errstate(invalid="ignore"):
@@ -138,6 +145,7 @@ def put(
         optional=optional,
         dtype=dtype,
         positions=positions,
-        whole=() if positions is None else walk.case.shape_of(rank),
+        repeats=repeats,
+        whole=walk.case.shape_of(rank) if repeats or positions is not None else (),
     )
     walk.tensors.setdefault(name, {})[rank] = interval

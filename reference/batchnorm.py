@@ -8,6 +8,7 @@ With x of shape (positions, C), over the ranks of one process group, per channel
 
 `pmean` alone is unweighted: sums and counts travel together, so that ranks of different sizes weigh what they
 hold. Ranks of different sizes share one mapped axis by padding and a mask; a fully masked rank adds nothing.
+In place of a mask of booleans numbers may say how many equal positions each one stands for.
 
 The function is mapped by `jax.vmap(axis_name=...)` (any number of ranks on one device) or `jax.shard_map`
 (real devices). Gradients are those of the mapped function by `jax.vjp`, never a second formula. The loss is
@@ -39,23 +40,32 @@ class Moments(NamedTuple):
     number: Array
 
 
+def only_real(values: Array, mask: Array) -> Array:
+    """Return `values` (positions, C) with zeros in place of padding."""
+    return jnp.where((mask if mask.dtype == jnp.bool_ else mask > 0)[:, None], values, 0.0)
+
+
+def counted(values: Array, mask: Array) -> Array:
+    """Return `values` (positions, C) as they count in a sum: padding as zero, each as often as it occurs."""
+    return only_real(values if mask.dtype == jnp.bool_ else values * mask[:, None], mask)
+
+
 def moments(x: Array, mask: Array, *, axis: str = AXIS) -> Moments:
     """Return the moments over all ranks of the mapped `axis`.
 
     Args:
         x: (positions, C), this rank's values, padded.
-        mask: (positions,), True where a position is real.
+        mask: (positions,), True where a position is real, or how many it stands for.
         axis: Name of the mapped axis, whose members form one process group.
 
     Returns:
         The same moments on every rank; zeros where no rank has a value.
     """
-    real = mask[:, None]
     count = lax.pmean(jnp.sum(mask.astype(x.dtype)), axis)
     divisor = jnp.where(count > 0, count, 1.0)
-    mean = lax.pmean(jnp.sum(jnp.where(real, x, 0.0), axis=0), axis) / divisor
-    centred = jnp.where(real, x - mean, 0.0)
-    var = lax.pmean(jnp.sum(centred * centred, axis=0), axis) / divisor
+    mean = lax.pmean(jnp.sum(counted(x, mask), axis=0), axis) / divisor
+    centred = only_real(x - mean, mask)
+    var = lax.pmean(jnp.sum(counted(centred * centred, mask), axis=0), axis) / divisor
     return Moments(mean, var, lax.psum(jnp.sum(mask.astype(x.dtype)), axis))
 
 
@@ -76,7 +86,7 @@ def normalise(
         x: (positions, C), padded.
         weight: (C,), ones where the subject has none.
         bias: (C,), zeros where the subject has none.
-        mask: (positions,), True where a position is real.
+        mask: As in `moments`.
         running: Mean and variance buffers, each (C,), used where `training` is False.
         training: Boolean scalar: normalise with the batch's moments.
         eps: Scalar added to the variance.
@@ -89,7 +99,7 @@ def normalise(
     mean = jnp.where(training, batch.mean, running[0])
     var = jnp.where(training, batch.var, running[1])
     y = (x - mean) / jnp.sqrt(var + eps) * weight + bias
-    return jnp.where(mask[:, None], y, 0.0), batch
+    return only_real(y, mask), batch
 
 
 class Result(NamedTuple):
@@ -105,7 +115,9 @@ class Result(NamedTuple):
     moments: Moments
 
 
-def forward_and_backward(mapped: Any, x: Array, weight: Array, bias: Array, cotangent: Array) -> Result:
+def forward_and_backward(
+    mapped: Any, x: Array, weight: Array, bias: Array, cotangent: Array, *, times: Array | None = None
+) -> Result:
     """Return the outputs of `mapped` and its vector-Jacobian product with the ranks' cotangents.
 
     Args:
@@ -115,9 +127,13 @@ def forward_and_backward(mapped: Any, x: Array, weight: Array, bias: Array, cota
         weight: (members, C).
         bias: (members, C).
         cotangent: (members, positions, C), zero at masked positions.
+        times: (members, positions), the mask of `mapped` if it says how many equal positions each one stands
+            for: each of them has the cotangent, and `grad_input` is that of one of them.
     """
     y, pull, batch = jax.vjp(mapped, x, weight, bias, has_aux=True)
-    grad_input, grad_weight, grad_bias = pull(cotangent)
+    grad_input, grad_weight, grad_bias = pull(cotangent if times is None else cotangent * times[..., None])
+    if times is not None:
+        grad_input = grad_input / jnp.maximum(times, 1.0)[..., None]
     return Result(y, grad_input, grad_weight, grad_bias, batch)
 
 

@@ -26,6 +26,9 @@ Derivations of the named sub-computations (rules in `reference.rules`), with D t
     roundings: D of the additions and 8 of a merge's own products. A merge forms n_a n_b delta^2, at most
     2 n sum x^2: where that overflows the element is undecided.
 
+`repeated`, a term of a sum that occurs t times: the reference multiplies, a subject adds it t times. So its
+    error is t times the term's, and t - 1 additions more may be flushed; the sum's depth is that of all.
+
 `inverse_root` and `inverse_root_at_once`, 1/sqrt(var + eps) and rsqrt(var + eps): a centred variance is a
     sum of squares and never negative, so the interval of var + eps starts at max(var - e, 0) + eps.
 
@@ -43,14 +46,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from reference.batchnorm import AXIS
+from reference.batchnorm import AXIS, counted
 
 Array = jax.Array
 
 
+def _counted(values: Array, mask: Array) -> Array:
+    counts: Array = counted(values, mask) if mask.dtype == jnp.bool_ else repeated(values, mask)
+    return counts
+
+
 def _total(values: Array, mask: Array) -> Array:
-    total: Array = lax.psum(jnp.sum(jnp.where(mask[:, None], values, 0.0), axis=0), AXIS)
+    total: Array = lax.psum(jnp.sum(_counted(values, mask), axis=0), AXIS)
     return total
+
+
+@jax.jit
+def repeated(values: Array, times: Array) -> Array:
+    """Return `values` (positions, C) for a sum in which each occurs so many times; zero where it does not."""
+    return counted(values, times)
 
 
 @jax.jit
@@ -185,17 +199,17 @@ def grad_input_chain(
 
 def grad_weight_normalised(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:
     """Return sum (g xhat) of this rank."""
-    return jnp.sum(jnp.where(mask[:, None], g * ((x - m) * invstd), 0.0), axis=0)
+    return jnp.sum(_counted(g * ((x - m) * invstd), mask), axis=0)
 
 
 def grad_weight_centred(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:
     """Return sum (g (x - mean)) invstd of this rank."""
-    return jnp.sum(jnp.where(mask[:, None], g * (x - m), 0.0), axis=0) * invstd
+    return jnp.sum(_counted(g * (x - m), mask), axis=0) * invstd
 
 
 def grad_bias(g: Array, mask: Array) -> Array:
     """Return sum g of this rank."""
-    return jnp.sum(jnp.where(mask[:, None], g, 0.0), axis=0)
+    return jnp.sum(_counted(g, mask), axis=0)
 
 
 def unbiased(var: Array, n: Array, below: Array) -> Array:

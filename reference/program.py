@@ -59,7 +59,8 @@ class _Stage(NamedTuple):
 def _rank_shift(x: Array, mask: Array, owner: Array, ranks: int, mean: Array) -> Array:
     """Return the largest distance of a rank's mean from `mean`, per channel."""
     counts = jax.ops.segment_sum(jnp.sum(mask, axis=1).astype(x.dtype), owner, num_segments=ranks)
-    sums = jax.ops.segment_sum(jnp.sum(x, axis=1), owner, num_segments=ranks)
+    each = jnp.sum(jax.vmap(batchnorm.counted)(x, mask), axis=1)
+    sums = jax.ops.segment_sum(each, owner, num_segments=ranks)
     held = (counts > 0)[:, None]
     means = jnp.where(held, sums / jnp.where(held, counts[:, None], 1.0), mean)
     return jnp.max(jnp.abs(means - mean), axis=0)
@@ -96,9 +97,7 @@ def _output(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
     )
 
 
-def _grad_input(s: _Stage, at: _Stage, mean: Pair, invstd: Pair) -> Pair:
-    """Return the gradient of the input at the elements of `at`, with sums over those of `s`."""
-
+def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
     def when_training(pair: Pair) -> Pair:
         return Pair(jnp.where(s.training, pair.value, 0.0), jnp.where(s.training, error_of(pair), 0.0))
 
@@ -115,7 +114,7 @@ def _grad_input(s: _Stage, at: _Stage, mean: Pair, invstd: Pair) -> Pair:
     )
     chain = _over(forms.chain_sums, (0, 0, 0, None, None, None, None), out=None)
     through = chain(s.arithmetic, s.g, s.x, s.mask, mean, invstd, s.weight, s.n)
-    local = (at.g, at.x, mean, invstd, s.weight)
+    local = (s.g, s.x, mean, invstd, s.weight)
     return merge(
         bound(forms.grad_input_means)(s.arithmetic, *local, g_mean, projection, s.n),
         bound(forms.grad_input_sums)(s.arithmetic, *local, g_mean, projection, s.n),
@@ -144,7 +143,7 @@ def _magnitude(s: _Stage, mean: Pair, invstd: Pair, owner: Array, ranks: int) ->
     """Return what partial sums of a rank's weight gradient, of either form and in any order, may reach."""
     centred = jnp.abs(s.x.value - mean.value) + error_of(s.x) + error_of(mean)
     terms = jnp.abs(s.g.value) * centred * jnp.maximum(1.0, invstd.value + error_of(invstd))
-    by_shard = jnp.sum(jnp.where(s.mask.value[..., None], terms, 0.0), axis=1)
+    by_shard = jnp.sum(jax.vmap(batchnorm.counted)(terms, s.mask.value), axis=1)
     return jax.ops.segment_sum(by_shard, owner, num_segments=ranks)
 
 
@@ -170,7 +169,8 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
     def by_rank(x: Array, weight: Array, bias: Array) -> Any:
         return mapped(x, weight[given.owner], bias[given.owner])
 
-    result = batchnorm.forward_and_backward(by_rank, x, rank_weight, rank_bias, g)
+    times = jnp.asarray(given.mask) if bucket.repeats else None
+    result = batchnorm.forward_and_backward(by_rank, x, rank_weight, rank_bias, g, times=times)
     mean = result.moments.mean[0]
     s = _Stage(
         x=Pair(x, jnp.where(jnp.abs(x) < scalars.eta, jnp.abs(x), 0.0)),
@@ -194,19 +194,15 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
     used_mean, used_var = choose(batch_mean, 2), choose(batch_var, 4)
     invstd = _inverse_root(s, used_var)
 
-    def wanted(array: Array) -> Array:
-        return array.reshape(-1, bucket.channels)[given.rows][None] if bucket.rows else array
-
-    at = s._replace(x=Pair(wanted(x), wanted(jnp.asarray(error_of(s.x)))), g=exact(wanted(g)))
-    y, grad_input = _output(at, used_mean, invstd), _grad_input(s, at, used_mean, invstd)
+    y, grad_input = _output(s, used_mean, invstd), _grad_input(s, used_mean, invstd)
     grad_weight, grad_bias = _grad_parameters(
         s, used_mean, invstd, given.depths, jnp.asarray(given.owner), bucket.ranks
     )
     store = (scalars.store_u, scalars.store_underflow)
     return StepOutput(
-        y=wanted(result.y),
+        y=result.y,
         y_bound=_stored(y, *store),
-        grad_input=wanted(result.grad_input),
+        grad_input=result.grad_input,
         grad_input_bound=_stored(grad_input, *store),
         grad_weight=result.grad_weight,
         grad_weight_bound=error_of(grad_weight),

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from reference.batchnorm import counted
 from reference.bounds import Array, Pair, Rule, error_of, evaluate, rounded, undecided_beyond
 from reference.rounding import Arithmetic
 
@@ -130,11 +132,23 @@ def _max(arithmetic: Arithmetic, equation: Any, a: Pair, b: Pair) -> list[Pair]:
     return [Pair(jnp.maximum(a.value, b.value), jnp.maximum(error_of(a), error_of(b)))]
 
 
+def _repeated(arithmetic: Arithmetic, body: Any, values: Pair, times: Pair) -> list[Pair]:
+    value = evaluate(body, values, times)
+    often = times.value[..., None]
+    error = jnp.where(often > 0, _times(often, jnp.broadcast_to(error_of(values), value.shape)), 0.0)
+    flushed = jnp.where(jnp.abs(value) + error > 0, (jnp.maximum(often, 1.0) - 1.0) * arithmetic.eta, 0.0)
+    return [Pair(value, error + flushed)]
+
+
+def _counted(values: Array, mask: Array) -> Array:
+    """Return values (shards, positions, C) as they count in a sum, by a mask as in `batchnorm.moments`."""
+    return jax.vmap(counted)(values, mask)
+
+
 def _mean_sum(arithmetic: Arithmetic, body: Any, x: Pair, mask: Pair, n: Pair, shift: Pair) -> list[Pair]:
     value = evaluate(body, x, mask, n, shift)
-    real = mask.value[..., None]
-    magnitude = jnp.sum(jnp.where(real, jnp.abs(x.value) + error_of(x), 0.0), axis=(0, 1))
-    carried = jnp.sum(jnp.where(real, jnp.broadcast_to(error_of(x), x.value.shape), 0.0), axis=(0, 1))
+    magnitude = jnp.sum(_counted(jnp.abs(x.value) + error_of(x), mask.value), axis=(0, 1))
+    carried = jnp.sum(_counted(jnp.broadcast_to(error_of(x), x.value.shape), mask.value), axis=(0, 1))
     steps = arithmetic.depth_u + (4.0 + 2.0 * jnp.log(n.value)) * arithmetic.u
     error = (
         carried + steps * magnitude + 6.0 * arithmetic.u * n.value * shift.value + n.value * arithmetic.eta
@@ -157,7 +171,7 @@ def _merged_square_sum(
     arithmetic: Arithmetic, body: Any, x: Pair, mean: Pair, mask: Pair, n: Pair, shift: Pair
 ) -> list[Pair]:
     value = evaluate(body, x, mean, mask, n, shift)
-    squares = jnp.sum(jnp.where(mask.value[..., None], x.value * x.value, 0.0), axis=(0, 1))
+    squares = jnp.sum(_counted(x.value * x.value, mask.value), axis=(0, 1))
     steps = arithmetic.depth_u + 4.0 * arithmetic.u
     delta = steps * jnp.sqrt(squares) + 6.0 * arithmetic.u * jnp.sqrt(n.value) * shift.value
     delta += jnp.sqrt(n.value) * (_largest_error(x) + arithmetic.eta)
@@ -237,6 +251,7 @@ RULES: dict[str, Rule] = {
 }
 
 NAMED_RULES: dict[str, Rule] = {
+    "repeated": _repeated,
     "mean_sum": _mean_sum,
     "common_mean_square_sum": _common_mean_square_sum,
     "merged_square_sum": _merged_square_sum,

@@ -13,7 +13,7 @@ milliseconds more in a hundred cases. What is in none of them is padded by the g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,14 @@ _RANKS = (8, 64)
 class Bucket(NamedTuple):
     """The padded sizes that a program is compiled for: shards, positions a shard, channels, ranks.
 
-    `rows` is the number of positions in a sample, of those whose output is wanted; 0 for all.
+    With `repeats` each position stands for as many as the mask says, in place of one or none.
     """
 
     shards: int
     length: int
     channels: int
     ranks: int
-    rows: int = 0
+    repeats: bool = False
 
 
 COMMON = tuple(
@@ -57,56 +57,56 @@ class Layout(NamedTuple):
     Attributes:
         bucket: The padded sizes.
         starts: First position of each rank in the array of shards x length positions.
-        counts: Positions of each rank.
-        mask: (shards, length), True where a position is real.
+        counts: Positions of each rank that lie there.
+        mask: (shards, length), True where a position is real; with `bucket.repeats` how many it stands for.
         owner: (shards,), the rank that each shard belongs to; `bucket.ranks` for an unused shard.
     """
 
     bucket: Bucket
     starts: tuple[int, ...]
     counts: tuple[int, ...]
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_] | Floats
     owner: NDArray[np.int32]
 
 
-def layout(counts: Sequence[int], channels: int, *, rows: int = 0) -> Layout:
+def layout(counts: Sequence[int], channels: int, *, times: Sequence[Floats] | None = None) -> Layout:
     """Return the layout for ranks that hold `counts` positions of `channels` channels each.
 
     Args:
         counts: Positions of each rank.
         channels: Their channels.
-        rows: Positions in a sample.
+        times: How many each position stands for, (count,) of each rank; None for one.
 
     Large cases are padded less than small ones: they are few, and what is padded costs as much as the rest.
     """
-    bucket = _bucket(counts, channels, rows=rows)
+    bucket = _bucket(counts, channels, repeats=times is not None)
     length = bucket.length
     used = [-(-n // length) for n in counts]
     owner = np.full(bucket.shards, bucket.ranks, np.int32)
-    mask = np.zeros((bucket.shards, length), np.bool_)
+    mask: NDArray[Any] = np.zeros((bucket.shards, length), np.float64 if times else np.bool_)
     starts, shard = [], 0
     for rank, (n, shards) in enumerate(zip(counts, used, strict=True)):
         owner[shard : shard + shards] = rank
-        mask.reshape(-1)[shard * length : shard * length + n] = True
+        mask.reshape(-1)[shard * length : shard * length + n] = times[rank] if times else True
         starts.append(shard * length)
         shard += shards
     return Layout(bucket, tuple(starts), tuple(counts), mask, owner)
 
 
-def _bucket(counts: Sequence[int], channels: int, *, rows: int) -> Bucket:
+def _bucket(counts: Sequence[int], channels: int, *, repeats: bool) -> Bucket:
     by_length = {length: sum(-(-n // length) for n in counts) for length in _LENGTHS}
     ranks = _at_least(len(counts), _RANKS, factor=2)
     fit = [b for b in COMMON if by_length[b.length] <= b.shards and channels <= b.channels]
-    if fit and not rows:
+    if fit and not repeats:
         return min(fit, key=lambda b: b.shards * b.length * b.channels)._replace(ranks=ranks)
     length = next((size for size in _LENGTHS if by_length[size] <= _FEW_SHARDS), _LENGTHS[-1])
-    large = rows > 0 or by_length[length] > _SHARDS[-1]
+    large = repeats or by_length[length] > _SHARDS[-1]
     return Bucket(
         _at_least(by_length[length], _SHARDS, factor=1.25),
         length,
         -(-channels // 8) * 8 if large and channels > 1 else _at_least(channels, _CHANNELS, factor=2),
         ranks,
-        rows,
+        repeats,
     )
 
 
@@ -121,14 +121,18 @@ def pack(where: Layout, values: Sequence[Floats]) -> Floats:
     return packed.reshape(shards, length, channels)
 
 
-def unpack(where: Layout, packed: Floats, rank: int, shape: tuple[int, ...]) -> Floats:
-    """Return rank's part of (shards, length, C) in the logical shape (N, C, *spatial)."""
+def lines(where: Layout, packed: Floats, rank: int, channels: int) -> Floats:
+    """Return the rank's part of (shards, length, C) as (positions, channels)."""
     start, count = where.starts[rank], where.counts[rank]
+    return packed.reshape(-1, packed.shape[-1])[start : start + count, :channels]
+
+
+def unpack(where: Layout, packed: Floats, rank: int, shape: tuple[int, ...]) -> Floats:
+    """Return the rank's part of (shards, length, C) in the logical shape (N, C, *spatial)."""
     n, c = shape[0], shape[1]
-    flat = packed.reshape(-1, packed.shape[-1])[start : start + count, :c]
-    if count == 0:
+    if where.counts[rank] == 0:
         return np.zeros(shape)
-    return flat.reshape(n, -1, c).transpose(0, 2, 1).reshape(shape)
+    return lines(where, packed, rank, c).reshape(n, -1, c).transpose(0, 2, 1).reshape(shape)
 
 
 def _at_least(size: int, sizes: tuple[int, ...], *, factor: float) -> int:

@@ -14,14 +14,12 @@ class StepInput(NamedTuple):
 
     Attributes:
         x, g: Input and cotangent, (shards, length, C).
-        mask: (shards, length).
+        mask: (shards, length), as in `reference.shards.Layout`.
         owner: (shards,), rank of each shard.
         parameters: (6, C): weight, bias, running mean and its error, running variance and its error.
         depths: (shards, 1), depth times u of a reduction within the shard's rank.
         scalars: As `StepScalars`.
         update: (12,), the `scalars` of `BufferInput`, then n - 1 if the running variance is unbiased, or 0.
-        rows: (bucket.rows,), the positions, in x as (shards * length, C), whose output and gradient of the
-            input are wanted; empty for all.
     """
 
     x: Any
@@ -32,7 +30,6 @@ class StepInput(NamedTuple):
     depths: Any
     scalars: Any
     update: Any = np.array([0.0, 0.0, np.inf, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    rows: Any = np.zeros(0, np.int32)
 
 
 class StepScalars(NamedTuple):
@@ -78,7 +75,7 @@ class StepOutput(NamedTuple):
     """Values and bounds of a step, padded.
 
     Attributes:
-        y, y_bound, grad_input, grad_input_bound: (shards, length, C), as stored; of a sample (1, rows, C).
+        y, y_bound, grad_input, grad_input_bound: (shards, length, C), as stored.
         grad_weight, grad_weight_bound, grad_bias, grad_bias_bound: (ranks, C), before storing.
         mean, mean_bound, var, var_bound: (C,), the batch's moments; the variance is the biased one.
         buffers: (4, C), running mean and its bound, running variance and its bound after the update; None

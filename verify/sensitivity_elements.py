@@ -49,7 +49,8 @@ class Elements:
         self._segments: list[Segment] = []
         start = 0
         for name, by_rank in expected.tensors.items():
-            for rank, interval in by_rank.items():
+            for rank, found in by_rank.items():
+                interval = found.complete()
                 self._segments.append(Segment(name, rank, interval, start))
                 start += interval.value.size
         self._size = start

@@ -46,9 +46,8 @@ def draw(case: Case, rank: int, *, device: torch.device) -> tuple[list[StepData]
 def _lay_out(
     case: Case, rank: int, step: int, device: torch.device, values_drawn: tuple[Floats, Floats]
 ) -> StepData:
-    """Return the data of one step, from its values."""
-    values, right_cotangents = values_drawn
-    cotangents = right_cotangents
+    """Return the data of one step, from its values, of which one period may stand for a block."""
+    values, cotangents = tensors(case, rank, step=step) if case.wrong else values_drawn
     inputs: NDArray[Any] = values
     shape, layout, dtype = case.shape_of(rank), case.input_layout, dtype_of(case.dtype)
     requires_grad = case.input_requires_grad(rank)

@@ -6,6 +6,7 @@ storage differ.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from properties.case import CotangentLayout, InputLayout
+
+_SAMPLES_ONE_BY_ONE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,12 @@ def lay_out(
     contiguous: C order. channels_last: torch's memory format of 4-D and 5-D tensors. permuted: all dimensions
     in reverse order in memory. sliced: every second position of the last dimension of a longer tensor, from
     the second sample and channel on. expanded: `values` is (1, C, 1), every other dimension has stride 0.
+
+    `values` may be one period of a block that repeats (`properties.repetition`), (1, C, period).
     """
     plain = torch.from_numpy(values).to(device=device, dtype=dtype)
+    if layout != "expanded" and plain.numel() < math.prod(shape):
+        plain = _repeated(plain, shape)
     match layout:
         case "expanded":
             dense = plain.reshape([shape[1] if axis == 1 else 1 for axis in range(len(shape))])
@@ -62,6 +69,26 @@ def lay_out(
             return Laid(storage.permute(axes), storage)
         case "sliced":
             return _sliced(plain.reshape(shape))
+
+
+def _repeated(period: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return one period (1, C, period) as the whole block (N, C, positions)."""
+    samples, channels, positions = shape[0], shape[1], math.prod(shape[2:])
+    held, count = period.shape[2], samples * positions
+    options = {"dtype": period.dtype, "device": period.device}
+    if samples > _SAMPLES_ONE_BY_ONE:
+        rows, whole = period[0].T.contiguous(), torch.empty((count, channels), **options)
+        full = count // held * held
+        whole[:full].view(-1, held, channels).copy_(rows[None])
+        whole[full:] = rows[: count - full]
+        block = whole.view(samples, positions, channels).transpose(1, 2).contiguous()
+        return block.view(-1).view(samples, channels, positions)  # the strides of axes of size 1, too
+    longer = period[0].repeat(1, -(-positions // held) + 1)
+    block = torch.empty((samples, channels, positions), **options)
+    for sample in range(samples):
+        start = sample * positions % held
+        block[sample] = longer[:, start : start + positions]
+    return block
 
 
 def _sliced(plain: torch.Tensor) -> Laid:
