@@ -22,7 +22,7 @@ _UNSIGNED: dict[int, np.dtype[Any]] = {
 
 
 def nans(tensor: Tensor) -> NDArray[np.bool_]:
-    """Return where `tensor` is NaN, in its logical shape."""
+    """Return where `tensor` is NaN, in the shape of its array."""
     array = tensor.array
     if tensor.dtype == "bfloat16":
         return np.asarray((array & np.uint16(0x7FFF)) > np.uint16(0x7F80))
@@ -37,7 +37,7 @@ def comparable(one: Tensor, other: Tensor) -> bool:
 
 
 def differences(one: Tensor, other: Tensor) -> NDArray[np.bool_]:
-    """Return where two comparable tensors differ, in their logical shape."""
+    """Return where two comparable tensors differ, in the shape of their arrays."""
     a, b = one.array, other.array
     if a.tobytes() == b.tobytes():
         return np.zeros(a.shape, np.bool_)
@@ -50,9 +50,9 @@ def differences(one: Tensor, other: Tensor) -> NDArray[np.bool_]:
     return np.asarray(different & ~(nans(one) & nans(other)))
 
 
-def hexadecimal(tensor: Tensor, index: tuple[int, ...]) -> str:
-    """Return the bits of one element (`0x3018`), or nothing where it has no plain bits."""
-    element: Any = tensor.array[index]
+def hexadecimal(tensor: Tensor, place: tuple[int, ...]) -> str:
+    """Return the bits of the element at `place` of its array (`0x3018`), or nothing if they are not plain."""
+    element: Any = tensor.array[place]
     size = tensor.array.dtype.itemsize
     if size not in _UNSIGNED:
         return ""

@@ -130,7 +130,7 @@ def _match_one(found: Matching, pair: Pair | None) -> None:
     stored, wanted = _NARROWER.get(pair.tensor.dtype, 0), _NARROWER[pair.interval.dtype]
     fits = pair.tensor.dtype == pair.interval.dtype or stored > wanted
     if fits and pair.tensor.shape == pair.interval.shape:
-        found.pairs.append(pair)
+        found.pairs.append(replace(pair, interval=pair.interval.at(pair.tensor.positions)))
     else:
         found.misfits += 1
 
@@ -253,7 +253,6 @@ def _trace(pairs: list[Pair], ratio: Floats) -> tuple[Discrepancy, ...]:
 def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int, sampled: bool) -> Discrepancy:
     pair, part = max(guilty, key=lambda entry: float(entry[1].max()))
     place = tuple(int(i) for i in np.unravel_index(int(part.argmax()), part.shape))
-    index = pair.interval.index(place)
     channels: set[int] = set()
     for _, other in guilty:
         axis = 1 if other.ndim > 1 else 0
@@ -261,12 +260,12 @@ def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int, sa
     return Discrepancy(
         quantity=name,
         rank=pair.rank,
-        index=index,
-        observed=number(pair.interval.of(pair.tensor)[place]),
+        index=pair.tensor.index(place),
+        observed=number(pair.tensor.values[place]),
         expected=number(pair.interval.value[place]),
         bound=float(pair.interval.bound[place]),
         ratio=float(part[place]),
-        observed_bits=hexadecimal(pair.tensor, index),
+        observed_bits=hexadecimal(pair.tensor, place),
         mismatched=sum(int(np.count_nonzero(other > 1)) for _, other in guilty),
         elements=elements,
         sampled=sampled,

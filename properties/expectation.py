@@ -42,9 +42,7 @@ def refusals(case: Case) -> dict[int, str]:
     return refusing
 
 
-def expect(
-    case: Case, contract: Contract, grade: Grade, *, device: str = "cpu", every_element: bool = False
-) -> Expected:
+def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu") -> Expected:
     """Return the expected tensors of `case` under `contract`, with bounds for `grade`.
 
     Args:
@@ -52,8 +50,6 @@ def expect(
         contract: Which convention is right.
         grade: The error model that the bounds are for.
         device: cpu or cuda; selects the table of operations' errors.
-        every_element: Also of large steps, of whose output and gradient of the input a sample is expected
-            else (`properties.sampling`).
     """
     ranks = range(case.world_size)
     drawn = values.drawn(case, ranks, channels_last=True)
@@ -69,7 +65,7 @@ def expect(
             for group in case.process_groups:
                 if not any(rank in refusing for rank in group):
                     walk = _start(case, contract, grade, device=device, group=group, inputs=drawn)
-                    _follow(walk, every_element=every_element)
+                    _follow(walk)
                     for name, by_rank in walk.tensors.items():
                         tensors.setdefault(name, {}).update(by_rank)
                     for name, counts in walk.tracked.items():
@@ -91,25 +87,25 @@ def _start(
     return Walk(case, contract, grade, device, group, inputs, buffers)
 
 
-def _follow(walk: Walk, *, every_element: bool) -> None:
+def _follow(walk: Walk) -> None:
     """Go through the schedule."""
     for what, k in events(walk.case):
         if what == "forward":
-            _forward(walk, k, every_element=every_element)
+            _forward(walk, k)
         else:
             _backward(walk, k)
     if walk.case.tracking:
         _snapshot(walk, "end")
 
 
-def _forward(walk: Walk, k: int, *, every_element: bool) -> None:
+def _forward(walk: Walk, k: int) -> None:
     case, training = walk.case, walk.case.steps[k].mode == "train"
     if training or case.tracking:
-        walk.steps[k] = run_step(walk, k, walk.group, training=training, every_element=every_element)
+        walk.steps[k] = run_step(walk, k, walk.group, training=training)
     else:
         walk.steps[k] = {}
         for rank in walk.group:
-            walk.steps[k].update(run_step(walk, k, (rank,), training=True, every_element=every_element))
+            walk.steps[k].update(run_step(walk, k, (rank,), training=True))
     for rank in walk.group:
         store_output(walk, k, rank)
     if case.tracking:
@@ -129,20 +125,17 @@ def store_output(walk: Walk, k: int, rank: int) -> None:
         rank,
         *estimate,
         dtype=case.dtype,
-        positions=step.positions,
         repeats=_repeats(case, step, rank),
     )
 
 
 def _repeats(case: Case, step: RankStep, rank: int) -> bool:
-    """Return whether what is expected of the rank's input or output is one period of it."""
-    return step.positions is None and step.held < case.count_of(rank)
+    """Return whether what is expected of the rank's output is one period of it."""
+    return step.held < case.count_of(rank)
 
 
 def _placed(case: Case, step: RankStep, rank: int, packed: Floats) -> Floats:
-    """Return the rank's elements in their logical shape; of a sample or of one period (positions, C)."""
-    if step.positions is not None:
-        return lines(step.where, packed, step.slot, case.channels)[step.positions % max(1, step.held)]
+    """Return the rank's elements in their logical shape; of one period (positions, C)."""
     if _repeats(case, step, rank):
         return lines(step.where, packed, step.slot, case.channels)
     return unpack(step.where, packed, step.slot, case.shape_of(rank))
@@ -158,10 +151,10 @@ def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | No
         return None
     if elements is None:
         return np.broadcast_to(step.poisoned.reshape(1, -1, *[1] * (like.ndim - 2)), like.shape)
-    if step.positions is None and not _repeats(case, step, rank):
-        return elements.reshape(case.shape_of(rank))
-    flat = elements.transpose(0, 2, 1).reshape(-1, elements.shape[1])
-    return flat if step.positions is None else flat[step.positions % len(flat)]
+    if _repeats(case, step, rank):
+        once: Bools = elements[0].T
+        return once
+    return elements.reshape(case.shape_of(rank))
 
 
 def _snapshot(walk: Walk, at: str) -> None:
@@ -201,6 +194,5 @@ def store_grad_input(walk: Walk, k: int, rank: int) -> None:
         *decided(value, bound, poisoned=poisoned),
         dtype=case.dtype,
         optional=case.count_of(rank) == 0,
-        positions=step.positions,
         repeats=_repeats(case, step, rank),
     )

@@ -6,6 +6,7 @@ Numpy and plain data only; `properties.expectation` computes it, the judge compa
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,12 +26,11 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
         bound: float64, not negative; infinite where the element cannot be decided.
         overflows: Expected magnitude plus bound rounds to infinity in the stored dtype: a stored infinity
             (of the value's sign) is right too.
-        positions: Of a large tensor, which are expected: value, bound and overflows are (positions, C), and
-            a position is its sample times the spatial size plus its spatial position. None for all.
         repeats: Value, bound and overflows are those of one period of a block that repeats
             (`properties.repetition`), (period, C): what a position expects is that of its number modulo the
             period.
-        whole: The tensor's logical shape where `positions` are given, or it repeats.
+        whole: The tensor's logical shape where that of `value` is another.
+        unjudged: Elements of the tensor beside those of a sample (`at`).
         optional: The tensor may be absent (a gradient that is None).
         dtype: torch's name of the dtype it must be stored in.
     """
@@ -40,19 +40,14 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     overflows: NDArray[np.bool_]
     optional: bool = False
     dtype: str = "float32"
-    positions: NDArray[np.int64] | None = None
     repeats: bool = False
     whole: tuple[int, ...] = ()
+    unjudged: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's logical shape."""
         return self.whole or self.value.shape
-
-    @property
-    def unjudged(self) -> int:
-        """Elements of the tensor beside those in the sample."""
-        return 0 if self.positions is None else math.prod(self.shape) - self.value.size
 
     @property
     def times(self) -> NDArray[np.int64]:
@@ -78,36 +73,38 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     def extremes(self, tensor: Tensor) -> tuple[Floats, Floats]:
         """Return the least and the greatest value, in float64, of what each element of `value` stands for.
 
-        Both are what `of` returns if the interval does not repeat.
+        Both are its values if the interval does not repeat.
         """
         if not self.repeats:
-            values = self.of(tensor)
-            return values, values
+            return tensor.values, tensor.values
         n, c, *spatial = self.whole
         kept = tensor.dtype if tensor.dtype in ("float32", "float64") else ""
         array = tensor.array if kept else tensor.values
         low, high = extremes(array.reshape(n, c, math.prod(spatial)), len(self.value))
         return as_float64(low, kept or "float64"), as_float64(high, kept or "float64")
 
-    def of(self, tensor: Tensor) -> Floats:
-        """Return the values, in float64 and in the shape of `value`, of a tensor of this shape.
+    def at(self, positions: NDArray[np.int64] | None) -> Interval:
+        """Return the interval at a sample of the tensor's positions; None for all."""
+        if positions is None:
+            return self
+        n, c, *spatial = self.shape
 
-        The interval does not repeat.
-        """
-        if self.positions is None:
-            return tensor.values
-        n, c, *spatial = self.whole
-        sample, position = np.divmod(self.positions, math.prod(spatial))
-        return as_float64(tensor.array.reshape(n, c, math.prod(spatial))[sample, :, position], tensor.dtype)
+        def rows(array: NDArray[Any]) -> NDArray[Any]:
+            if self.repeats:
+                return array[positions % len(array)]
+            sample, position = np.divmod(positions, math.prod(spatial))
+            return array.reshape(n, c, math.prod(spatial))[sample, :, position]
 
-    def index(self, place: tuple[int, ...]) -> tuple[int, ...]:
-        """Return where in the tensor an element of `value` is."""
-        if self.positions is None:
-            return place
-        row, channel = place
-        spatial = self.whole[2:]
-        sample, position = divmod(int(self.positions[row]), math.prod(spatial))
-        return (sample, channel, *(int(i) for i in np.unravel_index(position, spatial) if spatial))
+        value, bound, overflows = rows(self.value), rows(self.bound), rows(self.overflows)
+        return msgspec.structs.replace(
+            self,
+            value=value,
+            bound=bound,
+            overflows=overflows,
+            repeats=False,
+            whole=self.shape,
+            unjudged=math.prod(self.shape) - value.size,
+        )
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):

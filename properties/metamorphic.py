@@ -117,7 +117,7 @@ def _pairs(
     accumulated: dict[str, NDArray[np.bool_]] = {}
     for name in sorted(first.keys() | again.keys()):
         one, other = first.get(name), again.get(name)
-        shape = one.shape if one is not None else ()
+        shape = one.array.shape if one is not None else ()
         open_: NDArray[np.bool_] = np.zeros(shape, np.bool_)
         quantity = name.partition(".")[0]
         shift = shift_of(quantity, case) if scaled else 0
@@ -155,15 +155,15 @@ def _discrepancy(
     name: str, rank: int, tensors: tuple[Tensor, Tensor], *, different: NDArray[np.bool_], shift: int
 ) -> Discrepancy:
     one, other = tensors
-    index = tuple(int(i) for i in np.argwhere(different)[0])
+    place = tuple(int(i) for i in np.argwhere(different)[0])
     factor = f" times 2^{shift}" if shift else ""
     return Discrepancy(
         quantity=name,
         rank=rank,
-        index=index,
-        observed=number(other.values[index]),
-        expected=number(float(np.ldexp(one.values[index], shift))),
-        observed_bits=hexadecimal(other, index),
+        index=other.index(place),
+        observed=number(other.values[place]),
+        expected=number(float(np.ldexp(one.values[place], shift))),
+        observed_bits=hexadecimal(other, place),
         mismatched=int(np.count_nonzero(different)),
         elements=different.size,
         mismatched_ranks=(rank,),

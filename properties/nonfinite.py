@@ -14,7 +14,7 @@ from properties.bits import hexadecimal, number
 from properties.case import Case
 from properties.completion import complete_ranks
 from properties.domain import Contract
-from properties.expected import Expected
+from properties.expected import Expected, Interval
 from properties.observation import Observation, Tensor
 from properties.verdict import Discrepancy, Verdict, holds, violated
 
@@ -30,39 +30,35 @@ def nonfinite(case: Case, observation: Observation, expected: Expected, contract
             tensor = observation.ranks[rank].tensors.get(name)
             if interval is None or tensor is None or tensor.shape != interval.shape:
                 continue
-            poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
-            if not poisoned.any():
+            if not _poisoned(interval).any():
                 continue
-            interval = interval.complete()
-            poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
+            poisoned = _poisoned(interval.at(tensor.positions).complete())
             facts += int(np.count_nonzero(poisoned))
-            wrong = poisoned & np.isfinite(interval.of(tensor))
+            wrong = poisoned & np.isfinite(tensor.values)
             if wrong.any():
-                index = interval.index(tuple(int(i) for i in np.argwhere(wrong)[0]))
-                found.append(_discrepancy(name, rank, tensor, index, wrong=wrong, poisoned=poisoned))
+                found.append(_discrepancy(name, rank, tensor, wrong=wrong, poisoned=poisoned))
     if found:
         return violated("nonfinite", found, elements=facts)
     return holds("nonfinite", elements=facts) if facts else None
 
 
+def _poisoned(interval: Interval) -> NDArray[np.bool_]:
+    return ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
+
+
 def _discrepancy(
-    name: str,
-    rank: int,
-    tensor: Tensor,
-    index: tuple[int, ...],
-    *,
-    wrong: NDArray[np.bool_],
-    poisoned: NDArray[np.bool_],
+    name: str, rank: int, tensor: Tensor, *, wrong: NDArray[np.bool_], poisoned: NDArray[np.bool_]
 ) -> Discrepancy:
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
     axis = 1 if wrong.ndim > 1 else 0
     return Discrepancy(
         quantity=name,
         rank=rank,
-        index=index,
-        observed=number(tensor.values[index]),
+        index=tensor.index(place),
+        observed=number(tensor.values[place]),
         expected="not finite",
         ratio=np.inf,
-        observed_bits=hexadecimal(tensor, index),
+        observed_bits=hexadecimal(tensor, place),
         mismatched=int(np.count_nonzero(wrong)),
         elements=int(np.count_nonzero(poisoned)),
         channels=tuple(int(c) for c in np.unique(np.nonzero(wrong)[axis])),

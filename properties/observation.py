@@ -34,6 +34,10 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         requires_grad: As the rank had it.
         device: torch's device type: cpu or cuda.
         aliases_input: It shares storage with the input.
+        positions: Of a large tensor of which a sample was given back (`properties.sampling`), which ones: the
+            array is (positions, C), and a position is its sample times the spatial size plus its spatial
+            position. None for all.
+        whole: The logical shape of such a tensor.
     """
 
     dtype: str
@@ -42,16 +46,27 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     requires_grad: bool = False
     device: str = "cpu"
     aliases_input: bool = False
+    positions: NDArray[np.int64] | None = None
+    whole: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its logical shape."""
-        return tuple(self.array.shape)
+        return tuple(self.array.shape) if self.positions is None else self.whole
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """Its values in float64, exactly."""
+        """The values of its array in float64, exactly."""
         return as_float64(self.array, self.dtype)
+
+    def index(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        """Return where in the tensor the element at `place` of its array is."""
+        if self.positions is None:
+            return place
+        row, channel = place
+        spatial = self.whole[2:]
+        sample, position = divmod(int(self.positions[row]), math.prod(spatial))
+        return (sample, channel, *(int(i) for i in np.unravel_index(position, spatial) if spatial))
 
 
 class Collective(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -134,16 +149,18 @@ def as_float64(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
 
 def tensor_to_data(tensor: Tensor) -> dict[str, Any]:
     """Return `tensor` as plain JSON data: little-endian bytes in base64 with dtype and shape."""
+    sampled = tensor.positions
     little = tensor.array.astype(tensor.array.dtype.newbyteorder("<"), copy=False)
     return {
         "dtype": tensor.dtype,
         "numpy": tensor.array.dtype.name,
-        "shape": list(tensor.shape),
+        "shape": list(tensor.array.shape),
         "strides": list(tensor.strides),
         "requires_grad": tensor.requires_grad,
         "device": tensor.device,
         "aliases_input": tensor.aliases_input,
         "data": base64.b64encode(little.tobytes()).decode("ascii"),
+        **({} if sampled is None else {"positions": sampled.tolist(), "whole": list(tensor.whole)}),
     }
 
 
@@ -180,6 +197,7 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
         if len(raw) != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"Expected {math.prod(shape)} values of {name}, but got {len(raw)} bytes.")
         array = np.frombuffer(raw, dtype).reshape(shape).astype(np.dtype(name))
+        positions, whole = _sampled(data, shape)
         return Tensor(
             dtype=str(data["dtype"]),
             array=array,
@@ -187,6 +205,23 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
             requires_grad=bool(data["requires_grad"]),
             device=str(data["device"]),
             aliases_input=bool(data["aliases_input"]),
+            positions=positions,
+            whole=whole,
         )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"Expected a stored tensor, but a field is missing or wrong: {error}") from None
+
+
+def _sampled(
+    data: dict[str, Any], shape: tuple[int, ...]
+) -> tuple[NDArray[np.int64] | None, tuple[int, ...]]:
+    """Return the positions of a stored sample whose array has this shape, and the whole tensor's shape."""
+    if data.get("positions") is None:
+        return None, ()
+    whole = tuple(int(size) for size in data["whole"])
+    positions = np.array([int(position) for position in data["positions"]], np.int64)
+    count = math.prod(whole[:1] + whole[2:])
+    fits = len(whole) > 1 and min(whole) >= 0 and shape == (len(positions), whole[1])
+    if not fits or (len(positions) and not 0 <= positions.min() <= positions.max() < count):
+        raise ValueError(f"Expected positions in a tensor of shape {whole!r}, one a row of shape={shape!r}.")
+    return positions, whole

@@ -3,8 +3,8 @@
 Rules
 -----
 - A block is what a rank holds in a step. Its positions are numbered sample by sample: the sample times the
-  spatial size, plus the spatial position. In a block of more than `ELEMENTS` elements a position holds what
-  its number modulo the period holds, in all channels; the positions below the period are drawn.
+  spatial size, plus the spatial position. In a block of more than `REPEATS_ABOVE` elements a position holds
+  what its number modulo the period holds, in all channels; the positions below the period are drawn.
 - The period has no factor below 11, so that what goes wrong by a block of threads, a warp, a vector, a sample
   or a row of an image lands on another value.
 - A block of one period has shape (1, C, period), whatever the shape of the whole.
@@ -24,8 +24,8 @@ T = TypeVar("T", bound=np.generic)
 Shape = tuple[int, int, int]
 """Samples, channels and positions of a sample."""
 
-ELEMENTS = 1 << 17
-_LEAST = 1009
+REPEATS_ABOVE = 1 << 17
+_ELEMENTS, _LEAST = 1 << 16, 1009
 _SMALL_FACTORS = 2 * 3 * 5 * 7
 _SAMPLES_ONE_BY_ONE = 256
 
@@ -33,9 +33,9 @@ _SAMPLES_ONE_BY_ONE = 256
 def period(case: Case, rank: int) -> int:
     """Return how many positions of the rank's blocks are drawn: all of a small one."""
     count = case.count_of(rank)
-    if count * case.channels <= ELEMENTS:
+    if count * case.channels <= REPEATS_ABOVE:
         return count
-    found = max(_LEAST, ELEMENTS // case.channels)
+    found = max(_LEAST, _ELEMENTS // case.channels)
     while math.gcd(found, _SMALL_FACTORS) > 1:
         found -= 1
     return min(count, found)
@@ -44,7 +44,7 @@ def period(case: Case, rank: int) -> int:
 def repeated(block: NDArray[T], shape: Shape) -> NDArray[T]:
     """Return a block of one period (1, C, period) as the whole one, of this shape; a whole one as it is.
 
-    The result may be a view whose channels lie apart in memory. An expanded one, (1, C, 1), stays so.
+    An expanded one, (1, C, 1), stays so.
     """
     n, c, positions = shape
     held, count = block.shape[0] * block.shape[2], n * positions
@@ -54,7 +54,7 @@ def repeated(block: NDArray[T], shape: Shape) -> NDArray[T]:
     full = count // held * held
     line[:, :full].reshape(c, -1, held)[...] = block.reshape(c, 1, held)
     line[:, full:] = block.reshape(c, held)[:, : count - full]
-    return line.reshape(c, n, positions).transpose(1, 0, 2)
+    return np.ascontiguousarray(line.reshape(c, n, positions).transpose(1, 0, 2))
 
 
 def times(count: int, held: int) -> NDArray[np.float64]:

@@ -1,16 +1,16 @@
-"""Sampling: which positions of a large step have their output and gradient of the input judged.
+"""Sampling: which positions of a large step have their output and gradient of the input given back.
 
 Rules
 -----
 - Statistics, buffers and gradients of parameters are judged whole, always. Above 2^20 elements of a process
-  group, output and gradient of the input are judged at a sample of positions, with all their channels.
+  group, a rank gives output and gradient of the input back at a sample of positions, with all their channels,
+  and those are judged.
 - The first and last positions of every rank are in the sample, since kernels err at edges; the rest are drawn
   from the case's seed, step and rank. The same case has the same sample.
+- Imported by the ranks: neither torch, jax nor hypothesis here.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,25 +27,16 @@ _EDGE = 8
 _TAG = 2**31 + 8
 
 
-class Sample(NamedTuple):
-    """The positions in the sample of a step.
+def sample(case: Case, rank: int, step: int) -> Positions | None:
+    """Return the positions in the rank's sample of a step, ascending; None if all are given back.
 
-    Attributes:
-        own: Of each rank: its positions, sample times spatial size plus spatial position, ascending.
+    A position is its sample times the spatial size plus its spatial position.
     """
-
-    own: tuple[Positions, ...]
-
-
-def sample(case: Case, members: tuple[int, ...], step: int) -> Sample | None:
-    """Return the sample of a step over `members`; None if it is judged whole."""
-    counts = [case.count_of(rank) for rank in members]
-    if sum(counts) * case.channels <= SAMPLED_ABOVE:
+    members = next(group for group in case.process_groups if rank in group)
+    if case.total_of(members) * case.channels <= SAMPLED_ABOVE:
         return None
     each = max(_LEAST, _ELEMENTS // (case.channels * len(members)))
-    return Sample(
-        tuple(_positions(case, rank, step, n, each) for rank, n in zip(members, counts, strict=True))
-    )
+    return _positions(case, rank, step, case.count_of(rank), each)
 
 
 def _positions(case: Case, rank: int, step: int, n: int, wanted: int) -> Positions:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from properties import values
 from properties.repetition import times
 from properties.running import update_scalars
-from properties.sampling import Sample, sample
 from properties.walk import RankStep, Walk, accumulation_dtype, storing
 from reference.program import compiled_step
 from reference.rounding import FACTS, REFERENCE_U, arithmetic, constant_error, depth
@@ -21,14 +20,11 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def run_step(
-    walk: Walk, k: int, members: tuple[int, ...], *, training: bool, every_element: bool
-) -> dict[int, RankStep]:
-    """Return each member's share of step k over `members`; of a large one a sample, or `every_element`."""
-    chosen = None if every_element else sample(walk.case, members, k)
+def run_step(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) -> dict[int, RankStep]:
+    """Return each member's share of step k over `members`."""
     where, given, bad = step_input(walk, k, members, training=training)
     output = numbers(compiled_step(where.bucket)(given))
-    return shares(walk, members, where=where, output=output, bad=bad, training=training, chosen=chosen)
+    return shares(walk, members, where=where, output=output, bad=bad, training=training)
 
 
 def numbers(output: StepOutput) -> StepOutput:
@@ -44,19 +40,18 @@ def shares(
     output: StepOutput,
     bad: list[Bools],
     training: bool,
-    chosen: Sample | None = None,
 ) -> dict[int, RankStep]:
     """Return each member's share of a step's output, with what its non-finite inputs `bad` poison."""
     if not training:
         lost = np.isnan(walk.buffers.mean.value)  # a poisoned buffer poisons its channel
         return {
-            rank: RankStep(where, slot, output, mask.any(axis=(0, 2)) | lost, mask | lost[:, None], chosen)
+            rank: RankStep(where, slot, output, mask.any(axis=(0, 2)) | lost, mask | lost[:, None])
             for slot, (rank, mask) in enumerate(zip(members, bad, strict=True))
         }
     poisoned = np.zeros(walk.case.channels, np.bool_)
     for mask in bad:
         poisoned |= mask.any(axis=(0, 2))
-    return {rank: RankStep(where, slot, output, poisoned, None, chosen) for slot, rank in enumerate(members)}
+    return {rank: RankStep(where, slot, output, poisoned, None) for slot, rank in enumerate(members)}
 
 
 def step_input(

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from properties.case import Case
 from properties.domain import Contract, Grade
 from properties.expected import Interval
-from properties.sampling import Sample
 from reference.rounding import FACTS
 from reference.shards import Layout
 from reference.step import StepOutput
@@ -81,27 +80,18 @@ class Walk:
 
 @dataclass(slots=True)
 class RankStep:
-    """One rank's share of one step: the program's output and where the rank lies in it.
-
-    `sample` says which positions of a large step the output holds.
-    """
+    """One rank's share of one step: the program's output and where the rank lies in it."""
 
     where: Layout
     slot: int
     output: StepOutput
     poisoned: Bools
     poisoned_elements: Bools | None
-    sample: Sample | None = None
 
     @property
     def held(self) -> int:
         """How many of the rank's positions lie there: all, or one period of a block that repeats."""
         return self.where.counts[self.slot]
-
-    @property
-    def positions(self) -> NDArray[np.int64] | None:
-        """The rank's positions in the sample; None for all."""
-        return None if self.sample is None else self.sample.own[self.slot]
 
 
 def accumulation_dtype(case: Case, contract: Contract) -> str:
@@ -127,13 +117,11 @@ def put(
     *,
     dtype: str,
     optional: bool = False,
-    positions: NDArray[np.int64] | None = None,
     repeats: bool = False,
 ) -> None:
     """Put the expected tensor `name` of `rank`, stored in `dtype`, among the walk's tensors.
 
-    With `positions`, value and bound are those of a sample of an input's or output's positions; if it
-    `repeats`, those of one period.
+    If it `repeats`, value and bound are those of one period.
     """
     facts = FACTS[dtype]
     with np.errstate(invalid="ignore"):
@@ -144,8 +132,7 @@ def put(
         overflows=overflows,
         optional=optional,
         dtype=dtype,
-        positions=positions,
         repeats=repeats,
-        whole=walk.case.shape_of(rank) if repeats or positions is not None else (),
+        whole=walk.case.shape_of(rank) if repeats else (),
     )
     walk.tensors.setdefault(name, {})[rank] = interval

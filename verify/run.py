@@ -87,6 +87,7 @@ class Run:
             timeout=settings.timeout,
             on_lost=self._lost,
             link=link,
+            every_element=settings.every_element,
         )
 
     def __enter__(self) -> Self:
@@ -104,7 +105,7 @@ class Run:
     def parts(self) -> Machinery:
         """The reference and the properties, imported on first use."""
         if self._parts is None:
-            self._parts = machinery(every_element=self.settings.every_element)
+            self._parts = machinery()
         return self._parts
 
     def subject(

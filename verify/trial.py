@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 from properties.case import Case
@@ -99,11 +98,8 @@ class Machinery:
         return not self.objections(domain, case)
 
 
-def machinery(*, every_element: bool = False) -> Machinery:
-    """Return the real parts, which judge a sample of large tensors, or `every_element`.
-
-    Importing them imports jax and hypothesis.
-    """
+def machinery() -> Machinery:
+    """Return the real parts; importing them imports jax and hypothesis."""
     with put_off():
         from properties import diagnosis
         from properties.admission import objections
@@ -113,7 +109,7 @@ def machinery(*, every_element: bool = False) -> Machinery:
         from reference.program import preload
 
     return Machinery(
-        expect=partial(expect, every_element=True) if every_element else expect,
+        expect=expect,
         judge=judge,
         cases=cases,
         objections=objections,

@@ -33,6 +33,34 @@ def test_data_is_little_endian_whatever_the_array():
 
 
 GOOD = tensor_to_data(Tensor(dtype="float32", array=np.zeros((2, 3), np.float32)))
+SAMPLED = {**GOOD, "positions": [0, 19], "whole": [4, 3, 5]}
+
+
+def test_a_sample_survives_json():
+    again = tensor_from_data(json.loads(json.dumps(tensor_to_data(tensor_from_data(SAMPLED)))))
+    assert (again.positions.tolist(), again.shape, again.array.shape) == ([0, 19], (4, 3, 5), (2, 3))
+    assert again.index((1, 2)) == (3, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"positions": [0]},
+        {"positions": [0, 20]},
+        {"positions": [-1, 0]},
+        {"positions": ["x", 0]},
+        {"positions": 3},
+        {"positions": [0, 2**70]},
+        {"whole": [4, 2, 5]},
+        {"whole": [3]},
+        {"whole": [-4, 3, -5]},
+        {"whole": None},
+        {"whole": "abc"},
+    ],
+)
+def test_a_damaged_sample_raises_value_error(change):
+    with pytest.raises(ValueError, match=r"\S"):
+        tensor_from_data({**SAMPLED, **change})
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ CASES = {
 def small(monkeypatch):
     """Blocks of some hundred elements count as large."""
     monkeypatch.setattr(values, "_SMALL", 0)
-    monkeypatch.setattr(repetition, "ELEMENTS", 200)
+    monkeypatch.setattr(repetition, "REPEATS_ABOVE", 250)
+    monkeypatch.setattr(repetition, "_ELEMENTS", 200)
     monkeypatch.setattr(repetition, "_LEAST", 11)
 
 
@@ -117,14 +118,15 @@ def test_a_nan_among_the_copies_is_both_extremes(monkeypatch):
 def test_a_period_fits_nothing_that_kernels_divide_by(count, channels):
     case = Case(batches=(count, 1), channels=channels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repetition, "ELEMENTS", 1 << 17)
+        patch.setattr(repetition, "REPEATS_ABOVE", 1 << 17)
+        patch.setattr(repetition, "_ELEMENTS", 1 << 16)
         patch.setattr(repetition, "_LEAST", 1009)
         found = period(case, 0)
     if count * channels <= 1 << 17:
         assert found == count
     else:
         assert found == count or (math.gcd(found, 210) == 1 and found > 1000)
-        assert found * channels <= max(1 << 17, 1009 * channels)
+        assert found * channels <= max(1 << 16, 1009 * channels)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,7 +135,7 @@ def test_the_first_period_is_what_a_block_without_repetition_holds(name, monkeyp
     finite = msgspec.structs.replace(case, specials=())
     drawn = values.drawn(finite, range(case.world_size))
     assert any(x.shape[0] * x.shape[2] < case.count_of(rank) for (rank, _), (x, _) in drawn.items())
-    monkeypatch.setattr(repetition, "ELEMENTS", WHOLE)
+    monkeypatch.setattr(repetition, "REPEATS_ABOVE", WHOLE)
     for (rank, step), pair in values.drawn(finite, range(case.world_size)).items():
         for once, array in zip(drawn[rank, step], pair, strict=True):
             held = once.shape[0] * once.shape[2]
@@ -145,7 +147,7 @@ def test_the_first_period_is_what_a_block_without_repetition_holds(name, monkeyp
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_expected_of_one_period_is_what_is_expected_of_the_whole(name, grade):
     case = CASES[name]
-    once, whole = expect(case, Contract(), grade, every_element=True), whole_of(case, grade)
+    once, whole = expect(case, Contract(), grade), whole_of(case, grade)
     assert once.tensors.keys() == whole.tensors.keys()
     assert (once.tracked, once.refusals) == (whole.tracked, whole.refusals)
     repeats = 0
@@ -183,7 +185,7 @@ def observed(case, expected):
 @pytest.mark.parametrize("name", ["uneven", "float64", "groups"])
 def test_one_wrong_element_of_a_repeating_tensor_is_told_by_its_index(name):
     case = CASES[name]
-    expected = expect(case, Contract(), "A", every_element=True)
+    expected = expect(case, Contract(), "A")
     right = judge(case, Observation(ranks=tuple(observed(case, expected))), expected, Contract())
     (forward,) = [verdict for verdict in right if verdict.property == "forward"]
     outputs = [
@@ -208,7 +210,7 @@ def test_one_wrong_element_of_a_repeating_tensor_is_told_by_its_index(name):
 
 def test_a_finite_element_of_a_poisoned_channel_is_told_by_its_index():
     case = CASES["not finite"]
-    expected = expect(case, Contract(), "A", every_element=True)
+    expected = expect(case, Contract(), "A")
     ranks = observed(case, expected)
     ranks[1].tensors["output.0"].array[32, 2, 8] = 1.0
     verdicts = judge(case, Observation(ranks=tuple(ranks)), expected, Contract(), only=("nonfinite",))
@@ -219,7 +221,7 @@ def test_a_finite_element_of_a_poisoned_channel_is_told_by_its_index():
 def test_blind_and_undecided_elements_are_counted_as_often_as_they_occur():
     for name in ("near overflow", "subnormal", "float64"):
         case = CASES[name]
-        once, whole = expect(case, Contract(), "A", every_element=True), whole_of(case)
+        once, whole = expect(case, Contract(), "A"), whole_of(case)
         counts = []
         for expected in (once, whole):
             ranks = tuple(observed(case, expected))

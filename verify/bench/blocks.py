@@ -105,10 +105,12 @@ class BenchRun(Run):
     Args:
         watch: Its record.
         parts: The reference and the properties; None for the usual ones.
+        every_element: As in `Settings`.
     """
 
-    def __init__(self, watch: Watch, parts: Machinery | None = None) -> None:
-        super().__init__(Settings(seed=1), (watch,), record=watch, keep=watch.folder)
+    def __init__(self, watch: Watch, parts: Machinery | None = None, *, every_element: bool = False) -> None:
+        settings = Settings(seed=1, every_element=every_element)
+        super().__init__(settings, (watch,), record=watch, keep=watch.folder)
         self._watch = watch
         self._parts = parts
 
@@ -126,8 +128,9 @@ class BenchRun(Run):
         Raises:
             RankError: If it did not return on every rank: then there is nothing to time.
         """
+        examiner = self.examiner(self.subject(spec))
         began = time.perf_counter()
-        trial = self.examiner(self.subject(spec)).examine(case)
+        trial = examiner.examine(case)
         self.keep(trial)
         seconds = time.perf_counter() - began
         if trial.internal or trial.endings != {"returned"}:
@@ -141,12 +144,12 @@ class BenchRun(Run):
 
 
 @contextmanager
-def bench_run(parts: Machinery | None = None) -> Iterator[BenchRun]:
+def bench_run(parts: Machinery | None = None, *, every_element: bool = False) -> Iterator[BenchRun]:
     """Open a run that records into a temporary folder; at the end its ranks end and the folder goes."""
     with tempfile.TemporaryDirectory(prefix="syncbn-verify-bench-") as folder:
         watch = Watch(Path(folder))
         try:
-            with BenchRun(watch, parts) as run:
+            with BenchRun(watch, parts, every_element=every_element) as run:
                 yield run
         finally:
             watch.close()

@@ -7,7 +7,6 @@ from statistics import median
 from properties.case import Case
 from verify.bench.blocks import bench_run
 from verify.bench.figure import Effort, Figure, Tell
-from verify.trial import machinery
 
 TARGETS = {"sampled": 2.0, "all judged": 6.0}
 """By what is judged of output and grad_input; the rest is judged whole in both."""
@@ -21,8 +20,8 @@ def measure(effort: Effort, tell: Tell) -> tuple[Figure, ...]:
 
 
 def _measured(name: str, case: Case, effort: Effort, tell: Tell, *, every_element: bool) -> Figure:
-    repetitions, verified, bare = effort.of(5, 1), [], []
-    with bench_run(machinery(every_element=every_element)) as run:
+    repetitions, verified, bare = effort.of(15, 1), [], []
+    with bench_run(every_element=every_element) as run:
         for number in range(repetitions + 1):
             tell(f"{name}, repetition {number} of {repetitions}: {case.id}")
             seconds = run.once(SUBJECT, case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from properties.sampling import Positions
 from verify.ranks.messages import TensorHeader
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,6 +33,7 @@ class Captured:
     requires_grad: bool
     device: str
     aliases_input: bool
+    sampled: bool = False
 
     def header(self, offset: int) -> TensorHeader:
         """Return what travels in the message, for values at `offset` of the memory file."""
@@ -43,20 +46,40 @@ class Captured:
             device=self.device,
             aliases_input=self.aliases_input,
             offset=offset,
+            sampled=self.sampled,
         )
 
 
-def capture(tensor: torch.Tensor, *, beside: torch.Tensor | None = None) -> Captured:
-    """Return a copy of `tensor`; `beside` is the input whose storage it may share."""
+def capture(
+    tensor: torch.Tensor, *, beside: torch.Tensor | None = None, positions: Positions | None = None
+) -> Captured:
+    """Return a copy of `tensor`, or of what it holds at `positions`, (positions, C).
+
+    Args:
+        tensor: The subject's.
+        beside: The input whose storage it may share. A tensor of another shape is copied whole.
+        positions: As in `properties.sampling`; None for all.
+    """
     plain = tensor.detach()
+    sampled = positions is not None and beside is not None and plain.shape == beside.shape
     return Captured(
-        array=_array(plain),
+        array=_array(_at(plain, positions) if sampled and positions is not None else plain),
         dtype=str(tensor.dtype).removeprefix("torch."),
         strides=tuple(tensor.stride()),
         requires_grad=tensor.requires_grad,
         device=tensor.device.type,
         aliases_input=beside is not None and shares_storage(plain, beside),
+        sampled=sampled,
     )
+
+
+def _at(plain: torch.Tensor, positions: Positions) -> torch.Tensor:
+    """Return what (N, C, ...) holds at these positions, (positions, C)."""
+    spatial = plain.shape[2:]
+    sample, position = np.divmod(positions, math.prod(spatial))
+    places = np.unravel_index(position, spatial) if spatial else ()
+    index = [torch.from_numpy(np.ascontiguousarray(axis)).to(plain.device) for axis in (sample, *places)]
+    return plain[(index[0], slice(None), *index[1:])]
 
 
 def shares_storage(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from properties.case import Case
 from properties.values import Floats, digest, drawn, tensors
-from verify.ranks.layouts import Laid, dtype_of, lay_out, same_bits
+from verify.ranks.layouts import Before, Laid, dtype_of, lay_out
 
 _LARGEST_INTEGER = 2.0**53
 
 
 @dataclass(slots=True, kw_only=True)
 class StepData:
-    """Input leaf and cotangent of a step, copies of their storage from before, and the output once known."""
+    """Input leaf and cotangent of a step, what their storage held before, and the output once known."""
 
     input: Laid
     cotangent: Laid
-    input_before: torch.Tensor
-    cotangent_before: torch.Tensor
+    input_before: Before
+    cotangent_before: Before
     output: torch.Tensor | None = None
 
     def modified(self) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ class StepData:
             ("input", self.input.storage, self.input_before),
             ("cotangent", self.cotangent.storage, self.cotangent_before),
         )
-        return tuple(name for name, now, before in pairs if _freed(now) or not same_bits(now, before))
+        return tuple(name for name, now, before in pairs if _freed(now) or not before.held_by(now))
 
 
 def draw(case: Case, rank: int, *, device: torch.device) -> tuple[list[StepData], str]:
@@ -67,7 +67,7 @@ def _lay_out(
         cotangents = np.broadcast_to(cotangents, shape).copy()
     x = lay_out(inputs, layout, dtype=dtype, device=device, shape=shape)
     g = lay_out(cotangents, cotangent_layout, dtype=dtype_of(case.dtype), device=device, shape=shape)
-    data = StepData(input=x, cotangent=g, input_before=x.storage.clone(), cotangent_before=g.storage.clone())
+    data = StepData(input=x, cotangent=g, input_before=Before(x), cotangent_before=Before(g))
     x.tensor.requires_grad_(requires_grad)
     return data
 

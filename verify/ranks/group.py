@@ -85,10 +85,19 @@ class RankGroup:
         killed: A rank has ended by SIGKILL, which comes from outside its process.
     """
 
-    def __init__(self, link: Link, plan: Plan, target: Target, *, folder: Path, dynamo: bool = False) -> None:
+    def __init__(
+        self,
+        link: Link,
+        plan: Plan,
+        target: Target,
+        *,
+        folder: Path,
+        dynamo: bool = False,
+        every_element: bool = False,
+    ) -> None:
         self.plan = plan
         self.target = target
-        self.dynamo = dynamo
+        self.dynamo, self._every_element = dynamo, every_element
         self.groupings: set[tuple[tuple[int, ...], ...]] = set()
         self.lost = ""
         self.killed = False
@@ -261,6 +270,7 @@ class RankGroup:
                     device=self.plan.devices[rank.number],
                     backend=self.plan.backend,
                     folder=str(self._folder),
+                    every_element=self._every_element,
                 )
                 for rank in self._ranks
             ]
@@ -361,7 +371,7 @@ class RankGroup:
         observed = []
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Ran):
-                seen = rank.returned(answer, base=memory.part(self._sent[0].number))
+                seen = rank.returned(answer, self._sent[0].case, base=memory.part(self._sent[0].number))
                 if dead and blames_a_lost_peer(seen):
                     seen = msgspec.structs.replace(seen, ending="stopped")
             elif rank.gone:

@@ -7,6 +7,7 @@ storage differ.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,14 @@ _SAMPLES_ONE_BY_ONE = 256
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A tensor as the subject sees it and, for comparison, a dense tensor over the storage it views."""
+    """A tensor as the subject sees it and, for comparison, a dense tensor over the storage it views.
+
+    If that is a contiguous block that repeats, with few samples, `period` is one period of it.
+    """
 
     tensor: torch.Tensor
     storage: torch.Tensor
+    period: torch.Tensor | None = None
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -50,7 +55,9 @@ def lay_out(
     `values` may be one period of a block that repeats (`properties.repetition`), (1, C, period).
     """
     plain = torch.from_numpy(values).to(device=device, dtype=dtype)
+    period = None
     if layout != "expanded" and plain.numel() < math.prod(shape):
+        period = plain if layout == "contiguous" and shape[0] <= _SAMPLES_ONE_BY_ONE else None
         plain = _repeated(plain, shape)
     match layout:
         case "expanded":
@@ -58,7 +65,7 @@ def lay_out(
             return Laid(dense.expand(shape), dense)
         case "contiguous":
             dense = plain.reshape(shape)
-            return Laid(dense, dense)
+            return Laid(dense, dense, period)
         case "channels_last":
             last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
             dense = plain.reshape(shape).contiguous(memory_format=last)
@@ -71,24 +78,48 @@ def lay_out(
             return _sliced(plain.reshape(shape))
 
 
+class Before:
+    """What the storage of a laid-out tensor holds now: a copy, or one period of a block that repeats."""
+
+    def __init__(self, laid: Laid) -> None:
+        self._period, self._shape = laid.period, laid.storage.shape
+        self._copy = laid.storage.clone() if laid.period is None else laid.storage[:0]
+
+    def held_by(self, storage: torch.Tensor) -> bool:
+        """Return whether `storage` holds the same, bit for bit."""
+        if self._period is None:
+            return same_bits(storage, self._copy)
+        if storage.shape != self._shape or storage.dtype != self._period.dtype:
+            return False
+        samples = storage.reshape(storage.shape[0], storage.shape[1], -1)
+        return all(map(same_bits, samples, _samples(self._period, storage.shape)))
+
+
+def _samples(period: torch.Tensor, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """Yield the samples, (C, positions), of the block whose period (1, C, period) is."""
+    held, positions = period.shape[2], math.prod(shape[2:])
+    longer = period[0].repeat(1, -(-positions // held) + 1)
+    for sample in range(shape[0]):
+        start = sample * positions % held
+        yield longer[:, start : start + positions]
+
+
 def _repeated(period: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Return one period (1, C, period) as the whole block (N, C, positions)."""
     samples, channels, positions = shape[0], shape[1], math.prod(shape[2:])
-    held, count = period.shape[2], samples * positions
     options = {"dtype": period.dtype, "device": period.device}
-    if samples > _SAMPLES_ONE_BY_ONE:
-        rows, whole = period[0].T.contiguous(), torch.empty((count, channels), **options)
-        full = count // held * held
-        whole[:full].view(-1, held, channels).copy_(rows[None])
-        whole[full:] = rows[: count - full]
-        block = whole.view(samples, positions, channels).transpose(1, 2).contiguous()
-        return block.view(-1).view(samples, channels, positions)  # the strides of axes of size 1, too
-    longer = period[0].repeat(1, -(-positions // held) + 1)
-    block = torch.empty((samples, channels, positions), **options)
-    for sample in range(samples):
-        start = sample * positions % held
-        block[sample] = longer[:, start : start + positions]
-    return block
+    if samples <= _SAMPLES_ONE_BY_ONE:
+        block = torch.empty((samples, channels, positions), **options)
+        for place, sample in zip(block, _samples(period, shape), strict=True):
+            place.copy_(sample)
+        return block
+    held, count = period.shape[2], samples * positions
+    rows, whole = period[0].T.contiguous(), torch.empty((count, channels), **options)
+    full = count // held * held
+    whole[:full].view(-1, held, channels).copy_(rows[None])
+    whole[full:] = rows[: count - full]
+    block = whole.view(samples, positions, channels).transpose(1, 2).contiguous()
+    return block.view(-1).view(samples, channels, positions)  # the strides of axes of size 1, too
 
 
 def _sliced(plain: torch.Tensor) -> Laid:

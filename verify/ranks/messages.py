@@ -35,6 +35,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         rank, world_size, device, backend: Of the plan.
         folder: The group's folder: the rendezvous file, and `rank-R.log`, `rank-R.stack`.
+        every_element: Give large tensors back whole, in place of a sample (`properties.sampling`).
     """
 
     rank: int
@@ -42,6 +43,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str
     backend: str
     folder: str
+    every_element: bool = False
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -111,7 +113,10 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor with its bytes at `offset` of the rank's memory file; `numpy` names their dtype."""
+    """A tensor with its bytes at `offset` of the rank's memory file; `numpy` names their dtype.
+
+    Of a `sampled` one they are those of the case's sample (`properties.sampling`), and the shape is theirs.
+    """
 
     dtype: str
     numpy: str
@@ -121,6 +126,7 @@ class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     aliases_input: bool
     offset: int
+    sampled: bool = False
 
 
 class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from properties.case import Case
 from properties.observation import Ending, RankObservation
+from properties.sampling import sample
 from verify.ranks import memory
 from verify.ranks.endings import exit_text
 from verify.ranks.messages import Failed, Frames, FromRank, Ran, Skipped
@@ -88,13 +90,19 @@ class Peer:
         self.connection.close()
         os.close(self.memory)
 
-    def returned(self, answer: Ran, *, base: int) -> RankObservation:
-        """Return what it has answered; its tensors lie from `base` on in the memory file."""
+    def returned(self, answer: Ran, case: Case, *, base: int) -> RankObservation:
+        """Return what it has answered for `case`; its tensors lie from `base` on in the memory file."""
+        tensors = memory.read(self.memory, answer.tensors, size=answer.size, spill=answer.spill, base=base)
+        for name, header in answer.tensors.items():
+            if header.sampled:
+                positions = sample(case, self.number, int(name.partition(".")[2]))
+                whole = case.shape_of(self.number)
+                tensors[name] = msgspec.structs.replace(tensors[name], positions=positions, whole=whole)
         return RankObservation(
             rank=self.number,
             ending=answer.ending,
             raised=answer.raised,
-            tensors=memory.read(self.memory, answer.tensors, size=answer.size, spill=answer.spill, base=base),
+            tensors=tensors,
             modified=answer.modified,
             ledger=answer.ledger,
             digest=answer.digest,

@@ -65,6 +65,7 @@ class RankPool:
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
         link: To a server that has been started; None to start one. The pool closes it.
+        every_element: Have large tensors given back whole, in place of a sample (`properties.sampling`).
 
     Attributes:
         timeout, warm_up: As given.
@@ -82,13 +83,14 @@ class RankPool:
         warm_up: float = 15.0,
         on_lost: Callable[[LostGroup], None] | None = None,
         link: Link | None = None,
+        every_element: bool = False,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
         self.timeout = timeout
         self.warm_up = warm_up
         self._device = device
         self._backend = backend
-        self._on_lost = on_lost
+        self._on_lost, self._every_element = on_lost, every_element
         self._link: Link | None = link or Link()
         self._cuda_devices = None if device == "cuda" else 0
         self._groups: dict[tuple[Target, int], RankGroup] = {}
@@ -344,6 +346,7 @@ class RankPool:
                 target,
                 folder=link.folder / f"group-{self._made}",
                 dynamo=self._dynamo,
+                every_element=self._every_element,
             )
         self._groups[key] = group
         return group

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from properties.case import Case, events
 from properties.observation import Raised
+from properties.sampling import sample
 from verify.ranks.building import build
 from verify.ranks.capture import Captured, capture
 from verify.ranks.drawing import draw
@@ -63,7 +64,15 @@ class Execution:
         digest: Of the inputs and cotangents drawn.
     """
 
-    def __init__(self, case: Case, factory: Factory, *, keywords: tuple[str, ...], place: Place) -> None:
+    def __init__(
+        self,
+        case: Case,
+        factory: Factory,
+        *,
+        keywords: tuple[str, ...],
+        place: Place,
+        every_element: bool = False,
+    ) -> None:
         self.tensors: dict[str, Captured] = {}
         self.modified: list[str] = []
         self.raised: Raised | None = None
@@ -74,6 +83,10 @@ class Execution:
             case, factory, keywords=keywords, device=place.device, group=place.group
         )
         self._data, self.digest = draw(case, place.rank, device=place.device)
+        steps = range(len(case.steps))
+        self._samples = [
+            None if every_element or case.wrong else sample(case, place.rank, step) for step in steps
+        ]
         self._module: torch.nn.Module
         self._before: dict[str, torch.Tensor] = {}
         self._looked_at: set[int] = set()
@@ -131,7 +144,7 @@ class Execution:
             if not isinstance(output, torch.Tensor):
                 kind = type(output).__qualname__
                 raise TypeError(f"Expected a tensor, but the subject returned an object of type {kind}.")
-            self.tensors[f"output.{index}"] = capture(output, beside=data.input.tensor)
+            self.tensors[f"output.{index}"] = self._captured(output, index)
         data.output = output
         self._capture(_BUFFERS, str(index))
         self._note_parameters(index)
@@ -154,7 +167,7 @@ class Execution:
         gradients |= {f"grad_{name}": parameter.grad for name, parameter in parameters.items()}
         for name, gradient in gradients.items():
             if gradient is not None:
-                self.tensors[f"{name}.{index}"] = capture(gradient, beside=data.input.tensor)
+                self.tensors[f"{name}.{index}"] = self._captured(gradient, index)
         self._note_parameters(index)
 
     def _tensors_of(self, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -162,6 +175,10 @@ class Execution:
             value = getattr(self._module, name, None)
             if isinstance(value, torch.Tensor):
                 yield name, value
+
+    def _captured(self, tensor: torch.Tensor, index: int) -> Captured:
+        """Return a copy of an output or a gradient of a step; of a large one at its sample."""
+        return capture(tensor, beside=self._data[index].input.tensor, positions=self._samples[index])
 
     def _capture(self, names: tuple[str, ...], when: str) -> None:
         for name, value in self._tensors_of(names):
@@ -180,7 +197,7 @@ class Execution:
         """Note whether an output has changed since its forward, if another forward came in between."""
         output, before = self._data[index].output, self.tensors[f"output.{index}"]
         if self._case.steps[index].backward != "now" and output is not None:
-            now = capture(output)
+            now = self._captured(output, index)
             if now.dtype != before.dtype or now.array.tobytes() != before.array.tobytes():
                 self.modified.append(f"output.{index}")
 

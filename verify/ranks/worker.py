@@ -151,7 +151,13 @@ class Worker:
         place = Place(
             rank=self._setup.rank, device=self._device, group=self._group(case), ledger=self._ledger
         )
-        execution = Execution(case, self._factory, keywords=self._description.keywords, place=place)
+        execution = Execution(
+            case,
+            self._factory,
+            keywords=self._description.keywords,
+            place=place,
+            every_element=self._setup.every_element,
+        )
         execution.run()
         told = {}
         if case.probe == "conversion" and execution.raised is None:

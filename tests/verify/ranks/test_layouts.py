@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from verify.ranks.layouts import lay_out, same_bits, strided
+from properties.repetition import repeated
+from verify.ranks import layouts
+from verify.ranks.layouts import Before, lay_out, same_bits, strided
 
 SHAPE = (3, 4, 2, 5)
 VALUES = np.arange(120, dtype=np.float64).reshape(3, 4, 10) / 8
@@ -30,6 +32,36 @@ def test_every_layout_has_the_same_values(layout, strides, dtype):
     assert laid.tensor.double().numpy().tolist() == VALUES.reshape(SHAPE).tolist()
     laid.storage.zero_()
     assert not laid.tensor.any(), "the storage must be what the tensor is a view of"
+
+
+@pytest.mark.parametrize("one_by_one", [0, 256])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
+@pytest.mark.parametrize("shape", [(9, 4, 2, 5), (40, 4, 1, 1), (2, 4, 30, 1)])
+def test_one_period_of_a_block_lies_in_memory_as_the_whole_block(monkeypatch, shape, layout, one_by_one):
+    monkeypatch.setattr(layouts, "_SAMPLES_ONE_BY_ONE", one_by_one)
+    once = np.arange(44, dtype=np.float64).reshape(1, 4, 11)
+    whole = repeated(once, (shape[0], 4, shape[2] * shape[3]))
+    one, other = (
+        lay_out(values, layout, dtype=torch.bfloat16, device=CPU, shape=shape) for values in (once, whole)
+    )
+    assert one.tensor.stride() == other.tensor.stride()
+    assert torch.equal(one.tensor, other.tensor)
+    assert one.storage.shape == other.storage.shape
+    kept = Before(one)
+    assert (one.period is not None) is (layout == "contiguous" and one_by_one > 0)
+    assert kept.held_by(one.storage)
+    one.tensor[-1, 3, 0, 0] += 1
+    assert not kept.held_by(one.storage)
+
+
+def test_a_storage_of_another_shape_or_dtype_does_not_hold_what_it_held():
+    once = np.arange(44, dtype=np.float64).reshape(1, 4, 11)
+    laid = lay_out(once, "contiguous", dtype=torch.float32, device=CPU, shape=(9, 4, 10))
+    kept = Before(laid)
+    assert not kept.held_by(laid.storage.view(9, 4, 5, 2))
+    assert not kept.held_by(laid.storage[:8])
+    assert not kept.held_by(laid.storage.double())
+    assert kept.held_by(laid.storage)
 
 
 def test_an_expanded_cotangent_has_no_stride_but_over_channels():

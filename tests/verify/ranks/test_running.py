@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from properties.case import Case, Step
-from verify.ranks import drawing, running
+from verify.ranks import layouts, running
 from verify.ranks.building import build
 from verify.ranks.loading import KEYWORDS
 
@@ -38,12 +38,12 @@ class _BatchNorm(torch.nn.BatchNorm2d):
 def test_every_tensor_of_a_case_is_on_the_device_of_the_place(layout, monkeypatch):
     seen = {}
 
-    def note(tensor, *, beside=None):
+    def note(tensor, *, beside=None, positions=None):
         seen[len(seen)] = (tensor.device, beside.device if beside is not None else META)
 
     monkeypatch.setattr(running, "capture", note)
     monkeypatch.setattr(running, "same_bits", lambda first, second: first.device == second.device == META)
-    monkeypatch.setattr(drawing, "same_bits", lambda first, second: first.device == second.device == META)
+    monkeypatch.setattr(layouts, "same_bits", lambda first, second: first.device == second.device == META)
     case = Case(
         batches=(3,), channels=4, spatial=((2, 2),), input_layout=layout, cotangent_layout="expanded",
         strided_buffers=True, random_parameters=True, steps=(Step(), Step(mode="eval")), dtype="bfloat16",
