@@ -27,6 +27,7 @@ from reference.step import StepInput, StepOutput, StepScalars
 
 Array = jax.Array
 CACHE_OPTION = "jax_compilation_cache_dir"
+_THREADS = "NPROC"
 
 
 def merge(*pairs: Pair) -> Pair:
@@ -232,7 +233,7 @@ def compiled_step(bucket: Bucket) -> Any:
     def step(given: StepInput) -> StepOutput:
         return _step(bucket, given)
 
-    name = "step-{}x{}x{}-{}-{}".format(*bucket)
+    name = f"step-{bucket.shards}x{bucket.length}x{bucket.channels}-{bucket.ranks}{'r' * bucket.repeats}"
     return Executable(step, name, like=StepOutput(*StepOutput._fields), folder=configure_cache())
 
 
@@ -285,6 +286,21 @@ def _update(given: BufferInput) -> tuple[Array, Array]:
 def compiled_update(size: int) -> Any:
     """Return the compiled function of `BufferInput` for arrays (size,); it wants the `precise` context."""
     return Executable(_update, f"update-{size}", like=(0, 0), folder=configure_cache())
+
+
+def start(*, threads: int) -> None:
+    """Have jax compute on so many threads of the CPU in this process, unless it has begun to compute.
+
+    A step is small: more threads take more of the cores' time, and hardly less of the clock's. XLA reads the
+    number once, from the environment; if that names one, it stands.
+    """
+    if _THREADS in os.environ:
+        return
+    os.environ[_THREADS] = str(threads)
+    try:
+        jax.local_devices(backend="cpu")
+    finally:
+        del os.environ[_THREADS]
 
 
 @contextlib.contextmanager

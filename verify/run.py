@@ -34,6 +34,7 @@ class Settings:
         only: Ids of the properties to judge; None for all.
         timeout: Seconds that a case may take on the ranks.
         every_element: Judge large tensors whole, in place of a sample (`properties.sampling`).
+        threads: That jax computes on in this process; None for as many as there are cores.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class Settings:
     only: tuple[str, ...] | None = None
     timeout: float = 10.0
     every_element: bool = False
+    threads: int | None = None
 
 
 class Run:
@@ -105,7 +107,7 @@ class Run:
     def parts(self) -> Machinery:
         """The reference and the properties, imported on first use."""
         if self._parts is None:
-            self._parts = machinery()
+            self._parts = machinery(threads=self.settings.threads)
         return self._parts
 
     def subject(

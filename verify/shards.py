@@ -7,6 +7,7 @@ the plugin closes them at the end, and so does the interpreter.
 from __future__ import annotations
 
 import atexit
+import os
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -90,7 +91,9 @@ def shared_run(device: str, backend: str | None) -> Run:
     if key not in _runs:
         if not _runs:
             atexit.register(close_runs)
-        _runs[key] = Run(Settings(seed=0, device=device, backend=backend)).__enter__()
+        threads = 1 if os.environ.get("PYTEST_XDIST_WORKER") else None  # else jax may be the user's, too
+        settings = Settings(seed=0, device=device, backend=backend, threads=threads)
+        _runs[key] = Run(settings).__enter__()
     return _runs[key]
 
 

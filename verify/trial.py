@@ -98,16 +98,22 @@ class Machinery:
         return not self.objections(domain, case)
 
 
-def machinery() -> Machinery:
-    """Return the real parts; importing them imports jax and hypothesis."""
+def machinery(*, threads: int | None = None) -> Machinery:
+    """Return the real parts; importing them imports jax and hypothesis.
+
+    Args:
+        threads: That jax shall compute on, if it has not begun to; None for as many as there are cores.
+    """
     with put_off():
         from properties import diagnosis
         from properties.admission import objections
         from properties.catalogue import judge
         from properties.expectation import expect
         from properties.strategies import cases, excluded_share
-        from reference.program import preload
+        from reference.program import preload, start
 
+        if threads is not None:
+            start(threads=threads)
     return Machinery(
         expect=expect,
         judge=judge,

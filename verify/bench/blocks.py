@@ -109,7 +109,7 @@ class BenchRun(Run):
     """
 
     def __init__(self, watch: Watch, parts: Machinery | None = None, *, every_element: bool = False) -> None:
-        settings = Settings(seed=1, every_element=every_element)
+        settings = Settings(seed=1, every_element=every_element, threads=1)
         super().__init__(settings, (watch,), record=watch, keep=watch.folder)
         self._watch = watch
         self._parts = parts

@@ -31,9 +31,7 @@ from verify.ranks.spec import resolve
 
 __all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
 
-MAX_GROUPS = 6
-MAX_RANKS = 64
-MAX_GROUPINGS = 8
+MAX_GROUPS, MAX_RANKS, MAX_GROUPINGS = 6, 64, 8
 
 
 class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,8 +84,7 @@ class RankPool:
         every_element: bool = False,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
-        self.timeout = timeout
-        self.warm_up = warm_up
+        self.timeout, self.warm_up = timeout, warm_up
         self._device = device
         self._backend = backend
         self._on_lost, self._every_element = on_lost, every_element
