@@ -119,14 +119,7 @@ def store_output(walk: Walk, k: int, rank: int) -> None:
     case, step = walk.case, walk.steps[k][rank]
     value, bound = (_placed(case, step, rank, packed) for packed in (step.output.y, step.output.y_bound))
     estimate = decided(value, bound, poisoned=_poisoned(case, rank, step, value))
-    put(
-        walk,
-        f"output.{k}",
-        rank,
-        *estimate,
-        dtype=case.dtype,
-        repeats=_repeats(case, step, rank),
-    )
+    put(walk, f"output.{k}", rank, *estimate, dtype=case.dtype, repeats=_repeats(case, step, rank))
 
 
 def _repeats(case: Case, step: RankStep, rank: int) -> bool:

@@ -5,8 +5,8 @@ Rules
 - A block is what a rank holds in a step. Its positions are numbered sample by sample: the sample times the
   spatial size, plus the spatial position. In a block of more than `REPEATS_ABOVE` elements a position holds
   what its number modulo the period holds, in all channels; the positions below the period are drawn.
-- The period has no factor below 11, so that what goes wrong by a block of threads, a warp, a vector, a sample
-  or a row of an image lands on another value.
+- The period has no factor below 11, so that what goes wrong by a vector, a warp or a block of threads lands
+  on another value, and mostly also what goes wrong by a sample or a row of an image.
 - A block of one period has shape (1, C, period), whatever the shape of the whole.
 """
 
