@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -149,3 +152,21 @@ def test_the_parent_never_imports_torch(module: str) -> None:
 
 def test_the_test_of_light_imports_sees_heavy_ones() -> None:
     assert imported_by("import hypothesis") == {"hypothesis"}
+
+
+@pytest.mark.parametrize(
+    "words", [("--domain", "dims=77"), ("--resume",), ("--properties", "nonsense"), ("--subject", "no:thing")]
+)
+def test_a_bad_argument_leaves_nothing_of_the_server_that_was_started(tmp_path, words) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "verify", "run", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (64, 1)
+    assert list(tmp_path.iterdir()) == []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert str(tmp_path) not in process.read_bytes().decode("utf-8", "replace")
