@@ -64,8 +64,8 @@ def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu")
         with precise():
             for group in case.process_groups:
                 if not any(rank in refusing for rank in group):
-                    walk = _start(case, contract, grade, device=device, group=group, inputs=drawn)
-                    _follow(walk)
+                    walk = start(case, contract, grade, device=device, group=group, inputs=drawn)
+                    Follower(walk).follow()
                     for name, by_rank in walk.tensors.items():
                         tensors.setdefault(name, {}).update(by_rank)
                     for name, counts in walk.tracked.items():
@@ -73,7 +73,7 @@ def expect(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu")
     return Expected(tensors=tensors, tracked=tracked, refusals=refusing, digests=digests, grade=grade)
 
 
-def _start(
+def start(
     case: Case,
     contract: Contract,
     grade: Grade,
@@ -82,36 +82,81 @@ def _start(
     group: tuple[int, ...],
     inputs: dict[tuple[int, int], tuple[Floats, Floats]],
 ) -> Walk:
-    start, zero = values.parameters(case), np.zeros(case.channels)
-    buffers = Buffers(Estimate(start.running_mean, zero), Estimate(start.running_var, zero), 0)
+    """Return the walk of `group` before its first step."""
+    first, zero = values.parameters(case), np.zeros(case.channels)
+    buffers = Buffers(Estimate(first.running_mean, zero), Estimate(first.running_var, zero), 0)
     return Walk(case, contract, grade, device, group, inputs, buffers)
 
 
-def _follow(walk: Walk) -> None:
-    """Go through the schedule."""
-    for what, k in events(walk.case):
-        if what == "forward":
-            _forward(walk, k)
+class Follower:
+    """Follows the schedule of one process group as a right subject would; its stages can be replaced.
+
+    Attributes:
+        walk: The group's; its tensors are there once the schedule is followed.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+
+    def follow(self) -> None:
+        """Go through the schedule."""
+        for what, k in events(self.walk.case):
+            if what == "forward":
+                self._forward(k)
+            else:
+                self._backward(k)
+        if self.walk.case.tracking:
+            self._snapshot("end")
+
+    def step(self, k: int, members: tuple[int, ...], *, training: bool) -> dict[int, RankStep]:
+        """Return each member's share of step k; `training` if it is normalised with the members' batch."""
+        return run_step(self.walk, k, members, training=training)
+
+    def update(self, k: int, *, again: bool = False) -> None:
+        """Update the buffers in the forward of training step k, or `again` in its recomputation."""
+        update_buffers(self.walk, k, again=again)
+
+    def before_backward(self, k: int) -> None:
+        """Change the shares of step k that its backward is read off, if it differs from the forward's."""
+
+    def _forward(self, k: int) -> None:
+        walk, case = self.walk, self.walk.case
+        training = case.steps[k].mode == "train"
+        if training or case.tracking:
+            walk.steps[k] = self.step(k, walk.group, training=training)
         else:
-            _backward(walk, k)
-    if walk.case.tracking:
-        _snapshot(walk, "end")
-
-
-def _forward(walk: Walk, k: int) -> None:
-    case, training = walk.case, walk.case.steps[k].mode == "train"
-    if training or case.tracking:
-        walk.steps[k] = run_step(walk, k, walk.group, training=training)
-    else:
-        walk.steps[k] = {}
+            walk.steps[k] = {}
+            for rank in walk.group:
+                walk.steps[k].update(self.step(k, (rank,), training=True))
         for rank in walk.group:
-            walk.steps[k].update(run_step(walk, k, (rank,), training=True))
-    for rank in walk.group:
-        store_output(walk, k, rank)
-    if case.tracking:
-        if training:
-            update_buffers(walk, k)
-        _snapshot(walk, str(k))
+            store_output(walk, k, rank)
+        if case.tracking:
+            if training:
+                self.update(k)
+            self._snapshot(str(k))
+
+    def _snapshot(self, at: str) -> None:
+        walk = self.walk
+        first = walk.group[0]
+        for name, estimate in (("running_mean", walk.buffers.mean), ("running_var", walk.buffers.var)):
+            put(walk, f"{name}.{at}", first, estimate.value, estimate.bound, dtype=walk.case.param_dtype)
+            by_rank = walk.tensors[f"{name}.{at}"]
+            by_rank.update(dict.fromkeys(walk.group, by_rank[first]))  # the same on every rank
+        walk.tracked[f"num_batches_tracked.{at}"] = dict.fromkeys(walk.group, walk.buffers.tracked)
+
+    def _backward(self, k: int) -> None:
+        walk, case, step = self.walk, self.walk.case, self.walk.case.steps[k]
+        if step.mode == "train" and case.tracking and case.recomputes(k, walk.group[0]):
+            self.update(k, again=True)
+        self.before_backward(k)
+        if not step.accumulate:
+            walk.sums.clear()
+        for rank in walk.group:
+            if case.input_requires_grad(rank):
+                store_grad_input(walk, k, rank)
+        for name, present in (("weight", case.has_weight), ("bias", case.has_bias)):
+            if present and name not in case.frozen:
+                store_grad_parameter(walk, k, name)
 
 
 def store_output(walk: Walk, k: int, rank: int) -> None:
@@ -148,29 +193,6 @@ def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | No
         once: Bools = elements[0].T
         return once
     return elements.reshape(case.shape_of(rank))
-
-
-def _snapshot(walk: Walk, at: str) -> None:
-    first = walk.group[0]
-    for name, estimate in (("running_mean", walk.buffers.mean), ("running_var", walk.buffers.var)):
-        put(walk, f"{name}.{at}", first, estimate.value, estimate.bound, dtype=walk.case.param_dtype)
-        by_rank = walk.tensors[f"{name}.{at}"]
-        by_rank.update(dict.fromkeys(walk.group, by_rank[first]))  # the same on every rank
-    walk.tracked[f"num_batches_tracked.{at}"] = dict.fromkeys(walk.group, walk.buffers.tracked)
-
-
-def _backward(walk: Walk, k: int) -> None:
-    case, step = walk.case, walk.case.steps[k]
-    if step.mode == "train" and case.tracking and case.recomputes(k, walk.group[0]):
-        update_buffers(walk, k, again=True)
-    if not step.accumulate:
-        walk.sums.clear()
-    for rank in walk.group:
-        if case.input_requires_grad(rank):
-            store_grad_input(walk, k, rank)
-    for name, present in (("weight", case.has_weight), ("bias", case.has_bias)):
-        if present and name not in case.frozen:
-            store_grad_parameter(walk, k, name)
 
 
 def store_grad_input(walk: Walk, k: int, rank: int) -> None:

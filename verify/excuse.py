@@ -1,27 +1,35 @@
 """Excusing: taking what known discrepancies explain out of the verdicts of one case, and no more.
 
-Theory of operation
--------------------
-A violated numeric property is judged again with the bound of every excused element set to infinity: what is
-still violated then is not explained by any entry. Discrepancies that are not about elements of an expected
-tensor (an ending, a dtype, bit-equality between ranks) are excused one by one, each by a single entry that
-covers all its ranks and channels.
+Theory of operation ------------------- An entry with a mechanism predicts other values, or wider bounds, for
+some tensors of a case (`properties.mechanisms.prediction`). A tensor of a rank that is not as a right
+subject's must be may be as a set of the case's entries predicts it; the case is then judged again with that
+expected in its place, so that whatever no entry predicts is a violation as ever. Entries without a mechanism
+excuse single discrepancies (an ending, a refusal, a fact of a conversion), each by one entry that covers all
+its ranks, in the step where it was seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol
 
 import msgspec
-import numpy as np
 
 from properties.case import Case
-from properties.expected import Expected, Interval
+from properties.expected import Expected
+from properties.mechanisms.matching import meets
+from properties.observation import Observation, RankObservation
+from properties.probe import second
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.known import Entry, Extent, extent
 
-Rejudge = Callable[[Expected, str], Verdict | None]
+MAX_TOGETHER = 4
+"""Mechanisms of one case that are tried in every combination; of more, only each alone and all together."""
+PROPERTY_OF = {"output": "forward"}
+"""The property that judges a quantity, where it has another name."""
+PROBES = ("repeatable", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,16 @@ class Excused:
 
     entry: str
     property: str
+
+
+class Judges(Protocol):
+    """What the excusing needs of a subject's judge; all for its contract, grade and device."""
+
+    def judge(self, expected: Expected) -> tuple[Verdict, ...]:
+        """Return the verdicts of all properties on the case, by another expectation."""
+
+    def predict(self, case: Case, sites: dict[str, Extent]) -> Expected:
+        """Return what mechanisms give in a case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,131 +61,259 @@ def excuse(
     known: tuple[Entry, ...],
     *,
     case: Case,
+    observation: Observation,
     expected: Expected,
-    rejudge: Rejudge,
+    judges: Judges,
 ) -> tuple[tuple[Verdict, ...], tuple[Excused, ...]]:
     """Return `verdicts` without what `known` explains, and what it explained.
-
-    A property whose violation is explained keeps the verdict over the elements that no entry touches.
 
     Args:
         verdicts: Of one case.
         known: Entries of the subject.
         case: The case.
+        observation: What the ranks gave back.
         expected: What the verdicts were judged by.
-        rejudge: Judges one property against another `Expected`.
+        judges: Judges the case again, and predicts.
     """
-    violated = {verdict.property for verdict in verdicts if verdict.outcome is Outcome.VIOLATED}
+    violated = _violated(verdicts)
     candidates = [entry for entry in known if violated & set(entry.properties)]
     applicable = [_Applicable(entry, found) for entry in candidates if (found := extent(entry, case))]
     if not applicable:
         return verdicts, ()
-    kept: list[Verdict] = []
     excused: list[Excused] = []
+    predictive = [a for a in applicable if a.entry.mechanism]
+    if predictive:
+        verdicts, used = _by_prediction(verdicts, predictive, case, observation, expected, judges)
+        excused.extend(used)
+    plain = [a for a in applicable if not a.entry.mechanism]
+    kept = []
     for verdict in verdicts:
-        mine = [a for a in applicable if verdict.property in a.entry.properties]
-        if verdict.outcome is not Outcome.VIOLATED or not mine:
-            kept.append(verdict)
-            continue
-        rest, used = _excuse_one(verdict, mine, expected, rejudge)
-        excused.extend(Excused(entry_id, verdict.property) for entry_id in used)
+        rest, ids = _without(verdict, plain, observation)
+        excused.extend(Excused(entry_id, verdict.property) for entry_id in ids)
         kept.append(rest)
     return tuple(kept), tuple(excused)
 
 
-def _excuse_one(
-    verdict: Verdict, applicable: list[_Applicable], expected: Expected, rejudge: Rejudge
-) -> tuple[Verdict, tuple[str, ...]]:
-    """Return what remains of a violated `verdict`, and the ids of the entries that took something away."""
-    used = {
-        a.entry.id
-        for a in applicable
-        if any(_touches(a, found, verdict.property) for found in verdict.discrepancies)
-    }
-    masked = _mask(expected, applicable)
-    again = rejudge(masked, verdict.property) if masked is not expected else verdict
-    if again is None:
-        again = msgspec.structs.replace(verdict, outcome=Outcome.UNDECIDED, discrepancies=())
-    again = _uncounted(again, masked=max(0, again.undecided - verdict.undecided))
-    if again.outcome is not Outcome.VIOLATED:
-        return msgspec.structs.replace(again, reason=again.reason or "excused"), tuple(sorted(used))
-    rest = tuple(
-        found
-        for found in again.discrepancies
-        if not any(_covers(a, found, verdict.property) for a in applicable)
-    )
-    if rest:
-        taken = used if (again != verdict or len(rest) < len(again.discrepancies)) else set()
-        return msgspec.structs.replace(again, discrepancies=rest), tuple(sorted(taken))
+def _violated(verdicts: Sequence[Verdict]) -> set[str]:
+    return {verdict.property for verdict in verdicts if verdict.outcome is Outcome.VIOLATED}
+
+
+# By prediction
+
+
+def _by_prediction(
+    verdicts: tuple[Verdict, ...],
+    applicable: list[_Applicable],
+    case: Case,
+    observation: Observation,
+    expected: Expected,
+    judges: Judges,
+) -> tuple[tuple[Verdict, ...], list[Excused]]:
+    """Return the verdicts with what mechanisms predict in place of what is expected, and what it excused."""
+    before = _violated(verdicts)
+    mixed, used = _mixed(applicable, case, observation.ranks, expected, judges.predict)
+    if used:
+        verdicts = judges.judge(mixed)
+    verdicts, probed = _probes(verdicts, applicable, case, observation, mixed, judges)
+    after = _violated(verdicts)
+    ids = {entry.id: entry for entry in (*used, *probed)}
+    excused = [
+        Excused(entry.id, name)
+        for entry in ids.values()
+        for name in sorted(before)
+        if name in entry.properties and (name not in after or name in _touched(used.get(entry, ())))
+    ]
+    return verdicts, excused
+
+
+def _touched(names: Sequence[str]) -> set[str]:
+    quantities = {name.partition(".")[0] for name in names}
+    return {PROPERTY_OF.get(quantity, quantity) for quantity in quantities}
+
+
+def _mixed(
+    applicable: list[_Applicable],
+    case: Case,
+    ranks: Sequence[RankObservation],
+    expected: Expected,
+    predict: Callable[[Case, dict[str, Extent]], Expected],
+) -> tuple[Expected, dict[Entry, list[str]]]:
+    """Return `expected` with the prediction of a tensor where that is met and the expectation is not.
+
+    Returns:
+        The expectation, and the entries that it took something of, with the names of the tensors.
+    """
+    tensors = {name: dict(by_rank) for name, by_rank in expected.tensors.items()}
+    refusals, tracked = dict(expected.refusals), dict(expected.tracked)
+    used: dict[Entry, list[str]] = {}
+    open_ = _unmet(case, ranks, expected)
+    for chosen in _combinations(applicable):
+        if not open_:
+            break
+        sites: dict[str, Extent] = {}
+        for a in chosen:
+            sites.setdefault(a.entry.mechanism, {}).update(a.extent)
+        predicted = predict(case, sites)
+        for rank in sorted({rank for _, rank in open_}):
+            if rank in refusals and rank not in predicted.refusals:  # accepted: all of it is predicted
+                refusals.pop(rank)
+                for name, by_rank in predicted.tensors.items():
+                    if rank in by_rank:
+                        tensors.setdefault(name, {})[rank] = by_rank[rank]
+                for name, counts in predicted.tracked.items():
+                    if rank in counts:
+                        tracked[name] = {**tracked.get(name, {}), rank: counts[rank]}
+                open_ = {key for key in open_ if key[1] != rank}
+                for a in chosen:
+                    used.setdefault(a.entry, []).append("refusal")
+        for name, rank in sorted(open_):
+            interval = predicted.tensors.get(name, {}).get(rank)
+            names = [a.entry for a in chosen if _names(a.entry, name)]
+            if names and interval is not None and meets(ranks[rank].tensors.get(name), interval):
+                tensors[name][rank] = interval
+                open_ = open_ - {(name, rank)}
+                for entry in names:
+                    used.setdefault(entry, []).append(name)
     return (
-        msgspec.structs.replace(
-            again, outcome=Outcome.UNDECIDED, discrepancies=(), max_ratio=0.0, reason="excused"
-        ),
-        tuple(sorted(used)),
+        msgspec.structs.replace(expected, tensors=tensors, refusals=refusals, tracked=tracked),
+        used,
     )
 
 
-def _uncounted(verdict: Verdict, *, masked: int) -> Verdict:
-    """Return `verdict` without the excused elements in its counts: they are neither decided nor undecided."""
+def _unmet(case: Case, ranks: Sequence[RankObservation], expected: Expected) -> set[tuple[str, int]]:
+    """Return tensors (name, rank) that are not as expected, and ("", rank) of ranks that did not refuse."""
+    found: set[tuple[str, int]] = set()
+    for group in case.process_groups:
+        if any(ranks[rank].ending != "returned" for rank in group):
+            continue
+        for rank in group:
+            if rank in expected.refusals:
+                found.add(("", rank))
+                continue
+            for name, by_rank in expected.tensors.items():
+                if rank in by_rank and not meets(ranks[rank].tensors.get(name), by_rank[rank]):
+                    found.add((name, rank))
+    return found
+
+
+def _combinations(applicable: list[_Applicable]) -> Iterator[tuple[_Applicable, ...]]:
+    """Yield sets of entries, the largest first."""
+    sizes = range(len(applicable), 0, -1)
+    if len(applicable) > MAX_TOGETHER:
+        sizes = (len(applicable), 1)  # type: ignore[assignment]
+    for size in sizes:
+        yield from combinations(applicable, size)
+
+
+def _names(entry: Entry, name: str) -> bool:
+    quantity = name.partition(".")[0]
+    listed = PROPERTY_OF.get(quantity, quantity) in entry.properties
+    return listed and (not entry.quantities or name.startswith(entry.quantities))
+
+
+def _probes(
+    verdicts: tuple[Verdict, ...],
+    applicable: list[_Applicable],
+    case: Case,
+    observation: Observation,
+    expected: Expected,
+    judges: Judges,
+) -> tuple[tuple[Verdict, ...], list[Entry]]:
+    """Return the verdicts without a second run's differences that mechanisms predict in both runs.
+
+    Bit for bit the runs may differ where a mechanism rounds to a subnormal number, say; each run must be what
+    it predicts.
+    """
+    again, repeated = observation.again, second(case)
+    failing = _violated(verdicts) & set(PROBES)
+    entries = [a for a in applicable if failing & set(a.entry.properties)]
+    if not entries or again is None or repeated is None:
+        return verdicts, []
+    other = [
+        replaced for a in entries if (replaced := _Applicable(a.entry, extent(a.entry, repeated))).extent
+    ]
+    both = []
+    for ranks, subject_case, known in ((observation.ranks, case, entries), (again.ranks, repeated, other)):
+        sites: dict[str, Extent] = {}
+        for a in known:
+            sites.setdefault(a.entry.mechanism, {}).update(a.extent)
+        both.append((ranks, judges.predict(subject_case, sites)))
+    kept = []
+    excused: list[Entry] = []
+    for verdict in verdicts:
+        if verdict.property not in failing:
+            kept.append(verdict)
+            continue
+        rest = tuple(
+            found
+            for found in verdict.discrepancies
+            if not all(_predicted(ranks, predicted, found.quantity) for ranks, predicted in both)
+        )
+        if len(rest) < len(verdict.discrepancies):
+            excused.extend(a.entry for a in entries)
+        kept.append(_left(verdict, rest))
+    return tuple(kept), excused
+
+
+def _predicted(ranks: Sequence[RankObservation], predicted: Expected, name: str) -> bool:
+    by_rank = predicted.tensors.get(name, {})
+    return bool(by_rank) and all(meets(ranks[rank].tensors.get(name), by_rank[rank]) for rank in by_rank)
+
+
+# Discrepancy by discrepancy
+
+
+def _without(
+    verdict: Verdict, applicable: list[_Applicable], observation: Observation
+) -> tuple[Verdict, tuple[str, ...]]:
+    """Return what remains of a `verdict`, and the ids of the entries that took something away."""
+    mine = [a for a in applicable if verdict.property in a.entry.properties]
+    if verdict.outcome is not Outcome.VIOLATED or not mine:
+        return verdict, ()
+    used: set[str] = set()
+    rest = []
+    for found in verdict.discrepancies:
+        covering = [a.entry.id for a in mine if _covers(a, found, observation)]
+        used.update(covering)
+        if not covering:
+            rest.append(found)
+    return _left(verdict, tuple(rest)), tuple(sorted(used))
+
+
+def _left(verdict: Verdict, rest: tuple[Discrepancy, ...]) -> Verdict:
+    if len(rest) == len(verdict.discrepancies):
+        return verdict
+    if rest:
+        return msgspec.structs.replace(verdict, discrepancies=rest)
     return msgspec.structs.replace(
-        verdict, elements=verdict.elements - masked, undecided=verdict.undecided - masked
+        verdict, outcome=Outcome.UNDECIDED, discrepancies=(), max_ratio=0.0, reason="excused"
     )
 
 
-def _names(entry: Entry, quantity: str) -> bool:
-    return not entry.quantities or quantity.startswith(entry.quantities)
-
-
-def _right_ending(entry: Entry, found: Discrepancy) -> bool:
-    return not (entry.endings and found.ending) or found.ending in entry.endings
-
-
-def _ranks(found: Discrepancy) -> tuple[int, ...]:
-    return found.mismatched_ranks or ((found.rank,) if found.rank >= 0 else ())
-
-
-def _touches(applicable: _Applicable, found: Discrepancy, property_id: str) -> bool:
-    """Whether the entry may excuse a part of `found`."""
+def _covers(applicable: _Applicable, found: Discrepancy, observation: Observation) -> bool:
+    """Whether the entry excuses the whole of `found`: all its ranks, in the step in which it was seen."""
     entry, where = applicable.entry, applicable.extent
-    if not _right_ending(entry, found) or (property_id != "ending" and not _names(entry, found.quantity)):
+    if entry.endings and found.ending and found.ending not in entry.endings:
         return False
-    ranks = [rank for rank in (_ranks(found) or where) if rank in where]
-    return any(not found.channels or where[rank][list(found.channels)].any() for rank in ranks)
-
-
-def _covers(applicable: _Applicable, found: Discrepancy, property_id: str) -> bool:
-    """Whether the entry excuses the whole of `found`: all its ranks, and all its channels on them."""
-    where = applicable.extent
-    if not _touches(applicable, found, property_id):
+    if entry.observed and found.observed not in entry.observed:
         return False
-    ranks = _ranks(found) or tuple(where)
-    if not all(rank in where for rank in ranks):
+    if entry.quantities and found.quantity != "ending" and not found.quantity.startswith(entry.quantities):
         return False
-    if found.channels:
-        return all(bool(where[rank][list(found.channels)].all()) for rank in ranks)
-    # A discrepancy that names no channel is excused only by an entry that applies to all of them.
-    return all(bool(where[rank].all()) for rank in ranks)
+    ranks = found.mismatched_ranks or ((found.rank,) if found.rank >= 0 else tuple({r for r, _ in where}))
+    late = found.quantity == "refusal"
+    return all(_holds_at(rank, where, observation, late=late) for rank in ranks)
 
 
-def _mask(expected: Expected, applicable: list[_Applicable]) -> Expected:
-    """Return `expected` with infinite bounds wherever an entry excuses; the same object if it is nowhere."""
-    tensors = dict(expected.tensors)
-    for name, by_rank in expected.tensors.items():
-        for rank, interval in by_rank.items():
-            excused = [a.extent[rank] for a in applicable if rank in a.extent and _names(a.entry, name)]
-            if excused:
-                channels = np.logical_or.reduce(excused)
-                tensors[name] = {**tensors[name], rank: _without(interval, channels)}
-    if all(tensors[name] is expected.tensors[name] for name in tensors):
-        return expected
-    return msgspec.structs.replace(expected, tensors=tensors)
+def _holds_at(rank: int, where: Extent, observation: Observation, *, late: bool) -> bool:
+    """Whether the entry holds on `rank` in the step in which it raised, or in some step if that is not known.
 
-
-def _without(interval: Interval, channels: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Interval:
-    axis = 1 if interval.bound.ndim > 1 else 0
-    if interval.bound.shape[axis : axis + 1] != channels.shape:
-        return interval
-    shape = [1] * interval.bound.ndim
-    shape[axis] = channels.size
-    bound = np.where(channels.reshape(shape), np.inf, interval.bound)
-    return msgspec.structs.replace(interval, bound=bound)
+    What should have been refused in an earlier step may be refused `late`, in a step where the entry does not
+    hold.
+    """
+    steps = {step for other, step in where if other == rank}
+    raised = observation.ranks[rank].raised
+    if raised is not None and steps:
+        _, _, number = raised.phase.rpartition(" ")
+        if number.isdecimal():
+            return int(number) in steps or (late and min(steps) < int(number))
+    return bool(steps)

@@ -1,10 +1,8 @@
 """Facts: named numbers and words about a case, which the predicate of a known discrepancy may ask for.
 
-Three scopes: a fact of the case, of one process group of it, or of one channel in one process group (there it
-excuses that channel only). Adding a fact is one entry in `FACTS`.
-
-A channel's facts are taken over the training steps of the schedule: the smallest value counts, since the
-discrepancies that ask for them are those of small variances.
+Four scopes: a fact of the case, of one process group of it, of one step in a process group, or of one channel
+in such a step. A predicate holds or not step by step: what holds in one step excuses nothing in another.
+Adding a fact is one entry in `FACTS`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -24,37 +21,33 @@ from properties.values import tensors
 
 Floats = NDArray[np.float64]
 Group = tuple[int, ...]
-Scope = Literal["case", "group", "channel"]
+Scope = Literal["case", "group", "step", "channel"]
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact: its scope, how it is read off a case (and group), and what it says."""
+    """One fact: its scope, how it is read off a case, a process group and a step, and what it says."""
 
     scope: Scope
-    read: Callable[[Case, Group], Any]
+    read: Callable[[Case, Group, int], Any]
     text: str
 
 
 @lru_cache(maxsize=64)
-def _training_moments(case: Case, group: Group) -> tuple[tuple[Floats, Floats], ...]:
-    """Return, for each training step, the smallest local and the global variance, each of shape (C,).
+def _moments(case: Case, group: Group, step: int) -> tuple[Floats, Floats]:
+    """Return the smallest local and the global variance of a training step, each (C,); NaN in any other step.
 
     A variance of equal values is exactly zero here, whatever the rounding of their mean.
     """
-    moments = []
-    for step, plan in enumerate(case.steps):
-        if plan.mode != "train":
-            continue
-        parts = [
-            np.moveaxis(tensors(case, rank, step=step)[0], 1, 0).reshape(case.channels, -1)
-            for rank in group
-            if case.count_of(rank)
-        ]
-        if parts:
-            local = np.min([_variance(part) for part in parts], axis=0)
-            moments.append((local, _variance(np.concatenate(parts, axis=1))))
-    return tuple(moments)
+    parts = [
+        np.moveaxis(tensors(case, rank, step=step)[0], 1, 0).reshape(case.channels, -1)
+        for rank in group
+        if case.count_of(rank) and case.steps[step].mode == "train"
+    ]
+    if not parts:
+        return np.full(case.channels, np.nan), np.full(case.channels, np.nan)
+    local = np.min([_variance(part) for part in parts], axis=0)
+    return local, _variance(np.concatenate(parts, axis=1))
 
 
 def _variance(values: Floats) -> Floats:
@@ -63,22 +56,16 @@ def _variance(values: Floats) -> Floats:
         return np.where(constant, 0.0, values.var(axis=1))
 
 
-def _smallest(case: Case, group: Group, which: int) -> Floats:
-    found = [moments[which] for moments in _training_moments(case, group)]
-    return np.min(found, axis=0) if found else np.full(case.channels, np.nan)
-
-
 def _over_eps(values: Floats, case: Case) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         return values / case.eps
 
 
-def _stale_buffers(case: Case) -> bool:
-    """Whether an evaluation step's backward is deferred past the forward of a training step."""
-    return case.tracking and any(
-        first.mode == "eval" and first.backward == "deferred" and then.mode == "train"
-        for first, then in pairwise(case.steps)
-    )
+def _stale_buffers(case: Case, k: int) -> bool:
+    """Whether step k is an evaluation whose backward is deferred past the forward of a training step."""
+    step, later = case.steps[k], case.steps[k + 1 :]
+    deferred = step.mode == "eval" and step.backward == "deferred"
+    return case.tracking and deferred and bool(later) and later[0].mode == "train"
 
 
 def _ambiguous_layout(case: Case, rank: int) -> bool:
@@ -109,7 +96,19 @@ def _adds_one_by_one(case: Case, rank: int) -> bool:
 
 
 def _of_case(read: Callable[[Case], Any], text: str) -> Fact:
-    return Fact("case", lambda case, group: read(case), text)
+    return Fact("case", lambda case, group, step: read(case), text)
+
+
+def _of_group(read: Callable[[Case, Group], Any], text: str) -> Fact:
+    return Fact("group", lambda case, group, step: read(case, group), text)
+
+
+def _of_step(read: Callable[[Case, Group, int], Any], text: str) -> Fact:
+    return Fact("step", read, text)
+
+
+def _of_channel(read: Callable[[Case, Group, int], Floats], text: str) -> Fact:
+    return Fact("channel", read, text)
 
 
 FACTS: dict[str, Fact] = {
@@ -127,11 +126,11 @@ FACTS: dict[str, Fact] = {
     "channels": _of_case(lambda c: c.channels, "number of channels"),
     "dims": _of_case(lambda c: 2 + len(c.spatial[0]), "number of dimensions of the input"),
     "wrong": _of_case(lambda c: c.wrong, "what makes the input one to be refused"),
-    "recompute": _of_case(lambda c: any(s.recompute for s in c.steps), "a step is recomputed"),
-    "deferred": _of_case(lambda c: any(s.backward == "deferred" for s in c.steps), "a backward is deferred"),
-    "accumulate": _of_case(lambda c: any(s.accumulate for s in c.steps), "parameter gradients accumulate"),
-    "eval": _of_case(lambda c: any(s.mode == "eval" for s in c.steps), "a step is in evaluation mode"),
-    "train": _of_case(lambda c: any(s.mode == "train" for s in c.steps), "a step is in training mode"),
+    "recompute": _of_step(lambda c, g, k: c.steps[k].recompute, "the step is recomputed"),
+    "deferred": _of_step(lambda c, g, k: c.steps[k].backward == "deferred", "its backward is deferred"),
+    "accumulate": _of_step(lambda c, g, k: c.steps[k].accumulate, "parameter gradients accumulate in it"),
+    "eval": _of_step(lambda c, g, k: c.steps[k].mode == "eval", "the step is in evaluation mode"),
+    "train": _of_step(lambda c, g, k: c.steps[k].mode == "train", "the step is in training mode"),
     "steps": _of_case(lambda c: len(c.steps), "number of steps"),
     "values": _of_case(lambda c: c.values, "family of the input's values"),
     "specials": _of_case(lambda c: len(c.specials), "number of special elements"),
@@ -153,56 +152,50 @@ FACTS: dict[str, Fact] = {
         lambda c: c.param_dtype if c.has_weight or c.tracking else c.dtype,
         "widest dtype among input, parameters and buffers",
     ),
-    "stale_buffers": _of_case(
-        _stale_buffers,
+    "stale_buffers": _of_step(
+        lambda c, g, k: _stale_buffers(c, k),
         "the backward of an evaluation step with buffers runs after a later training step changed them",
     ),
     "probe": _of_case(lambda c: c.probe, "additional run of the case"),
-    "group_size": Fact("group", lambda c, g: len(g), "ranks in the process group"),
-    "unsynchronised": Fact(
-        "group",
-        lambda c, g: len(g) == 1 or any(s.mode == "eval" for s in c.steps),
-        "a step needs no other rank: an evaluation step, or any in a group of one rank",
+    "group_size": _of_group(lambda c, g: len(g), "ranks in the process group"),
+    "unsynchronised": _of_step(
+        lambda c, g, k: len(g) == 1 or c.steps[k].mode == "eval",
+        "the step needs no other rank: an evaluation step, or any in a group of one rank",
     ),
-    "own_statistics": Fact(
-        "group",
-        lambda c, g: any(len(g) == 1 if s.mode == "train" else not c.tracking for s in c.steps),
+    "own_statistics": _of_step(
+        lambda c, g, k: len(g) == 1 if c.steps[k].mode == "train" else not c.tracking,
         "a rank normalises by its own batch: training in a group of one rank, evaluation without buffers",
     ),
-    "ambiguous_layout": Fact(
-        "group",
+    "ambiguous_layout": _of_group(
         lambda c, g: any(_ambiguous_layout(c, r) for r in g),
         "input and cotangent are contiguous in different memory formats that one sample does not tell apart",
     ),
-    "adds_one_by_one": Fact(
-        "group",
+    "adds_one_by_one": _of_group(
         lambda c, g: any(_adds_one_by_one(c, r) for r in g),
         "torch's native kernel adds up one by one in float32: half dtypes, channels_last, a single position",
     ),
-    "empty_ranks": Fact(
-        "group", lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"
+    "empty_ranks": _of_group(
+        lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"
     ),
-    "total_count": Fact("group", lambda c, g: c.total_of(g), "values a channel in the process group"),
-    "max_count": Fact(
-        "group",
+    "total_count": _of_group(lambda c, g: c.total_of(g), "values a channel in the process group"),
+    "max_count": _of_group(
         lambda c, g: max(c.count_of(r) for r in g),
         "values a channel on the fullest rank of the group",
     ),
-    "min_count": Fact(
-        "group",
+    "min_count": _of_group(
         lambda c, g: min((c.count_of(r) for r in g if c.count_of(r)), default=0),
         "values a channel on the emptiest rank of the group that has any",
     ),
-    "channel_min_local_var": Fact(
-        "channel", lambda c, g: _smallest(c, g, 0), "smallest variance of the channel on any rank"
+    "channel_min_local_var": _of_channel(
+        lambda c, g, k: _moments(c, g, k)[0], "smallest variance of the channel on any rank, in training"
     ),
-    "channel_min_local_var_over_eps": Fact(
-        "channel", lambda c, g: _over_eps(_smallest(c, g, 0), c), "the same divided by eps"
+    "channel_min_local_var_over_eps": _of_channel(
+        lambda c, g, k: _over_eps(_moments(c, g, k)[0], c), "the same divided by eps"
     ),
-    "channel_global_var": Fact(
-        "channel", lambda c, g: _smallest(c, g, 1), "variance of the channel over the group"
+    "channel_global_var": _of_channel(
+        lambda c, g, k: _moments(c, g, k)[1], "variance of the channel over the group, in training"
     ),
-    "channel_global_var_over_eps": Fact(
-        "channel", lambda c, g: _over_eps(_smallest(c, g, 1), c), "the same divided by eps"
+    "channel_global_var_over_eps": _of_channel(
+        lambda c, g, k: _over_eps(_moments(c, g, k)[1], c), "the same divided by eps"
     ),
 }

@@ -9,13 +9,18 @@ A file of known discrepancies is TOML data, validated on reading:
     case = '{"batches":[2,0],"dtype":"float16"}'
     when = [{fact = "input_dtype", in = ["float16", "bfloat16"]}, {fact = "empty_ranks", at_least = 1}]
     properties = ["ending", "forward"]
-    quantities = ["output", "running_var"]      # optional: prefixes of names of tensors
+    mechanism = "half-sums"                     # what it gives instead; needed for every property of numbers
+    quantities = ["output", "running_var"]      # optional: prefixes of names of tensors, or of facts
     endings = ["died", "raised", "timeout"]     # optional: for the property `ending`
+    observed = ["builtins.RuntimeError"]        # optional: what is observed there (`Discrepancy.observed`)
 
 Rules
 -----
 - All clauses of `when` must hold: for the case; for one of its process groups (then only the ranks of that
-  group are excused); for a channel (then only that channel is excused).
+  group are excused); for a step (then only what is seen in that step, and what follows from it); for a
+  channel (then only that channel).
+- An entry without a mechanism may excuse an ending, a refusal, collectives or a conversion, never numbers.
+  One with a mechanism (`properties.mechanisms`) excuses what that predicts, by value, and no more.
 - Everything else on such a case is judged as ever.
 """
 
@@ -32,14 +37,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case, CaseError, decode, one_line
+from properties.mechanisms.catalogue import MECHANISMS
 from verify.facts import FACTS, Group
 
 MAX_BYTES = 1 << 20
 MAX_ELEMENTS = 1 << 18
 """Of a stored case, over all steps: its facts are read off its data."""
 Channels = NDArray[np.bool_]
-Extent = dict[int, Channels]
-"""What an entry may excuse on a case: for each rank, which channels."""
+Extent = dict[tuple[int, int], Channels]
+"""Where an entry may excuse something on a case: which channels, by rank and step."""
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "is": operator.eq,
@@ -51,7 +57,19 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _ORDERING = ("at_least", "at_most", "above", "below")
 _ENDINGS = ("died", "raised", "timeout")
-_KEYS = {"id", "reason", "link", "case", "when", "properties", "quantities", "endings"}
+_KEYS = {
+    "id",
+    "reason",
+    "link",
+    "case",
+    "when",
+    "properties",
+    "mechanism",
+    "quantities",
+    "endings",
+    "observed",
+}
+_WITHOUT_MECHANISM = ("ending", "refusal", "collectives", "conversion")
 
 
 class KnownError(ValueError):
@@ -65,9 +83,9 @@ class Clause(msgspec.Struct, frozen=True):
     operator: str
     value: Any
 
-    def holds(self, case: Case, group: Group) -> Any:
+    def holds(self, case: Case, group: Group, step: int) -> Any:
         """Return whether it holds; for a fact of channels, an array of shape (C,)."""
-        value = FACTS[self.fact].read(case, group)
+        value = FACTS[self.fact].read(case, group, step)
         if value is None:
             return False
         return OPERATORS[self.operator](value, self.value)
@@ -82,8 +100,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     case: Case
     when: tuple[Clause, ...]
     properties: tuple[str, ...]
+    mechanism: str = ""
     quantities: tuple[str, ...] = ()
     endings: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
 
     @property
     def deadly(self) -> bool:
@@ -94,22 +114,25 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def extent(entry: Entry, case: Case) -> Extent:
-    """Return the ranks and channels of `case` that `entry` may excuse; empty if it does not apply."""
+    """Return the ranks, steps and channels of `case` that `entry` may excuse; empty if it does not apply."""
     found: Extent = {}
     by_scope = {
         scope: [clause for clause in entry.when if FACTS[clause.fact].scope == scope]
-        for scope in ("case", "group", "channel")
+        for scope in ("case", "group", "step", "channel")
     }
-    if not all(clause.holds(case, ()) for clause in by_scope["case"]):
+    if not all(clause.holds(case, (), 0) for clause in by_scope["case"]):
         return found
     for group in case.process_groups:
-        if not all(clause.holds(case, group) for clause in by_scope["group"]):
+        if not all(clause.holds(case, group, 0) for clause in by_scope["group"]):
             continue
-        channels = np.ones(case.channels, np.bool_)
-        for clause in by_scope["channel"]:
-            channels &= clause.holds(case, group)
-        if channels.any():
-            found.update(dict.fromkeys(group, channels))
+        for step in range(len(case.steps)):
+            if not all(clause.holds(case, group, step) for clause in by_scope["step"]):
+                continue
+            channels = np.ones(case.channels, np.bool_)
+            for clause in by_scope["channel"]:
+                channels &= clause.holds(case, group, step)
+            if channels.any():
+                found.update({(rank, step): channels for rank in group})
     return found
 
 
@@ -194,6 +217,18 @@ def _entry(table: Any, source: str) -> Entry:
     _require(set(endings) <= set(_ENDINGS), where, f"endings among {', '.join(_ENDINGS)}", endings=endings)
     properties = _texts(table, "properties", where)
     _require(properties, where, "at least one property", properties=properties)
+    mechanism = table.get("mechanism", "")
+    _require(
+        mechanism in ("", *MECHANISMS),
+        where,
+        f"a mechanism among {', '.join(MECHANISMS)}",
+        mechanism=mechanism,
+    )
+    numbers = [name for name in properties if name not in _WITHOUT_MECHANISM]
+    without = ", ".join(_WITHOUT_MECHANISM)
+    _require(
+        mechanism or not numbers, where, f"a mechanism, or no property beside {without}", properties=numbers
+    )
     entry = Entry(
         id=table["id"],
         reason=table["reason"],
@@ -201,8 +236,10 @@ def _entry(table: Any, source: str) -> Entry:
         case=case,
         when=tuple(_clause(clause, where) for clause in table["when"]),
         properties=properties,
+        mechanism=mechanism,
         quantities=_texts(table, "quantities", where),
         endings=endings,
+        observed=_texts(table, "observed", where),
     )
     try:
         own = extent(entry, case)

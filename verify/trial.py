@@ -21,6 +21,7 @@ from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.errors import RankError
 from verify.excuse import Excused, excuse
 from verify.interrupts import put_off
+from verify.known import Extent
 from verify.subject import Subject
 
 GRADES: tuple[Grade, ...] = ("A", "B", "C")
@@ -54,6 +55,15 @@ class Expects(Protocol):
         """Return what the reference says of `case`."""
 
 
+class Predicts(Protocol):
+    """The signature of `properties.mechanisms.prediction.predict`."""
+
+    def __call__(
+        self, case: Case, contract: Contract, grade: Grade, *, device: str, sites: dict[str, Extent]
+    ) -> Expected:
+        """Return what a subject with known mechanisms gives."""
+
+
 class Judges(Protocol):
     """The signature of `properties.catalogue.judge`."""
 
@@ -76,6 +86,7 @@ class Machinery:
     Attributes:
         expect: The reference.
         judge: The properties.
+        predict: What mechanisms of known discrepancies give.
         cases: Strategy of the cases of a domain (a Hypothesis `SearchStrategy[Case]`); with
             `conversion=True` also of those that ask for it.
         objections: Keys of a domain that exclude a case; none if it lies in the domain.
@@ -90,6 +101,7 @@ class Machinery:
     cases: Callable[..., Any]
     objections: Callable[[Domain, Case], tuple[str, ...]]
     excluded_share: Callable[[Domain], float]
+    predict: Predicts | None = None
     diagnoses: Any = None
     preload: Callable[[Callable[[], bool]], None] = lambda enough: None
 
@@ -109,6 +121,7 @@ def machinery(*, threads: int | None = None) -> Machinery:
         from properties.admission import objections
         from properties.catalogue import judge
         from properties.expectation import expect
+        from properties.mechanisms.prediction import predict
         from properties.strategies import cases, excluded_share
         from reference.program import preload, start
 
@@ -120,6 +133,7 @@ def machinery(*, threads: int | None = None) -> Machinery:
         cases=cases,
         objections=objections,
         excluded_share=excluded_share,
+        predict=predict,
         diagnoses=diagnosis,
         preload=preload,
     )
@@ -278,14 +292,15 @@ class Examiner:
     def _judge(
         self, case: Case, observation: Observation, expected: Expected
     ) -> tuple[tuple[Verdict, ...], tuple[Excused, ...]]:
-        contract = self.subject.promise.contract
-
-        def rejudge(other: Expected, property_id: str) -> Verdict | None:
-            found = self.parts.judge(case, observation, other, contract, only=(property_id,))
-            return found[0] if found else None
-
-        verdicts = self.parts.judge(case, observation, expected, contract, only=self.only)
-        return excuse(verdicts, self.subject.known, case=case, expected=expected, rejudge=rejudge)
+        judging = _Judging(self, case, observation, expected.grade)
+        return excuse(
+            judging.judge(expected),
+            self.subject.known,
+            case=case,
+            observation=observation,
+            expected=expected,
+            judges=judging,
+        )
 
     def _grade(
         self, case: Case, observation: Observation, verdicts: tuple[Verdict, ...], *, more: bool
@@ -307,6 +322,27 @@ class Examiner:
                 if not _breaks(looser):
                     return grade, graded
         return "none", graded
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """One case's judge, for the contract and device of a subject and one grade."""
+
+    examiner: Examiner
+    case: Case
+    observation: Observation
+    grade: str
+
+    def judge(self, expected: Expected) -> tuple[Verdict, ...]:
+        contract, only = self.examiner.subject.promise.contract, self.examiner.only
+        return self.examiner.parts.judge(self.case, self.observation, expected, contract, only=only)
+
+    def predict(self, case: Case, sites: dict[str, Extent]) -> Expected:
+        predict, subject = self.examiner.parts.predict, self.examiner.subject
+        if predict is None:
+            raise RankError("Expected parts with predictions of mechanisms, but got none.")
+        contract, grade = subject.promise.contract, self.grade
+        return predict(case, contract, grade, device=subject.device, sites=sites)  # type: ignore[arg-type]
 
 
 def _breaks(verdicts: tuple[Verdict, ...]) -> bool:

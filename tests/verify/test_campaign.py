@@ -180,7 +180,7 @@ id = "empty"
 reason = "An empty rank."
 case = '{"batches":[2,0]}'
 when = [{fact = "empty_ranks", at_least = 1}]
-properties = ["ending", "forward"]
+properties = ["ending", "collectives"]
 endings = ["died"]
 """
 
@@ -193,7 +193,7 @@ def known_subject() -> Subject:
 
 
 def test_a_known_discrepancy_excuses_and_is_seen() -> None:
-    result = run({"forward": lambda case: 0 in case.batches}, subject=known_subject())
+    result = run({"collectives": lambda case: 0 in case.batches}, subject=known_subject())
     assert result.verdict != "VIOLATED"
     assert result.known[0].state == "seen"
     assert result.known[0].excused >= 1
@@ -201,7 +201,7 @@ def test_a_known_discrepancy_excuses_and_is_seen() -> None:
 
 
 def test_a_known_discrepancy_that_nothing_shows_is_stale() -> None:
-    result = run({"forward": lambda case: False}, subject=known_subject())
+    result = run({"collectives": lambda case: False}, subject=known_subject())
     assert result.known[0].state == "stale"
 
 
@@ -210,7 +210,7 @@ def test_a_stored_case_outside_the_domain_runs_unless_the_command_line_excludes_
     narrowed: set[str], state: str
 ) -> None:
     result = run(
-        {"forward": lambda case: 0 in case.batches, "purity": lambda case: 0 in case.batches},
+        {"collectives": lambda case: 0 in case.batches, "purity": lambda case: 0 in case.batches},
         subject=dataclasses.replace(known_subject(), narrowed=frozenset(narrowed)),
         objections=lambda domain, case: ("empty",) if case == KNOWN_CASE else (),
         cases=3,

@@ -17,6 +17,7 @@ ENTRY = {
     "case": "'{\"batches\":[2,0]}'",
     "when": '[{fact = "empty_ranks", at_least = 1}]',
     "properties": '["forward"]',
+    "mechanism": '"half-sums"',
 }
 
 
@@ -64,6 +65,8 @@ def test_an_empty_file_has_no_entries() -> None:
         ({"properties": "[]"}, "at least one property"),
         ({"properties": '"forward"'}, "a list of texts"),
         ({"endings": '["exploded"]'}, "endings among"),
+        ({"mechanism": ""}, "a mechanism, or no property beside"),
+        ({"mechanism": '"magic"'}, "a mechanism among"),
     ],
 )
 def test_a_wrong_entry_is_refused_in_one_line(changes: dict[str, str], expected: str) -> None:
@@ -92,7 +95,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_fact_of_a_group_covers_the_ranks_of_that_group_only() -> None:
     case = Case(batches=(2, 0, 3, 4), groups=((0, 2), (1, 3)))
     covered = extent(parse(text())[0], case)
-    assert sorted(covered) == [1, 3]
+    assert sorted(covered) == [(1, 0), (3, 0)]
     assert all(channels.all() for channels in covered.values())
 
 
@@ -100,8 +103,19 @@ def test_a_fact_of_a_channel_covers_that_channel_only() -> None:
     case = Case(batches=(1, 3), channels=2, values="tiny_spread", eps=1.0, seed=5)
     with_one = Case(batches=(2, 3), channels=3, seed=5)
     found = entry('[{fact = "channel_min_local_var", at_most = 0}]', '{"batches":[1,3]}')
-    assert extent(found, case)[0].all()  # one value a channel has no variance
+    assert extent(found, case)[0, 0].all()  # one value a channel has no variance
     assert not extent(found, with_one)
+
+
+def test_a_fact_of_a_step_covers_that_step_only() -> None:
+    case = Case(batches=(2, 2), steps=(Step(mode="eval"), Step(), Step(mode="eval")))
+    found = entry('[{fact = "eval", is = true}]', '{"steps":[{"mode":"eval"}]}')
+    assert sorted(extent(found, case)) == [(0, 0), (0, 2), (1, 0), (1, 2)]
+
+
+@pytest.mark.parametrize("name", ["ending", "refusal", "collectives", "conversion"])
+def test_what_is_no_number_may_be_excused_without_a_mechanism(name: str) -> None:
+    assert parse(text(mechanism="", properties=f'["{name}"]'))[0].mechanism == ""
 
 
 def test_a_channels_variance_is_that_of_its_values() -> None:
@@ -111,7 +125,7 @@ def test_a_channels_variance_is_that_of_its_values() -> None:
     parts = [tensors(case, rank, step=0)[0][:, :, 0] for rank in (0, 1)]
     local = np.minimum(parts[0].var(axis=0), parts[1].var(axis=0))
     both = np.concatenate(parts).var(axis=0)
-    read = {name: FACTS[name].read(case, (0, 1)) for name in FACTS if name.startswith("channel_")}
+    read = {name: FACTS[name].read(case, (0, 1), 0) for name in FACTS if name.startswith("channel_")}
     np.testing.assert_allclose(read["channel_min_local_var"], local, rtol=1e-12)
     np.testing.assert_allclose(read["channel_min_local_var_over_eps"], local / 0.5, rtol=1e-12)
     np.testing.assert_allclose(read["channel_global_var"], both, rtol=1e-12)
@@ -119,12 +133,12 @@ def test_a_channels_variance_is_that_of_its_values() -> None:
 
 def test_a_constant_channel_has_exactly_no_variance() -> None:
     case = Case(batches=(7, 9), channels=4, values="constant", seed=3)
-    assert (FACTS["channel_global_var"].read(case, (0, 1)) == 0).all()
+    assert (FACTS["channel_global_var"].read(case, (0, 1), 0) == 0).all()
 
 
 def test_without_a_training_step_a_channel_has_no_variance_to_speak_of() -> None:
     case = Case(batches=(2, 2), steps=(Step(mode="eval"),))
-    assert np.isnan(FACTS["channel_min_local_var"].read(case, (0, 1))).all()
+    assert np.isnan(FACTS["channel_min_local_var"].read(case, (0, 1), 0)).all()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +164,8 @@ def test_facts_and_operators(when: str, case: Case, *, holds: bool) -> None:
     name = next(key for key in clause if key != "fact")
     value = tuple(clause[name]) if name == "in" else clause[name]
     assert (
-        any(Clause(clause["fact"], name, value).holds(case, group) for group in case.process_groups) == holds
+        any(Clause(clause["fact"], name, value).holds(case, group, 0) for group in case.process_groups)
+        == holds
     )
 
 
@@ -158,5 +173,5 @@ def test_every_fact_is_described_and_can_be_read() -> None:
     case = Case(batches=(2, 3), channels=2)
     for name, fact in FACTS.items():
         assert fact.text, name
-        value = fact.read(case, (0, 1))
+        value = fact.read(case, (0, 1), 0)
         assert np.shape(value) == ((2,) if fact.scope == "channel" else ())

@@ -38,6 +38,7 @@ RULES = {
     "forward": lambda case: case.channels > 5,
     "grad_input": lambda case: len(case.batches) > 2 and case.batches[0] > 3,
     "purity": lambda case: False,
+    "collectives": lambda case: case.channels > 6,
 }
 KNOWN = """
 [[known]]
@@ -45,7 +46,7 @@ id = "one-channel"
 reason = "It is so."
 case = '{"seed": 5, "channels": 7}'
 when = [{fact = "world_size", at_least = 2}]
-properties = ["forward"]
+properties = ["collectives"]
 """
 
 
