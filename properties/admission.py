@@ -7,7 +7,7 @@ anywhere, whether the subject promised to support it.
 from __future__ import annotations
 
 from properties.case import Case
-from properties.domain import Domain, Groups, ParamDtype, layouts_of
+from properties.domain import Domain, Epsilon, Groups, ParamDtype, layouts_of
 
 
 def admits(domain: Domain, case: Case) -> bool:
@@ -27,6 +27,7 @@ def objections(domain: Domain, case: Case) -> tuple[str, ...]:
         "empty": _emptiness_rank(case) <= ("never", "some", "all").index(domain.empty),
         "ragged_grad": domain.ragged_grad or not case.ragged_grad,
         "layouts": case.input_layout in inputs and case.cotangent_layout in cotangents,
+        "eps": epsilon_kind(case) in domain.eps,
         "momentum_none": domain.momentum_none or case.momentum is not None,
         "affine": case.affine in domain.affine,
         "tracking": case.tracking in domain.tracking,
@@ -44,6 +45,11 @@ def param_kinds(case: Case) -> tuple[ParamDtype, ...]:
     if case.param_dtype == case.dtype:
         kinds.append("own")
     return tuple(kinds)
+
+
+def epsilon_kind(case: Case) -> Epsilon:
+    """Return what the case's eps counts as."""
+    return "positive" if case.eps else "zero"
 
 
 def groups_kind(groups: tuple[tuple[int, ...], ...]) -> Groups:

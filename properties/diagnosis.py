@@ -51,6 +51,7 @@ CONVENTIONS: tuple[dict[str, str], ...] = (
     {"affine_grad": "sum"},
     {"affine_grad": "mean"},
     {"buffer_update": "in_dtype"},
+    {"recompute_updates": "once"},
     {"running_var": "biased", "momentum": "decay"},
 )
 NUMERIC = tuple(name for names in PROPERTIES_OF.values() for name in names)

@@ -19,6 +19,7 @@ Layout = Literal["contiguous", "channels_last", "permuted", "sliced", "expanded"
 ParamDtype = Literal["float32", "own"]
 Groups = Literal["world", "disjoint", "single"]
 Empty = Literal["never", "some", "all"]
+Epsilon = Literal["positive", "zero"]
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +34,7 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         empty: Whether no rank, some ranks, or all ranks may have an empty batch.
         ragged_grad: The input may require a gradient on some ranks of a group only.
         layouts: Memory layouts of input and cotangent (sliced: input only; expanded: cotangent only).
+        eps: Kinds of epsilon. Zero is not in the default: torch's own batch norm refuses it in training.
         momentum_none: momentum=None is supported.
         affine: Weight and bias, weight alone, neither.
         tracking: track_running_stats values.
@@ -48,6 +50,7 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     empty: Empty = "all"
     ragged_grad: bool = False
     layouts: tuple[Layout, ...] = get_args(Layout)
+    eps: tuple[Epsilon, ...] = ("positive",)
     momentum_none: bool = True
     affine: tuple[Affine, ...] = get_args(Affine)
     tracking: tuple[bool, ...] = (True, False)
@@ -82,14 +85,20 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         running_var: The unbiased (n - 1) or the biased (n) variance goes into the buffer.
-        affine_grad: A rank's gradients of weight and bias are its own (local), or the sum or mean over
-            the ranks of its group, before any data-parallel wrapper.
+        affine_grad: In training a rank's gradients of weight and bias are its own (local), or the sum or mean
+            over the ranks of its group, before any data-parallel wrapper. In evaluation they are its own
+            whatever is said here: an evaluation does not communicate.
         momentum: `torch`, weight of the new value; `decay`, weight of the old one.
         buffer_update: `accumulate`, computed in the accumulation dtype and rounded once; `in_dtype`, every
             step rounded in the buffer's dtype.
         accumulate: The accumulation dtype; `default` is float32 for half inputs, else the input's.
+        recompute_updates: A forward that `torch.utils.checkpoint` reruns updates the buffers `twice`, as
+            `torch.nn.BatchNorm*d` does, or `once`: checkpoint reruns no subject that saves nothing in
+            autograd's own way (`ctx.x = x` in place of `ctx.save_for_backward(x)`), and a rerun one may tell.
         deterministic: The same case twice gives the same bits.
-        inplace: The subject may write its output over its input.
+        scaling: Weights, biases and cotangents times a power of two scale the results `exact`ly; `no` where
+            how a sum is computed depends on its terms (binned and exactly accumulated sums).
+        inplace: The subject may write its output over its input, which is then no leaf.
     """
 
     running_var: Literal["unbiased", "biased"] = "unbiased"
@@ -97,7 +106,9 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     momentum: Literal["torch", "decay"] = "torch"
     buffer_update: Literal["accumulate", "in_dtype"] = "accumulate"
     accumulate: Literal["default", "float32", "float64"] = "default"
+    recompute_updates: Literal["twice", "once"] = "twice"
     deterministic: bool = True
+    scaling: Literal["exact", "no"] = "exact"
     inplace: bool = False
 
 
@@ -197,13 +208,15 @@ def _check_keys(data: Mapping[str, Any], valid: tuple[str, ...], what: str) -> N
 def _parse(kind: type[Any], key: str, text: str, what: str) -> Any:
     _check_keys({key: text}, kind.__struct_fields__, what)
     hint = get_type_hints(kind)[key]
-    items = [_scalar(item.strip()) for item in text.split(",")]
+    items = [_scalar(item.strip(), hint) for item in text.split(",")]
     if "tuple" in str(hint):
         return tuple(items)
     return items[0] if len(items) == 1 else text
 
 
-def _scalar(text: str) -> Any:
+def _scalar(text: str, hint: Any) -> Any:
+    if text in get_args(hint):  # a "no" that is one of several words
+        return text
     if text in ("yes", "true", "no", "false"):
         return text in ("yes", "true")
     return int(text) if text.isdecimal() else text

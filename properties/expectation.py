@@ -146,7 +146,8 @@ class Follower:
 
     def _backward(self, k: int) -> None:
         walk, case, step = self.walk, self.walk.case, self.walk.case.steps[k]
-        if step.mode == "train" and case.tracking and case.recomputes(k, walk.group[0]):
+        twice = walk.contract.recompute_updates == "twice"
+        if twice and step.mode == "train" and case.tracking and case.recomputes(k, walk.group[0]):
             self.update(k, again=True)
         self.before_backward(k)
         if not step.accumulate:

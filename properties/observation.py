@@ -91,12 +91,17 @@ class Collective(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Raised(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An exception that left the subject: qualified type name, message (shortened), phase and traceback."""
+    """An exception that left the subject: qualified type name, message (shortened), phase and traceback.
+
+    `wraps` are the type names of the exceptions that it was raised for, the nearest first: a compiled module
+    or a framework's own wrapper tells of the subject's exception in one of theirs.
+    """
 
     type: str
     message: str
     phase: str
     traceback: str = ""
+    wraps: tuple[str, ...] = ()
 
 
 class RankObservation(msgspec.Struct, frozen=True, kw_only=True):

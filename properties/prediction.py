@@ -210,7 +210,7 @@ class _View:
     def _backward(self, k: int) -> None:
         case, walk, step = self.walk.case, self.walk, self.walk.case.steps[k]
         if step.mode == "train" and case.tracking and case.recomputes(k, self.group[0]):
-            for _ in range(self.variant.recomputed):
+            for _ in range(self.variant.recomputed - (walk.contract.recompute_updates == "once")):
                 self._track(k, times=self._updates(k))
         if not step.accumulate or self.variant.forgets:
             walk.sums.clear()

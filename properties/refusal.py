@@ -4,6 +4,7 @@ Rules
 -----
 - Each rank that must refuse raises, with an exception of the named type or, since a name does not tell a
   class's bases, of a type that is neither built in nor torch's.
+- An exception that wraps another (a compiled module's, a framework's with its cause) is of either's type.
 - The type is the same on all ranks of a group: a rank that refuses alone leaves its peers waiting.
 - In evaluation without buffers a rank with one value refuses a wrong input for that, too: of either type.
 - A rank that was stopped while a peer of its group had refused did not refuse in time.
@@ -17,7 +18,7 @@ from properties.case import Case
 from properties.domain import Contract
 from properties.ending import describe_ending
 from properties.expected import Expected
-from properties.observation import Observation, RankObservation
+from properties.observation import Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
 
@@ -51,6 +52,12 @@ def is_named(raised: str, wanted: str) -> bool:
     return not module.startswith("torch")
 
 
+def _names(raised: Raised, wanted: str) -> bool:
+    """Whether an exception, or one that it wraps, is of type `wanted`; ranks tell a wrapped one's base."""
+    wrapped = [name for name in raised.wraps if "." not in name]
+    return any(is_named(name, wanted) for name in (raised.type, *wrapped))
+
+
 def _refuses_on_its_own(case: Case, rank: int) -> bool:
     """Whether `rank` refuses its first input, whatever is wrong with it, also for its single value."""
     alone = case.steps[0].mode == "eval" and not case.tracking
@@ -67,7 +74,7 @@ def _unrefused(seen: list[RankObservation], expected: Expected) -> list[Discrepa
         if one.ending == "raised" and one.raised is not None:
             if one.raised.phase.startswith("backward"):
                 found.append(_discrepancy(one, wanted, "refuses too late: it"))
-            elif not is_named(one.raised.type, expected.refusals[one.rank]):
+            elif not _names(one.raised, expected.refusals[one.rank]):
                 found.append(_discrepancy(one, wanted, "must refuse with " + wanted + ", but"))
             continue
         found.append(_discrepancy(one, wanted, "must refuse the input, but"))

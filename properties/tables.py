@@ -10,7 +10,7 @@ normalisation by n and n - 1 shows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -112,6 +112,7 @@ class Tables:
     inputs: dict[int, Table[InputLayout]]
     cotangents: dict[int, Table[CotangentLayout]]
     empty: Table[str]
+    eps: Table[float]
     affine: Table[Affine]
     tracking: Table[bool]
     momenta: Table[float | None]
@@ -132,6 +133,20 @@ def table(weighted: Weighted[T]) -> Table[T]:
         reached += weight
         stop = position + 1 + round(spare * reached / total)
         entries.extend([value] * (stop - len(entries)))
+    return tuple(entries)
+
+
+def _in_place(weighted: Sequence[tuple[T, float]], admitted: Callable[[T], bool]) -> Table[T]:
+    """Return the table of all values in which the admitted ones share the place of the others.
+
+    So a byte that stands for an admitted value stands for it in every domain.
+    """
+    within = table(item for item in weighted if admitted(item[0]))
+    whole = table(weighted)
+    others = [position for position, value in enumerate(whole) if not admitted(value)]
+    entries = list(whole)
+    for number, position in enumerate(others):
+        entries[position] = within[number * 256 // len(others)]
     return tuple(entries)
 
 
@@ -159,6 +174,7 @@ def tables_for(
         inputs=by_input,
         cotangents=by_cotangent,
         empty=table((value, weight) for value, weight in _EMPTY if value in allowed),
+        eps=_in_place(_EPS, lambda eps: ("positive" if eps else "zero") in domain.eps),
         affine=table(item for item in _AFFINE if item[0] in domain.affine),
         tracking=table((value, 7 if value else 1) for value in (True, False) if value in domain.tracking),
         momenta=table(item for item in _MOMENTA if item[0] is not None or domain.momentum_none),
@@ -218,7 +234,7 @@ def partitions(world: int, kinds: tuple[str, ...]) -> Table[Partition]:
 
 
 COUNTS_TABLE, SIZES_TABLE, CHANNELS_TABLE = table(_COUNTS), table(_SIZES), table(_CHANNELS)
-SCALES_TABLE, EPS_TABLE, FROZEN_TABLE = table(_SCALES), table(_EPS), table(_FROZEN)
+SCALES_TABLE, FROZEN_TABLE = table(_SCALES), table(_FROZEN)
 OFFSETS_TABLE, KINDS_TABLE, WRONG_TABLE = table(_OFFSETS), table(_KINDS), table(_WRONG)
 STEPS_TABLE, STEPS_CUMULATIVE_TABLE = table(_STEPS), table(_STEPS_CUMULATIVE)
 SPECIALS_TABLE = table(((0, 88), (1, 9), (2, 3)))

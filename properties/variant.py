@@ -147,7 +147,7 @@ class Variant:
         bessel: From the group's count, the rank's, and the number of ranks to n and what divides it.
         updates_on: Whether a rank of the group updates its buffers, given the case.
         updates: How often the buffers are updated in the forward of step k, given the group's count.
-        recomputed: How often a recomputed forward updates them.
+        recomputed: How often a recomputed forward updates them; a contract of a single update takes one off.
         counted: How far `num_batches_tracked` advances in the forward of step k.
         running_in_training: Training normalises with the running buffers.
         batch_in_eval: Evaluation normalises with the batch of the `group` or the `own` one.

@@ -227,11 +227,21 @@ def _grades(occurrence: Occurrence) -> Iterator[str]:
         )
 
 
+_CONVENTIONS = {
+    ("recompute_updates", "once"): (
+        ": the buffers are updated once where torch.utils.checkpoint runs a forward again, or it is not run "
+        "again, since the subject saves its tensors outside autograd (ctx.x = x)"
+    )
+}
+"""What a convention means, where its name does not say."""
+
+
 def _resembles(likeness: Likeness) -> Iterator[str]:
     """Yield what the failure resembles, in words that claim no more."""
     if likeness.convention:
         settings = " ".join(shlex.quote(f"--contract={key}={value}") for key, value in likeness.convention)
-        yield f"A convention rather than a fault? All discrepancies vanish with {settings}."
+        means = "".join(_CONVENTIONS.get(one, "") for one in likeness.convention)
+        yield f"A convention rather than a fault? All discrepancies vanish with {settings}{means}."
     for name, words in likeness.causes[:_MOST_NAMED]:
         yield f'Resembles the fault "{name}" (a subject that {words}).'
     if more := likeness.names[_MOST_NAMED:]:

@@ -158,6 +158,8 @@ def _within(domain: Domain, lacking: tuple[str, ...]) -> Domain:
         changes["groups"] = tuple(value for value in domain.groups if value == "world")
     if "momentum" in lacking:
         changes["momentum_none"] = False
+    if "eps" in lacking:
+        changes["eps"] = tuple(value for value in domain.eps if value == "positive")
     try:
         return msgspec.structs.replace(domain, **changes)
     except DomainError:

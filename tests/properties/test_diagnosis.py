@@ -129,9 +129,26 @@ def test_an_error_that_no_cause_predicts_resembles_none():
     assert found.convention == {}
 
 
-def test_a_convention_is_recognised_as_such():
-    found = named(BY_ID["biased-running-var"].variant(RIGHT))
-    assert found.convention == {"running_var": "biased"}
+@pytest.mark.parametrize(
+    ("cause", "convention"),
+    [
+        ("biased-running-var", {"running_var": "biased"}),
+        ("one-update-when-recomputed", {"recompute_updates": "once"}),
+    ],
+)
+def test_a_convention_is_recognised_as_such(cause, convention):
+    found = named(BY_ID[cause].variant(RIGHT))
+    assert found.convention == convention
+
+
+def test_of_a_single_update_when_recomputed_the_right_variant_and_the_reference_agree():
+    case, once = Case(steps=(Step(recompute=True),), seed=4), Contract(recompute_updates="once")
+    predicted, right = (predict(case, once, "A", variant=RIGHT), expect(case, once, "A"))
+    assert right.tracked["num_batches_tracked.end"][0] == 1
+    assert predicted.tracked == right.tracked
+    np.testing.assert_allclose(
+        predicted.tensors["running_var.end"][0].value, right.tensors["running_var.end"][0].value
+    )
 
 
 def test_names_are_unique_and_described():

@@ -75,12 +75,21 @@ def test_a_single_value_stands_for_a_list_of_one():
         ("eval", "no", False),
         ("tracking", "yes", (True,)),
         ("empty", "some", "some"),
+        ("eps", "positive,zero", ("positive", "zero")),
+        ("eps", "zero", ("zero",)),
     ],
 )
 def test_settings_of_a_command_line_override_the_promise(key, text, value):
     promise = override(Promise(grade="B"), domain={key: text}, contract={}, grade=None)
     assert getattr(promise.domain, key) == value
     assert promise.grade == "B"
+
+
+def test_no_is_a_word_where_a_key_has_it_among_words():
+    promise = override(Promise(), domain={}, contract={"scaling": "no", "deterministic": "no"}, grade=None)
+    assert promise.contract == Contract(scaling="no", deterministic=False)
+    with pytest.raises(DomainError, match=r"scaling=exact\|no"):
+        override(Promise(), domain={}, contract={"scaling": "yes"}, grade=None)
 
 
 def test_the_command_line_overrides_contract_and_grade():

@@ -15,8 +15,8 @@ STACK = """Current thread 0x00007f (most recent call first):
 """
 
 
-def raised(kind="RuntimeError", message="no", phase="forward 0"):
-    return {"ending": "raised", "raised": Raised(kind, message, phase), "tensors": {}}
+def raised(kind="RuntimeError", message="no", phase="forward 0", wraps=()):
+    return {"ending": "raised", "raised": Raised(kind, message, phase, wraps=wraps), "tensors": {}}
 
 
 def refusing(one, *ranks, kind="ValueError"):
@@ -131,6 +131,24 @@ def test_other_groups_are_judged_as_ever(scene):
     assert one.violated() == {"forward"}
     one.change(2, **raised("KeyError"))
     assert one.violated() == {"ending"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wraps", "refuses"),
+    [
+        ("torch._dynamo.exc.TorchRuntimeError", ("ValueError",), True),
+        ("torch._dynamo.exc.Unsupported", ("torch._dynamo.exc.Observed", "Exception", "ValueError"), True),
+        ("RuntimeError", ("mine.Wrong", "ValueError"), True),
+        ("torch._dynamo.exc.TorchRuntimeError", ("KeyError",), False),
+        ("torch._dynamo.exc.BackendCompilerFailed", ("triton.CompilationError", "Exception"), False),
+        ("torch._dynamo.exc.TorchRuntimeError", (), False),
+    ],
+)
+def test_a_refusal_counts_whatever_wraps_it(scene, kind, wraps, refuses):
+    one = refusing(scene(batches=(1, 0)), 0, 1)
+    for rank in (0, 1):
+        one.change(rank, **raised(kind, wraps=wraps))
+    assert (one.violated() == set()) is refuses
 
 
 def test_different_types_of_the_same_family_are_unlike(scene):

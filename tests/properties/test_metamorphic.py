@@ -97,6 +97,17 @@ def test_nothing_is_asked_of_a_subject_that_is_not_deterministic_or_of_a_case_wi
     assert probe not in one.verdicts()
 
 
+def test_a_subject_whose_sums_depend_on_the_data_need_not_scale_but_must_repeat(scene):
+    one = probed(scene, "scaling")
+    one.contract = Contract(scaling="no")
+    nudge(one, 0, "output.0")
+    assert "scaling" not in one.verdicts()
+    one = probed(scene, "repeatable")
+    one.contract = Contract(scaling="no")
+    nudge(one, 0, "output.0")
+    assert one.violated() == {"repeatable"}
+
+
 def test_nans_repeat_by_class(scene, tensor):
     one = probed(scene, "repeatable")
     payloads = [np.array([bits] * 3, np.uint32).view(np.float32) for bits in (0x7FC00000, 0xFFC00001)]

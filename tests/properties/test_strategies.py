@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 
@@ -60,7 +61,6 @@ OCCASIONAL = {
     "momentum None": lambda c: c.momentum is None,
     "momentum 0": lambda c: c.momentum == 0,
     "momentum 1": lambda c: c.momentum == 1,
-    "eps 0": lambda c: c.eps == 0,
     "eps 1": lambda c: c.eps == 1,
     "tracking off": lambda c: not c.tracking,
     "strided buffers": lambda c: c.strided_buffers,
@@ -93,6 +93,17 @@ def test_what_most_faults_need_is_drawn_in_every_tenth_case(drawn, name):
 @pytest.mark.parametrize("name", OCCASIONAL)
 def test_what_some_faults_need_is_drawn_in_every_hundred_and_fiftieth_case(drawn, name):
     assert share(drawn, OCCASIONAL[name]) > 1 / 150
+
+
+def test_an_eps_of_zero_is_drawn_where_the_domain_has_it_and_all_else_is_as_without():
+    both, without = Domain(eps=("positive", "zero")), Domain()
+    pairs = [[random_case(random.Random(seed), one) for one in (both, without)] for seed in range(600)]
+    assert 1 / 16 < share([wide for wide, _ in pairs], lambda c: c.eps == 0) < 1 / 4
+    for wide, narrow in pairs:
+        assert narrow == (msgspec.structs.replace(wide, eps=narrow.eps) if wide.eps == 0 else wide)
+        assert narrow.eps > 0
+    zero = Domain(eps=("zero",))
+    assert {random_case(random.Random(seed), zero).eps for seed in range(50)} == {0.0}
 
 
 def test_every_value_of_the_closed_lists_is_drawn(drawn):

@@ -87,6 +87,14 @@ def test_a_factory_without_bias_still_takes_affine() -> None:
     assert subject_from("m:F", described(keywords=keywords)).promise.domain.affine == ("both", "none")
 
 
-def test_a_domain_that_the_keywords_leave_empty_is_an_error() -> None:
+@pytest.mark.parametrize("domain", [{"groups": ["disjoint"]}, {"eps": "zero"}])
+def test_a_domain_that_the_keywords_leave_empty_is_an_error(domain: dict[str, object]) -> None:
     with pytest.raises(DomainError, match="factory without"):
-        subject_from("m:F", described({"domain": {"groups": ["disjoint"]}}, keywords=("eps", "momentum")))
+        subject_from("m:F", described({"domain": domain}, keywords=("momentum",)))
+
+
+def test_a_factory_without_eps_is_not_asked_for_zero() -> None:
+    subject = subject_from(
+        "m:F", described({"domain": {"eps": ["positive", "zero"]}}, keywords=("momentum",))
+    )
+    assert subject.promise.domain.eps == ("positive",)

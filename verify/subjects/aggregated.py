@@ -192,7 +192,7 @@ class Aggregated(_BatchNorm):  # type: ignore[misc]
         TypeError: On an input that is not floating-point.
     """
 
-    syncbn_verify = {"domain": {"ragged_grad": True}}  # noqa: RUF012
+    syncbn_verify = {"domain": {"ragged_grad": True, "eps": ["positive", "zero"]}}  # noqa: RUF012
     converter = Converter
     rule: Any = Normalise
 

@@ -41,7 +41,10 @@ def SyncBatchNorm(
     return module
 
 
-SyncBatchNorm.syncbn_verify = {"known": "known/torch.toml"}  # type: ignore[attr-defined]
+SyncBatchNorm.syncbn_verify = {  # type: ignore[attr-defined]
+    "domain": {"eps": ["positive", "zero"]},
+    "known": "known/torch.toml",
+}
 SyncBatchNorm.convert_sync_batchnorm = torch.nn.SyncBatchNorm.convert_sync_batchnorm  # type: ignore[attr-defined]
 
 _backend_name = torch._C._get_privateuse1_backend_name
