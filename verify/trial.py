@@ -41,7 +41,7 @@ class Ranks(Protocol):
     def most_in_flight(self) -> int:
         """Cases that may be submitted and not yet observed."""
 
-    def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
+    def submit(self, spec: str, case: Case, *, ahead: bool = False, inplace: bool = False) -> None:
         """Give the ranks a case, `ahead` while another is in flight; returns at once."""
 
     def observation(self) -> Observation:
@@ -254,7 +254,8 @@ class Examiner:
         """
         started, submitted = time.monotonic(), False
         try:
-            self.ranks.submit(self.subject.spec, case, ahead=ahead)
+            inplace = self.subject.promise.contract.inplace
+            self.ranks.submit(self.subject.spec, case, ahead=ahead, inplace=inplace)
             submitted = True
             expected = self._expect(case, self.subject.promise.grade)
         except Exception:  # Ours, not the subject's: the pool never raises for what a subject does.

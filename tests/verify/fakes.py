@@ -63,8 +63,9 @@ class FakeRanks:
         self._behave = behave
         self._flights: deque[Case] = deque()
 
-    def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
+    def submit(self, spec: str, case: Case, *, ahead: bool = False, inplace: bool = False) -> None:
         assert spec
+        assert not inplace
         assert ahead == bool(self._flights)
         self._flights.append(case)
         self.timeouts.append(self.timeout)

@@ -49,7 +49,7 @@ class Right(_BatchNorm):
     A subclass gives `normalise(x, group) -> (y, mean, var)`, with x (C, n) in the accumulation dtype.
     """
 
-    syncbn_verify: dict[str, Any] = {"domain": _ANY_EPS}  # noqa: RUF012
+    syncbn_verify: dict[str, Any] = {"domain": _ANY_EPS}
     accumulate_in: torch.dtype | None = None
     total: int = 0
 

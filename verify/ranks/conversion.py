@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from properties.probe import TREE_ITEMS
 from verify.ranks.exceptions import describe
-from verify.ranks.loading import Factory, accepted, converter
+from verify.ranks.loading import KEYWORDS, Factory, converter
 
 _FEATURES = 3
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -92,13 +92,14 @@ _CONVERTED = "converted"
 _ENDING = "after ending of the call"
 
 
-def facts(seed: int, factory: Factory, *, group: Any) -> dict[str, str]:
+def facts(seed: int, factory: Factory, *, group: Any, keywords: tuple[str, ...] = KEYWORDS) -> dict[str, str]:
     """Return what is to be told of the tree of `seed` before and after `factory` has converted it.
 
     Args:
         seed: Of the case.
         factory: The subject; it is not asked, and nothing is told, if it offers no conversion.
         group: This rank's process group of the case; None for the default one.
+        keywords: That the factory accepts.
     """
     convert = converter(factory)
     if convert is None:
@@ -108,7 +109,7 @@ def facts(seed: int, factory: Factory, *, group: Any) -> dict[str, str]:
     look = _Look(given)
     found = {"before process_group of the call": look.group(given)}
     try:
-        own = _converted(factory)
+        own = _converted(factory, keywords)
     except BaseException as error:  # Whatever leaves the subject's code.
         return found | {_ENDING: _told(error)}
     tree = _tree(seed, bits >> 1, own)
@@ -148,9 +149,9 @@ def _tree(seed: int, bits: int, converted: nn.Module) -> nn.Module:
     return root
 
 
-def _converted(factory: Factory) -> Any:
+def _converted(factory: Factory, keywords: tuple[str, ...]) -> Any:
     """Return a layer that needs no conversion, over all ranks if it can be said."""
-    if "process_group" not in accepted(factory):
+    if "process_group" not in keywords:
         return factory(_FEATURES)
     return factory(_FEATURES, process_group=dist.group.WORLD)
 

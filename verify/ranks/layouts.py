@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,29 @@ def lay_out(
             return Laid(storage.permute(axes), storage)
         case "sliced":
             return _sliced(plain.reshape(shape))
+
+
+def handed_on(leaf: torch.Tensor) -> torch.Tensor:
+    """Return a tensor like `leaf`, strides and gaps included, in memory of its own that may be written to.
+
+    It is no view, and no leaf if `leaf` requires a gradient, which it passes on: what a layer would give.
+    """
+    made: torch.Tensor = _HandedOn.apply(leaf)
+    return made
+
+
+class _HandedOn(torch.autograd.Function):  # type: ignore[misc]
+    """The identity, into memory of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage().clone()
+        empty = torch.empty(0, dtype=x.dtype, device=x.device)
+        return empty.set_(storage, x.storage_offset(), x.shape, x.stride())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
 
 
 class Before:

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +19,22 @@ import msgspec
 from verify.errors import SubjectError
 from verify.ranks.messages import Description, Target
 
-KEYWORDS = (
-    "eps",
-    "momentum",
-    "affine",
-    "track_running_stats",
-    "process_group",
-    "device",
-    "dtype",
-    "bias",
-)
 Factory = Callable[..., Any]
+_DEFAULTS: dict[str, Any] = {
+    "eps": 1e-5,
+    "momentum": 0.1,
+    "affine": True,
+    "track_running_stats": True,
+    "process_group": None,
+    "device": None,
+    "dtype": None,
+    "bias": True,
+}
+KEYWORDS = tuple(_DEFAULTS)
+_NOT_TAKEN = re.compile(
+    r"unexpected keyword argument '(\w+)'|multiple values for (?:keyword )?argument '(\w+)'"
+    r"|'(\w+)' is an invalid keyword argument"
+)
 _CONVERTER = "convert_sync_batchnorm"
 
 
@@ -129,16 +135,40 @@ def _describe(target: Target, factory: Factory, module: ModuleType) -> Descripti
 
 
 def accepted(factory: Factory) -> tuple[str, ...]:
-    """Return those constructor keywords of a subject that `factory` accepts."""
+    """Return those constructor keywords of a subject that `factory` accepts.
+
+    Its signature says so, unless it hands any keyword on (`**kwargs`): then it is called.
+    """
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
-        return KEYWORDS
+        return _tried(factory)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return KEYWORDS
+        return _tried(factory)
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = {parameter.name for parameter in parameters if parameter.kind in kinds}
     return tuple(keyword for keyword in KEYWORDS if keyword in names)
+
+
+def _tried(factory: Factory) -> tuple[str, ...]:
+    """Return the keywords that are left when `factory` is called, once it refuses none of them by name.
+
+    Whatever else it raises is not looked at here: it raises that again where a case is built.
+    """
+    left = dict(_DEFAULTS)
+    while True:
+        try:
+            factory(1, **left)
+        except TypeError as error:
+            found = _NOT_TAKEN.search(str(error))
+            name = next(filter(None, found.groups()), "") if found else ""
+            if name not in left:
+                return tuple(left)
+            del left[name]
+        except BaseException:
+            return tuple(left)
+        else:
+            return tuple(left)
 
 
 def converter(factory: Factory) -> Callable[..., Any] | None:

@@ -21,12 +21,17 @@ _HEADER = 4
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a subject is: an importable module or a file, and the attribute; `spec` as the user wrote it."""
+    """Where a subject is: an importable module or a file, and the attribute; `spec` as the user wrote it.
+
+    One that may write `inplace` is not given a leaf, which nobody may write to, but what a layer before it
+    would give.
+    """
 
     spec: str
     attribute: str
     module: str = ""
     file: str = ""
+    inplace: bool = False
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):

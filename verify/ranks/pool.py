@@ -85,8 +85,7 @@ class RankPool:
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
         self.timeout, self.warm_up = timeout, warm_up
-        self._device = device
-        self._backend = backend
+        self._device, self._backend = device, backend
         self._on_lost, self._every_element = on_lost, every_element
         self._link: Link | None = link or Link()
         self._cuda_devices = None if device == "cuda" else 0
@@ -150,7 +149,7 @@ class RankPool:
         finally:
             self._drop_if_lost(group, None)
 
-    def submit(self, spec: str, case: Case, *, ahead: bool = False) -> None:
+    def submit(self, spec: str, case: Case, *, ahead: bool = False, inplace: bool = False) -> None:
         """Have the ranks run `case` on the subject `spec`, and return at once.
 
         Args:
@@ -158,6 +157,7 @@ class RankPool:
             case: The case.
             ahead: Keep the cases in flight, whose observations come first: the ranks go on to this one as
                 soon as they can. Otherwise those are waited for, and their observations thrown away.
+            inplace: The subject may write over its input.
 
         Raises:
             SubjectError: If `spec` names nothing that exists.
@@ -171,7 +171,7 @@ class RankPool:
                 f"Expected fewer than {self.most_in_flight} cases in flight to submit another ahead, "
                 f"but got {len(self._flights)}."
             )
-        target = self._target(spec)
+        target = msgspec.structs.replace(self._target(spec), inplace=inplace)
         warm_up = 0.0 if target in self._called else self.warm_up
         self._called.add(target)
         flight = Flight(target, case, seconds_for(case, self.timeout) + warm_up)

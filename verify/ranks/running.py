@@ -6,7 +6,7 @@ Rules
   the case on this rank; so does a tensor of the subject that cannot be looked at. What goes wrong before the
   subject is built is our own failure and is not caught here.
 - The subject sees only what is written in the case: a module built by its factory, parameters and buffers
-  copied in, one fresh leaf a step.
+  copied in, one fresh leaf a step or, if it may write over its input, a copy that has the leaf's strides.
 - A tensor is captured as soon as it exists, since later steps may change it.
 """
 
@@ -28,7 +28,7 @@ from verify.ranks.building import build
 from verify.ranks.capture import Captured, capture
 from verify.ranks.drawing import draw
 from verify.ranks.exceptions import describe
-from verify.ranks.layouts import same_bits
+from verify.ranks.layouts import handed_on, same_bits
 from verify.ranks.ledger import Ledger
 from verify.ranks.loading import Factory
 
@@ -72,6 +72,7 @@ class Execution:
         keywords: tuple[str, ...],
         place: Place,
         every_element: bool = False,
+        inplace: bool = False,
     ) -> None:
         self.tensors: dict[str, Captured] = {}
         self.modified: list[str] = []
@@ -79,6 +80,7 @@ class Execution:
         self.seconds = 0.0
         self._case = case
         self._place = place
+        self._inplace = inplace
         self._build: Callable[[], torch.nn.Module] = lambda: build(
             case, factory, keywords=keywords, device=place.device, group=place.group
         )
@@ -138,9 +140,9 @@ class Execution:
             self._module.train(step.mode == "train")
             if self._case.recomputes(index, self._place.rank):
                 with set_checkpoint_early_stop(False):
-                    output = checkpoint(self._module, data.input.tensor, use_reentrant=False)
+                    output = checkpoint(self._applied, data.input.tensor, use_reentrant=False)
             else:
-                output = self._module(data.input.tensor)
+                output = self._applied(data.input.tensor)
             if not isinstance(output, torch.Tensor):
                 kind = type(output).__qualname__
                 raise TypeError(f"Expected a tensor, but the subject returned an object of type {kind}.")
@@ -148,6 +150,15 @@ class Execution:
         data.output = output
         self._capture(_BUFFERS, str(index))
         self._note_parameters(index)
+
+    def _applied(self, leaf: torch.Tensor) -> torch.Tensor:
+        """Return what the subject makes of the input: of a fresh copy of it if it may overwrite that.
+
+        The copy is made inside of a checkpoint: what runs again is handed the input, and not what is left
+        of it.
+        """
+        output: torch.Tensor = self._module(handed_on(leaf) if self._inplace else leaf)
+        return output
 
     def _backward(self, index: int) -> None:
         data = self._data[index]

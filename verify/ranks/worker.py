@@ -116,6 +116,7 @@ class Worker:
         self._held = False
         self._factory: Factory | None = None
         self._description: Description | None = None
+        self._inplace = False
 
     @property
     def mutilated(self) -> bool:
@@ -126,6 +127,7 @@ class Worker:
         """Load the subject."""
         try:
             self._factory, self._description = load(request.target)
+            self._inplace = request.target.inplace
         except SubjectError as error:
             return Loaded(error=describe(error, "load").message)
         return Loaded(description=self._description)
@@ -157,11 +159,13 @@ class Worker:
             keywords=self._description.keywords,
             place=place,
             every_element=self._setup.every_element,
+            inplace=self._inplace,
         )
         execution.run()
         told = {}
         if case.probe == "conversion" and execution.raised is None:
-            told = facts(case.seed, self._factory, group=place.group)
+            keywords = self._description.keywords
+            told = facts(case.seed, self._factory, group=place.group, keywords=keywords)
         starts, size, spill = write(
             self._memory,
             [tensor.array for tensor in execution.tensors.values()],

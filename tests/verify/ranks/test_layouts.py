@@ -8,7 +8,7 @@ import torch
 
 from properties.repetition import repeated
 from verify.ranks import layouts
-from verify.ranks.layouts import Before, lay_out, same_bits, strided
+from verify.ranks.layouts import Before, handed_on, lay_out, same_bits, strided
 
 SHAPE = (3, 4, 2, 5)
 VALUES = np.arange(120, dtype=np.float64).reshape(3, 4, 10) / 8
@@ -89,3 +89,21 @@ def test_strided_keeps_values():
     view = strided(torch.arange(3.0))
     assert view.stride() == (2,)
     assert view.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
+def test_what_a_layer_hands_on_lies_like_the_input_may_be_written_to_and_passes_its_gradient_on(layout):
+    values = np.arange(2.0 * 3 * 2 * 4).reshape(2, 3, 8)
+    shape = (2, 3, 2, 4)
+    leaf = lay_out(values, layout, dtype=torch.float32, device=torch.device("cpu"), shape=shape)
+    before = Before(leaf)
+    leaf.tensor.requires_grad_()
+    given = handed_on(leaf.tensor)
+    assert (given.stride(), given.storage_offset()) == (leaf.tensor.stride(), leaf.tensor.storage_offset())
+    assert not given.is_leaf
+    assert torch.equal(given, leaf.tensor)
+    given.mul_(2).sub_(1)
+    cotangent = torch.arange(48.0).reshape(shape)
+    given.backward(cotangent)
+    assert torch.equal(leaf.tensor.grad, 2 * cotangent)
+    assert before.held_by(leaf.storage)
