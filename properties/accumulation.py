@@ -1,4 +1,8 @@
-"""Gradients of weight and bias: each rank's own, reduced if the contract says so, accumulated and stored."""
+"""Gradients of weight and bias: each rank's own, reduced if the contract says so, accumulated and stored.
+
+They are reduced in training only: an evaluation does not communicate (`eval_is_local`), and what reduces them
+is the backward of a synchronised step, which exchanges their sums anyway.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ def store_grad_parameter(walk: Walk, k: int, name: str) -> None:
     case, contract = walk.case, walk.contract
     accumulated = accumulation_dtype(case, contract)
     estimates = {rank: _own_gradient(walk, k, name, rank) for rank in walk.group}
-    if contract.affine_grad != "local":
+    if contract.affine_grad != "local" and case.steps[k].mode == "train":
         estimates = _reduced(estimates, FACTS[accumulated], mean=contract.affine_grad == "mean")
     u, underflow = storing(case.param_dtype, accumulated)
     for rank, (value, bound) in estimates.items():
@@ -48,6 +52,8 @@ def _reduced(estimates: dict[int, Estimate], facts: DtypeFacts, *, mean: bool) -
     value = np.sum([value for value, _ in estimates.values()], axis=0)
     magnitude = np.sum([np.abs(value) + bound for value, bound in estimates.values()], axis=0)
     bound = np.sum([bound for _, bound in estimates.values()], axis=0) + ranks * facts.u * magnitude
+    bound = bound + ranks * facts.smallest_normal  # a rank's part of a mean may underflow
+    bound = np.where(magnitude >= facts.largest, np.inf, bound)  # and a partial sum overflow
     if mean:
         value, bound = value / ranks, bound / ranks + facts.u * magnitude / ranks
     return dict.fromkeys(estimates, Estimate(value, bound))

@@ -3,7 +3,8 @@
 Rules
 -----
 - Evaluation never communicates, neither in its forward nor in its backward: ranks evaluate different numbers
-  of batches, and a collective there would hang them.
+  of batches, and a collective there would hang them. So the contract `affine_grad=sum|mean` is about training:
+  the gradients of weight and bias that an evaluation gives are each rank's own.
 - In training, the ranks of a group issue the same collectives in the same order: operation, reduction,
   dtypes, and, where every rank contributes alike, sizes. A mismatch that happens to work on one backend
   hangs, aborts or corrupts on another. Send and receive are recorded, not compared.
@@ -30,7 +31,6 @@ def eval_is_local(
     case: Case, observation: Observation, expected: Expected, contract: Contract
 ) -> Verdict | None:
     """Return whether no rank communicated in evaluation mode."""
-    del contract
     phases = {
         f"{what} {index}"
         for index, step in enumerate(case.steps)
@@ -47,7 +47,8 @@ def eval_is_local(
                 guilty.setdefault(entry.phase, []).append(seen.rank)
                 ops.setdefault(entry.phase, entry.op)
     if guilty:
-        found = [_spoken(phase, ops[phase], ranks) for phase, ranks in guilty.items()]
+        reduced = contract.affine_grad != "local"
+        found = [_spoken(phase, ops[phase], ranks, reduced=reduced) for phase, ranks in guilty.items()]
         return violated("eval_is_local", found, elements=case.world_size)
     silent = sum(seen.ending == "returned" for seen in observation.ranks)
     if silent:
@@ -121,8 +122,11 @@ def _text(entry: Collective | None) -> str:
     return f"{entry.op}{how} of {sizes or 'nothing'}{where} in {entry.phase}"
 
 
-def _spoken(phase: str, op: str, ranks: list[int]) -> Discrepancy:
+def _spoken(phase: str, op: str, ranks: list[int], *, reduced: bool) -> Discrepancy:
     distinct = tuple(sorted(set(ranks)))
+    why = ""
+    if reduced and phase.startswith("backward"):
+        why = " The contract's affine_grad is about training; an evaluation's gradients are each rank's own."
     return Discrepancy(
         quantity=f"ledger of {phase}",
         rank=distinct[0],
@@ -130,5 +134,5 @@ def _spoken(phase: str, op: str, ranks: list[int]) -> Discrepancy:
         expected="no collective",
         mismatched=len(ranks),
         mismatched_ranks=distinct,
-        message=f"In evaluation mode, {phase} issues {op} on rank {', '.join(map(str, distinct))}.",
+        message=f"In evaluation mode, {phase} issues {op} on rank {', '.join(map(str, distinct))}.{why}",
     )

@@ -48,7 +48,7 @@ def update_buffers(walk: Walk, k: int, *, again: bool = False) -> None:
 
 
 def update_scalars(walk: Walk, n: int) -> Floats:
-    """Return what the program of a step over n values a channel needs to update the buffers, (12,)."""
+    """Return what the program of a step over n values a channel needs to update the buffers, (15,)."""
     tracked = walk.buffers.tracked + 1
     scalars = _scalars(walk, momentum=right_momentum(walk, tracked=tracked), n=max(n, 1))
     return np.asarray((*scalars, _below(walk, max(n, 1))))
@@ -106,7 +106,8 @@ def _scalars(walk: Walk, *, momentum: float, n: float) -> tuple[float, ...]:
     """Return the scalars of `BufferInput`."""
     case = walk.case
     accumulated = accumulation_dtype(case, walk.contract)
-    computed = case.param_dtype if walk.contract.buffer_update == "in_dtype" else accumulated
+    in_dtype = walk.contract.buffer_update == "in_dtype"
+    computed = case.param_dtype if in_dtype else accumulated
     facts: DtypeFacts = FACTS[computed]
     return (
         facts.u + REFERENCE_U,
@@ -119,6 +120,8 @@ def _scalars(walk: Walk, *, momentum: float, n: float) -> tuple[float, ...]:
         float(n),
         n * facts.u if n > 1 / facts.u else 0.0,
         *storing(case.param_dtype, computed),
+        *(storing(case.param_dtype, accumulated) if in_dtype else (0.0, 0.0)),
+        storing(computed, case.param_dtype)[0],
     )
 
 

@@ -67,6 +67,8 @@ def step_input(
     held = [x.shape[0] * x.shape[2] for x, _ in drawn]
     often = [times(*pair) for pair in zip(counts, held, strict=True)] if held != counts else None
     where = layout(held, case.channels, times=often)
+    if storing(accumulation_dtype(case, walk.contract), case.dtype) != (0.0, 0.0):
+        where = where._replace(bucket=where.bucket._replace(narrowed=True))
     arrays = [(x, np.broadcast_to(g, x.shape)) for x, g in drawn]
     bad = [~np.isfinite(x) for x, _ in arrays]
     finite = [np.where(mask, 0.0, x) if mask.any() else x for mask, (x, _) in zip(bad, arrays, strict=True)]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import platformdirs
 
 from reference import batchnorm, forms
-from reference.bounds import Pair, bound, error_of, exact
+from reference.bounds import Pair, bound, error_of, exact, undecided_beyond
 from reference.executables import Executable
 from reference.rounding import Arithmetic
 from reference.shards import COMMON, Bucket
@@ -158,6 +158,23 @@ def _stored(pair: Pair, u: Array, underflow: Array) -> Array:
     return jnp.where(jnp.isfinite(error), error, jnp.inf)  # 0 x infinity is undecided, too
 
 
+def _read(value: Array, arithmetic: Arithmetic, *, narrowed: bool) -> Pair:
+    """Return what a subject reads of a stored tensor: it is exact unless the arithmetic is narrower.
+
+    A conversion rounds once; below the smallest normal it may give zero, and beyond the largest infinity.
+    """
+    if not narrowed:
+        return exact(value)
+    return _converted(exact(value), arithmetic.u, arithmetic.eta, arithmetic.largest)
+
+
+def _converted(pair: Pair, u: Any, underflow: Any, largest: Any) -> Pair:
+    """Return the pair after a conversion to a dtype of roundoff `u`; none if that is 0."""
+    error = error_of(pair)
+    after = error + u * (jnp.abs(pair.value) + error) + underflow
+    return Pair(pair.value, jnp.where(u > 0, undecided_beyond(pair.value, after, largest), error))
+
+
 def _step(bucket: Bucket, given: StepInput) -> StepOutput:
     scalars = StepScalars(*given.scalars)
     training, weight, bias = scalars.training > 0.5, given.parameters[0], given.parameters[1]
@@ -173,24 +190,30 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
     times = jnp.asarray(given.mask) if bucket.repeats else None
     result = batchnorm.forward_and_backward(by_rank, x, rank_weight, rank_bias, g, times=times)
     mean = result.moments.mean[0]
+    arithmetic, narrowed = scalars.arithmetic, bucket.narrowed
     s = _Stage(
-        x=Pair(x, jnp.where(jnp.abs(x) < scalars.eta, jnp.abs(x), 0.0)),
-        g=exact(g),
+        x=Pair(
+            x,
+            jnp.where(jnp.abs(x) < scalars.eta, jnp.abs(x), 0.0)
+            + error_of(_read(x, arithmetic, narrowed=narrowed)),
+        ),
+        g=_read(g, arithmetic, narrowed=narrowed),
         mask=exact(jnp.asarray(given.mask)),
         n=Pair(jnp.asarray(scalars.n), scalars.n_error),
         eps=Pair(jnp.asarray(scalars.eps), scalars.eps_error),
-        weight=exact(weight),
-        bias=exact(bias),
+        weight=_read(weight, arithmetic, narrowed=narrowed),
+        bias=_read(bias, arithmetic, narrowed=narrowed),
         training=training,
         one_pass=scalars.one_pass > 0.5,
-        arithmetic=scalars.arithmetic,
+        arithmetic=arithmetic,
     )
     shift = exact(_rank_shift(x, jnp.asarray(given.mask), given.owner, bucket.ranks, mean))
     batch_mean, batch_var = _statistics(s, shift)
 
     def choose(batch: Pair, row: int) -> Pair:
-        value = jnp.where(training, batch.value, given.parameters[row])
-        return Pair(value, jnp.where(training, error_of(batch), given.parameters[row + 1]))
+        held = given.parameters[row]
+        kept = given.parameters[row + 1] + error_of(_read(held, arithmetic, narrowed=narrowed))
+        return Pair(jnp.where(training, batch.value, held), jnp.where(training, error_of(batch), kept))
 
     used_mean, used_var = choose(batch_mean, 2), choose(batch_var, 4)
     invstd = _inverse_root(s, used_var)
@@ -219,10 +242,10 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
 
 def _updated(given: StepInput, mean: tuple[Any, Any], var: tuple[Any, Any]) -> Array:
     rows: list[Array] = []
-    for row, moment, below in ((2, mean, 0.0), (4, var, given.update[11])):
+    for row, moment, below in ((2, mean, 0.0), (4, var, given.update[14])):
         old = (given.parameters[row], given.parameters[row + 1])
         divisor = jnp.full(old[0].shape, below)
-        rows += _update(BufferInput(*old, *moment, divisor, given.update[:11]))
+        rows += _update(BufferInput(*old, *moment, divisor, given.update[:14]))
     return jnp.stack(rows)
 
 
@@ -233,7 +256,8 @@ def compiled_step(bucket: Bucket) -> Any:
     def step(given: StepInput) -> StepOutput:
         return _step(bucket, given)
 
-    name = f"step-{bucket.shards}x{bucket.length}x{bucket.channels}-{bucket.ranks}{'r' * bucket.repeats}"
+    flags = "r" * bucket.repeats + "n" * bucket.narrowed
+    name = f"step-{bucket.shards}x{bucket.length}x{bucket.channels}-{bucket.ranks}{flags}"
     return Executable(step, name, like=StepOutput(*StepOutput._fields), folder=configure_cache())
 
 
@@ -251,7 +275,9 @@ class BufferInput(NamedTuple):
 
     `below` is n - 1 for an unbiased variance, else 0. `scalars`: u, eta, largest of the arithmetic, momentum,
     its error, 1 - momentum, its error, then n and its error, then the rounding of the stored dtype (u,
-    underflow).
+    underflow), that of the moment where it is converted to the dtype of the update (u, underflow; it is
+    corrected before or after: a conversion before the correction is multiplied by it), and u of reading the
+    old value in a narrower dtype.
     """
 
     old: Any
@@ -263,17 +289,20 @@ class BufferInput(NamedTuple):
 
 
 def _update(given: BufferInput) -> tuple[Array, Array]:
-    u, eta, largest, m, m_error, rest, rest_error, n, n_error, store_u, underflow = given.scalars
+    u, eta, largest, m, m_error, rest, rest_error, n, n_error, *roundings = given.scalars
+    store_u, underflow, moment_u, moment_underflow, old_u = roundings
     below = jnp.asarray(given.below)
     arithmetic = Arithmetic(u, eta, largest, 0.0, 1.0, 1.0, 1.0)
-    new = Pair(jnp.asarray(given.new), given.new_error)
+    new = _converted(
+        Pair(jnp.asarray(given.new), given.new_error), moment_u, moment_underflow, arithmetic.largest
+    )
     divisor = jnp.where(below > 0, below, 1.0)
     corrected = bound(forms.unbiased)(arithmetic, new, Pair(jnp.asarray(n), n_error), Pair(divisor, n_error))
     new = Pair(
         jnp.where(below > 0, corrected.value, new.value),
         jnp.where(below > 0, error_of(corrected), error_of(new)),
     )
-    old = Pair(jnp.asarray(given.old), given.old_error)
+    old = _converted(Pair(jnp.asarray(given.old), given.old_error), old_u, eta, largest)
     arguments = (old, new, Pair(jnp.asarray(m), m_error), Pair(jnp.asarray(rest), rest_error))
     result = merge(
         bound(forms.buffer_weighted)(arithmetic, *arguments),

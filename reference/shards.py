@@ -30,7 +30,8 @@ _RANKS = (8, 64)
 class Bucket(NamedTuple):
     """The padded sizes that a program is compiled for: shards, positions a shard, channels, ranks.
 
-    With `repeats` each position stands for as many as the mask says, in place of one or none.
+    With `repeats` each position stands for as many as the mask says, in place of one or none. What is
+    `narrowed` is read in a dtype of less precision than it is stored in.
     """
 
     shards: int
@@ -38,6 +39,7 @@ class Bucket(NamedTuple):
     channels: int
     ranks: int
     repeats: bool = False
+    narrowed: bool = False
 
 
 COMMON = tuple(

@@ -19,7 +19,7 @@ class StepInput(NamedTuple):
         parameters: (6, C): weight, bias, running mean and its error, running variance and its error.
         depths: (shards, 1), depth times u of a reduction within the shard's rank.
         scalars: As `StepScalars`.
-        update: (12,), the `scalars` of `BufferInput`, then n - 1 if the running variance is unbiased, or 0.
+        update: (15,), the `scalars` of `BufferInput`, then n - 1 if the running variance is unbiased, or 0.
     """
 
     x: Any
@@ -29,7 +29,7 @@ class StepInput(NamedTuple):
     parameters: Any
     depths: Any
     scalars: Any
-    update: Any = np.array([0.0, 0.0, np.inf, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    update: Any = np.array([0.0, 0.0, np.inf, 0.0, 0.0, 1.0, 0.0, 1.0, *[0.0] * 7])
 
 
 class StepScalars(NamedTuple):

@@ -3,6 +3,7 @@
 import pytest
 
 from properties.case import Step
+from properties.domain import Contract
 from properties.observation import Collective
 
 REDUCE = Collective("all_reduce", "forward 0", (0, 1), "sum", ("float32",), ((7,),), 28)
@@ -82,6 +83,14 @@ def test_sending_in_evaluation_is_communication_too(scene):
     entry = Collective("send", "forward 0", (0, 1), "", ("float32",), ((7,),), 28)
     one = ledger(scene, (entry,), (), steps=(Step(mode="eval"),))
     assert "eval_is_local" in one.violated()
+
+
+def test_a_contract_of_summed_gradients_is_about_training_and_the_message_says_so(scene):
+    one = ledger(scene, (Collective("allreduce_", "backward 0"),), steps=(Step(mode="eval"),))
+    assert "training" not in one.verdicts()["eval_is_local"].discrepancies[0].message
+    one.contract = Contract(affine_grad="sum")
+    assert one.violated() == {"eval_is_local"}
+    assert "affine_grad is about training" in one.verdicts()["eval_is_local"].discrepancies[0].message
 
 
 def test_eval_is_local_says_nothing_of_training(scene):

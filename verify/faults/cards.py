@@ -81,6 +81,47 @@ class RightCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     grade: str = "A"
 
 
+class ContractCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A subject that needs another contract than the default one, or that breaks the one it declares.
+
+    Attributes:
+        key: What it declares, `key=value`.
+        subject: Name of the class, in `verify.faults.contracts`; if it `breaks`, in `verify.faults.breaches`.
+        does: One sentence.
+        case: A case as JSON.
+        reported_by: Properties that the case violates: of a right subject under the default contract, if it
+            is not right under that, too; of one that `breaks` its contract under its own.
+        breaks: Whether it is wrong under the contract that it declares.
+    """
+
+    key: str
+    subject: str
+    does: str
+    case: str
+    reported_by: tuple[str, ...] = ()
+    breaks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.breaks and not self.reported_by:
+            raise CardError(f"Expected properties that report {self.subject!r}, but got reported_by=[].")
+
+    @property
+    def spec(self) -> str:
+        """The SPEC that a rank loads it by."""
+        return f"verify.faults.{'breaches' if self.breaks else 'contracts'}:{self.subject}"
+
+
+@cache
+def contract_cards() -> tuple[ContractCard, ...]:
+    """Return the subjects that declare another contract than the default one.
+
+    Raises:
+        CardError: If the file is not as expected.
+    """
+    path = _FOLDER / "contracts.toml"
+    return tuple(_converted(path, entry, ContractCard) for entry in _tables(path, "contract"))
+
+
 @cache
 def cards() -> tuple[Card, ...]:
     """Return the cards of all families, by family and in the order of their files.

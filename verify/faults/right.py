@@ -109,8 +109,12 @@ class Right(_BatchNorm):
             return self.scale(x)
         y, mean, var = self._over(x, group, count)
         if self.track_running_stats:
-            self._track(mean.detach(), var.detach() * count / (count - 1))
+            self._track(mean.detach(), self.corrected(var.detach(), count))
         return y
+
+    def corrected(self, var: Tensor, count: int) -> Tensor:
+        """Return the unbiased variance for the biased one."""
+        return var * count / (count - 1)
 
     def _over(self, x: Tensor, group: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
         self.total = count
