@@ -98,7 +98,12 @@ class Campaign:
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self._failures = Failures(self.examiner.subject, self.examiner.parts.diagnoses, emit=self.emit)
+        self._failures = Failures(
+            self.examiner.subject,
+            self.examiner.parts.diagnoses,
+            emit=self.emit,
+            native=self.examiner.native if self.examiner.parts.predict else lambda trial, property_id: (),
+        )
         self._deadly = Deadly(self.examiner.subject.known)
         self._findings = Findings(
             examiner=self.examiner,

@@ -17,6 +17,7 @@ from properties.ending import describe_ending
 from properties.observation import Observation, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.dossier import Likeness
+from verify.known import Entry
 from verify.ledger import first_mismatch, summary
 from verify.subject import Subject
 from verify.trial import Trial
@@ -72,6 +73,7 @@ class Occurrence:
         minimal: The search for a smaller case ended by itself; None if there was no search.
         repeats: The smallest case failed again when it was run once more.
         likeness: What the failure resembles.
+        native: Discrepancies of torch's native batch norm that explain it.
     """
 
     property_id: str
@@ -80,6 +82,7 @@ class Occurrence:
     minimal: bool | None = None
     repeats: bool = True
     likeness: Likeness = NOTHING_KNOWN
+    native: tuple[Entry, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -104,6 +107,7 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         *_others(verdict),
         *_endings(occurrence.trial.observation, verdict.property),
         *_grades(occurrence),
+        *_native(occurrence.native),
         *_resembles(occurrence.likeness),
         *_reproduce(occurrence),
     ]
@@ -225,6 +229,14 @@ def _grades(occurrence: Occurrence) -> Iterator[str]:
             f"Grade    this case breaks grade {required} and satisfies grade {trial.satisfied}; "
             f"declare it with --grade {trial.satisfied} if the subject means no more."
         )
+
+
+def _native(entries: tuple[Entry, ...]) -> Iterator[str]:
+    """Yield whose discrepancy it is, where torch's native batch norm has it, too."""
+    for entry in entries:
+        yield f"torch's native batch norm does this too, {entry.id}: {entry.reason}"
+    if entries:
+        yield 'A subject that calls it may declare factory.syncbn_verify = {"known": "torch-native"}.'
 
 
 _CONVENTIONS = {

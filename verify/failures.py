@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -10,6 +10,7 @@ from properties.case import Case, encode
 from verify.dossier import Diagnoses, dossier_of
 from verify.events import Event, FailureMinimised
 from verify.explain import Occurrence, explain
+from verify.known import Entry
 from verify.result import Failure
 from verify.subject import Subject
 from verify.trial import Trial
@@ -31,18 +32,25 @@ class Failures:
         subject: The subject.
         diagnoses: What names causes; None for no diagnosis.
         emit: Takes an event for each failure that is told.
+        native: Which discrepancies of torch's native batch norm explain a property's violation.
 
     Attributes:
         told: By kind of failure.
     """
 
     def __init__(
-        self, subject: Subject, diagnoses: Diagnoses | None, *, emit: Callable[[Event], None]
+        self,
+        subject: Subject,
+        diagnoses: Diagnoses | None,
+        *,
+        emit: Callable[[Event], None],
+        native: Callable[[Trial, str], Sequence[Entry]] = lambda trial, property_id: (),
     ) -> None:
         self.told: dict[str, Failure] = {}
         self._subject = subject
         self._dossier = dossier_of(subject, diagnoses)
         self._emit = emit
+        self._native = native
 
     def fresh(self, trial: Trial, *, first: Collection[str] = ()) -> list[str]:
         """Return the kinds of failure that `trial` is the first to show, those of `first` first."""
@@ -92,18 +100,20 @@ class Failures:
             self.told[kind] = msgspec.structs.replace(failure, resembles=names)
 
     def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
-        likeness = self._dossier.likeness(property_of(kind))
+        property_id = property_of(kind)
+        likeness = self._dossier.likeness(property_id)
         occurrence = Occurrence(
-            property_id=property_of(kind),
+            property_id=property_id,
             trial=trial,
             subject=self._subject,
             minimal=minimised,
             repeats=repeats,
             likeness=likeness,
+            native=tuple(self._native(trial, property_id)),
         )
         discrepancy, text = explain(occurrence)
         failure = Failure(
-            property=property_of(kind),
+            property=property_id,
             case=trial.case,
             found=found,
             minimised=minimised,

@@ -14,6 +14,8 @@ A file of known discrepancies is TOML data, validated on reading:
     endings = ["died", "raised", "timeout"]     # optional: for the property `ending`
     observed = ["builtins.RuntimeError"]        # optional: what is observed there (`Discrepancy.observed`)
 
+A file may `include = ["torch-native"]`, the entries of torch's native batch norm, which are shipped.
+
 Rules
 -----
 - All clauses of `when` must hold: for the case; for one of its process groups (then only the ranks of that
@@ -40,6 +42,8 @@ from properties.case import Case, CaseError, decode, one_line
 from properties.mechanisms.catalogue import MECHANISMS
 from verify.facts import FACTS, Group
 
+SHIPPED = {"torch-native": Path(__file__).parent / "subjects" / "known" / "torch_native.toml"}
+"""Files that come with the suite, by the name that a subject or a file gives for them."""
 MAX_BYTES = 1 << 20
 MAX_ELEMENTS = 1 << 18
 """Of a stored case, over all steps: its facts are read off its data."""
@@ -167,12 +171,17 @@ def parse(text: str, *, source: str = "known") -> tuple[Entry, ...]:
         raise KnownError(f"Expected TOML, but got {source}: {one_line(str(error))}") from None
     tables = data.get("known", [])
     _require(
-        set(data) <= {"known"} and isinstance(tables, list),
+        set(data) <= {"known", "include"} and isinstance(tables, list),
         source,
-        "only [[known]] tables",
+        "only [[known]] tables, and what to include",
         keys=sorted(data),
     )
+    included = _texts(data, "include", source)
+    shipped = ", ".join(SHIPPED)
+    _require(set(included) <= SHIPPED.keys(), source, f"names to include among {shipped}", include=included)
     entries = tuple(_entry(table, source) for table in tables)
+    for name in included:
+        entries += load(SHIPPED[name])
     ids = [entry.id for entry in entries]
     _require(len(set(ids)) == len(ids), source, "each id once", ids=ids)
     return entries

@@ -10,7 +10,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from properties.case import Case
@@ -21,9 +21,11 @@ from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.errors import RankError
 from verify.excuse import Excused, excuse
 from verify.interrupts import put_off
-from verify.known import Extent
+from verify.known import SHIPPED, Entry, Extent, load
 from verify.subject import Subject
 
+TORCH = "torch"
+"""The SPEC of torch's own, which in evaluation and in a group of one rank is its native batch norm."""
 GRADES: tuple[Grade, ...] = ("A", "B", "C")
 NUMERIC = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias")
 
@@ -286,6 +288,27 @@ class Examiner:
             internal = internal or traceback.format_exc()
         return Trial(case=case, internal=internal, seconds=time.monotonic() - begun.started)
 
+    def native(self, trial: Trial, property_id: str) -> tuple[Entry, ...]:
+        """Return the discrepancies of torch's native batch norm that explain what `trial` violates.
+
+        They must explain all of it, and torch's own must violate the property on the same case, too. They are
+        those of the CPU; of a subject that has declared them nothing is said.
+        """
+        shipped = load(SHIPPED["torch-native"])
+        declared = {entry.id for entry in self.subject.known}
+        known = tuple(entry for entry in shipped if entry.id not in declared)
+        if not known or self.subject.device != "cpu" or trial.observation is None or trial.expected is None:
+            return ()
+        examiner = replace(self, subject=replace(self.subject, known=known), only=(property_id,))
+        verdicts, excused = examiner._judge(trial.case, trial.observation, trial.expected)
+        if not excused or _violates(verdicts, property_id):
+            return ()
+        torch = replace(examiner, subject=replace(self.subject, spec=TORCH, known=()))
+        if property_id not in torch.examine(trial.case, grades=False).violated:
+            return ()
+        ids = {item.entry for item in excused if item.property == property_id}
+        return tuple(entry for entry in known if entry.id in ids)
+
     def _expect(self, case: Case, grade: Grade) -> Expected:
         subject = self.subject
         return self.parts.expect(case, subject.promise.contract, grade, device=subject.device)
@@ -344,6 +367,10 @@ class _Judging:
             raise RankError("Expected parts with predictions of mechanisms, but got none.")
         contract, grade = subject.promise.contract, self.grade
         return predict(case, contract, grade, device=subject.device, sites=sites)  # type: ignore[arg-type]
+
+
+def _violates(verdicts: tuple[Verdict, ...], property_id: str) -> bool:
+    return any(v.property == property_id and v.outcome is Outcome.VIOLATED for v in verdicts)
 
 
 def _breaks(verdicts: tuple[Verdict, ...]) -> bool:

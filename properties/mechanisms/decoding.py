@@ -63,7 +63,8 @@ def zero_variances(local: LocalMoments, data: StepData, dtype: str) -> tuple[Boo
     smallest, n = _SMALLEST[dtype], np.maximum(local.counts, 1.0)
     away = data.greatest(np.abs(data.x - data.at(local.mean)))
     largest = data.greatest(np.abs(data.x))
-    exact = (away == 0) & (_significand(largest) * n <= 2.0 ** _BITS[dtype])
+    odd = n - (n % 2 == 0)  # j x has the significand of x times the odd part of j, for all j up to n
+    exact = (away == 0) & (_significand(largest) * odd <= 2.0 ** _BITS[dtype])
     shift = np.where(exact, 0.0, local.mean_error)
     surely = (away + shift) * (1.0 + 4.0 * data.scalars.u) < np.sqrt(smallest / 2.0)
     seen = np.maximum(away - shift, 0.0) * (1.0 - 4.0 * data.scalars.u)
