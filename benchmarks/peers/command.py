@@ -39,7 +39,7 @@ Made by
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; return 1 if the peers' checks reject a right subject, or catch what we miss."""
     arguments = _parser().parse_args(argv)
-    selected = chosen(cards(), arguments.names)
+    selected = [card for card in chosen(cards(), arguments.names) if not card.masked]
     rejected = [] if arguments.names else list(_rejected(arguments.workers))
     rows = list(_rows(selected, workers=arguments.workers))
     lines = [*_explanations(), "", *table(rows), "", *summary(rows), "", *missed(rows), *rejected]

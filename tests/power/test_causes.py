@@ -18,7 +18,7 @@ SLACK = 2
 HANGING = {"ending", "collectives"}
 """Faults that these catch may hang, which takes the time of many others."""
 NAMEABLE = [card for card in cards() if card.nameable and not HANGING & set(card.caught_by)]
-OUTSIDE = [card for card in cards() if not card.nameable and not HANGING & set(card.caught_by)]
+OUTSIDE = [card for card in cards() if not (card.nameable or card.masked or HANGING & set(card.caught_by))]
 
 
 def diagnosed(run, sample):

@@ -68,6 +68,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise CardError(f"Expected properties that catch {self.id!r}, but got caught_by=[].")
 
     @property
+    def masked(self) -> bool:
+        """Whether it acts only where a known discrepancy of torch is at work (`verify.faults.masked`)."""
+        return self.family == "masked"
+
+    @property
     def spec(self) -> str:
         """The SPEC that a rank loads it by."""
         return f"verify.faults.{self.family}:{self.subject}"

@@ -96,6 +96,11 @@ def totals(score: Score) -> Iterator[str]:
             f"until the first failure, median over the faults: {median(cases):g} cases, "
             f"{median(found):.2f} s; greatest: {max(cases):g} cases, {max(found):.2f} s"
         )
+    if masked := [row for row in rows if row.card.masked]:
+        yield (
+            f"masked by known discrepancies of torch: {sum(row.complete for row in masked)} of "
+            f"{count(len(masked), 'fault')} caught on every seed"
+        )
     yield from _lists(score)
     yield _naming(score)
     yield "faults by class: " + ", ".join(f"{number}: {faults}" for number, faults in score.by_class.items())

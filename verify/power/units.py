@@ -88,13 +88,13 @@ def chosen(cards: Sequence[Card], names: Collection[str]) -> tuple[Card, ...]:
 def fault_units(cards: Sequence[Card], *, seeds: int, effort: Effort) -> Iterator[FaultUnit]:
     """Yield one unit a fault and seed 1 to `seeds`, all faults of a seed together.
 
-    Minimal cases and causes are looked for on seed 1; the others only show that the fault is caught.
+    Minimal cases and causes are looked for on seed 1; other seeds and masked faults only show who is caught.
     """
     least = min(effort.minimise_seconds, QUICK_MINIMISING)
     quick = msgspec.structs.replace(effort, minimise_seconds=least, minimise_total=least, diagnose=False)
     for seed in range(1, seeds + 1):
         for card in cards:
-            yield FaultUnit(card=card, seed=seed, effort=effort if seed == 1 else quick)
+            yield FaultUnit(card=card, seed=seed, effort=quick if seed > 1 or card.masked else effort)
 
 
 def right_units(cards: Sequence[RightCard], *, cases: int, chunk: int = CHUNK) -> Iterator[RightUnit]:
