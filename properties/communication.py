@@ -3,8 +3,8 @@
 Rules
 -----
 - Evaluation never communicates, neither in its forward nor in its backward: ranks evaluate different numbers
-  of batches, and a collective there would hang them. So the contract `affine_grad=sum|mean` is of training:
-  the gradients of weight and bias that an evaluation gives are each rank's own.
+  of batches, and a collective there would hang them. So the contract `affine_grad=sum|mean` is about
+  training: the gradients of weight and bias that an evaluation gives are each rank's own.
 - In training, the ranks of a group issue the same collectives in the same order: operation, reduction,
   dtypes, and, where every rank contributes alike, sizes. A mismatch that happens to work on one backend
   hangs, aborts or corrupts on another. Send and receive are recorded, not compared.
