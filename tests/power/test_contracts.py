@@ -59,12 +59,14 @@ def test_a_right_subject_holds_under_its_contract_and_is_reported_under_the_defa
     name = card.key.partition("=")[0]
     value = getattr(Contract(), name)
     assert violated(real_run, card, {}) == set()
-    assert violated(real_run, card, {name: NAMES.get(value, value)}) == set(card.reported_by)
+    found = violated(real_run, card, {name: NAMES.get(value, value)})
+    assert found >= set(card.reported_by)
+    assert bool(found) is bool(card.reported_by)
 
 
 @pytest.mark.parametrize("card", BREACHES, ids=lambda card: card.subject)
 def test_a_subject_that_breaks_its_contract_is_reported_under_it(real_run, card):
-    assert violated(real_run, card, {}) == set(card.reported_by)
+    assert violated(real_run, card, {}) >= set(card.reported_by)
 
 
 @pytest.mark.parametrize("card", RIGHT, ids=lambda card: card.subject)
