@@ -32,6 +32,21 @@ Derivations of the named sub-computations (rules in `reference.rules`), with D t
 `inverse_root` and `inverse_root_at_once`, 1/sqrt(var + eps) and rsqrt(var + eps): a centred variance is a
     sum of squares and never negative, so the interval of var + eps starts at max(var - e, 0) + eps.
 
+`root_gradient`, dvar = -1/2 S invstd^3 with S = sum(g weight (x - mean)), as automatic differentiation makes
+    it of the scale: S (-1/2 invstd^3) of rsqrt, S (-1/2 var^-3/2) of var^-1/2, S (r r) / (2 sqrt) of 1/sqrt;
+    a division by sqrt divides the products twice, before the sum (`along`, S invstd^2). The error of invstd
+    enters three times. Roundings: four of cube (or power) and products, and three of a detour by the standard
+    deviation, (dvar 2 std) / (2 std). Where half the cube may lie below the smallest normal, it may be
+    flushed: all of dvar may be lost, but no more than dvar, however large S is. Where the cube may
+    overflow the element is undecided. Whether the weight is multiplied into S before its sum (`before`) or
+    after (`after`) matters to over- and underflow.
+
+Raw products (grade C), sum(g x) - mean sum(g) in place of sum(g (x - mean)), are what autograd makes of the
+    folded output, and to the gradient what E[x^2] - E[x]^2 is to the variance: the error is D u (sum|g x| +
+    |mean| sum|g|), however small the difference. The gradient through E[x^2] - E[x]^2 is 2 dvar x - 2 dvar
+    mean, in which the error of dvar acts on x - mean (`folded`); a clamp at zero passes none where rounding
+    made the variance negative.
+
 `folded`, x s + (b - m s) with one rounded scale s + e_s in both products: the error of the scale acts on x -
     m, not on x and m apart. Each product rounds u|x s| and u|m s|, the difference u|b - m s|, the sum u|y|.
 
@@ -103,6 +118,19 @@ def folded(x: Array, m: Array, scale: Array, bias: Array) -> Array:
     return x * scale + (bias - m * scale)
 
 
+@jax.jit
+def root_gradient(along: Array, before: Array, after: Array, invstd: Array) -> Array:
+    """Return -1/2 S invstd^3, the gradient of the variance, from S invstd^2 or from S.
+
+    Args:
+        along: (C,), S invstd^2.
+        before: (C,), S with the weight multiplied before the sum.
+        after: (C,), S with the weight multiplied after the sum.
+        invstd: (C,).
+    """
+    return along * (invstd * -0.5)
+
+
 def mean(x: Array, mask: Array, n: Array, shift: Array) -> Array:
     """Return the mean; times 1/n, which rounds once more than a division by n."""
     total: Array = mean_sum(x, mask, n, shift)
@@ -136,6 +164,11 @@ def output_direct(x: Array, m: Array, invstd: Array, weight: Array, bias: Array)
     return ((x - m) * invstd) * weight + bias
 
 
+def output_weighted_first(x: Array, m: Array, invstd: Array, weight: Array, bias: Array) -> Array:
+    """Return weight (x - mean) invstd + bias, which may overflow on the way to a moderate number."""
+    return ((x - m) * weight) * invstd + bias
+
+
 def output_folded(x: Array, m: Array, invstd: Array, weight: Array, bias: Array) -> Array:
     """Return x scale + (bias - mean scale) with scale = invstd weight, as torch's native CPU kernel does."""
     result: Array = folded(x, m, invstd * weight, bias)
@@ -157,6 +190,11 @@ def projection_centred(g: Array, x: Array, mask: Array, m: Array, invstd: Array,
     return _total(g * (x - m), mask) * (1.0 / n) * invstd
 
 
+def projection_raw(g: Array, x: Array, mask: Array, m: Array, invstd: Array, n: Array) -> Array:
+    """Return (mean (g x) - mean mean(g)) invstd over all ranks: raw products, grade C only."""
+    return (_total(g * x, mask) * (1.0 / n) - m * (_total(g, mask) * (1.0 / n))) * invstd
+
+
 def grad_input_means(
     g: Array, x: Array, m: Array, invstd: Array, weight: Array, g_mean: Array, projection: Array, n: Array
 ) -> Array:
@@ -176,9 +214,10 @@ def chain_sums(
     g: Array, x: Array, mask: Array, m: Array, invstd: Array, weight: Array, n: Array
 ) -> tuple[Array, Array]:
     """Return dvar / n and dmean / n of `grad_input_chain`, sums over all ranks."""
-    weighted = g * weight
-    along = _total(((weighted * (x - m)) * invstd) * invstd, mask)
-    dvar = along * (invstd * -0.5)
+    weighted, centred = g * weight, x - m
+    along = _total(((weighted * centred) * invstd) * invstd, mask)
+    before, after = _total(weighted * centred, mask), _total(g * centred, mask) * weight
+    dvar = root_gradient(along, before, after, invstd)
     residue = _total(x - m, mask)
     dmean = _total(weighted * invstd, mask) * -1.0 + (dvar * -2.0) * (1.0 / n) * residue
     return dvar * (1.0 / n), dmean * (1.0 / n)
@@ -195,6 +234,43 @@ def grad_input_chain(
     """
     through = dvar * ((x - m) * 2.0) + dmean
     return (g * weight) * invstd + jnp.where(training, through, 0.0)
+
+
+def chain_sums_raw(
+    g: Array, x: Array, mask: Array, m: Array, invstd: Array, weight: Array, n: Array
+) -> tuple[Array, Array]:
+    """Return dvar / n and -mean(g weight) invstd of `grad_input_raw`: raw products, grade C only."""
+    raw = (_total(g * x, mask) - m * _total(g, mask)) * weight
+    dvar: Array = root_gradient((raw * invstd) * invstd, raw, raw, invstd)
+    dmean = _total((g * weight) * invstd, mask) * -1.0
+    return dvar * (1.0 / n), dmean * (1.0 / n)
+
+
+def grad_input_raw(
+    g: Array, x: Array, m: Array, invstd: Array, weight: Array, dvar: Array, dmean: Array, training: Array
+) -> Array:
+    """Return the gradient through E[x^2] - E[x]^2, with 2 dvar x - 2 dvar mean: grade C only."""
+    through = folded(x, m, dvar * 2.0, dmean)
+    return (g * weight) * invstd + jnp.where(training, through, 0.0)
+
+
+def grad_input_scaled_first(
+    g: Array, x: Array, m: Array, invstd: Array, weight: Array, dvar: Array, dmean: Array, training: Array
+) -> Array:
+    """Return `grad_input_chain` of weight (x - mean) invstd: the cotangent meets invstd first."""
+    through = dvar * ((x - m) * 2.0) + dmean
+    return (g * invstd) * weight + jnp.where(training, through, 0.0)
+
+
+def grad_weight_scaled_first(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:
+    """Return sum ((g invstd) (x - mean)) of this rank, as weight (x - mean) invstd differentiates."""
+    return jnp.sum(_counted((g * invstd) * (x - m), mask), axis=0)
+
+
+def grad_weight_raw(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:
+    """Return (sum (g x) - mean sum g) invstd of this rank: raw products, grade C only."""
+    total: Array = jnp.sum(_counted(g, mask), axis=0)
+    return (jnp.sum(_counted(g * x, mask), axis=0) - m * total) * invstd
 
 
 def grad_weight_normalised(g: Array, x: Array, mask: Array, m: Array, invstd: Array) -> Array:

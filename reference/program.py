@@ -94,11 +94,24 @@ def _output(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
     arguments = (s.x, mean, invstd, s.weight, s.bias)
     return merge(
         bound(forms.output_direct)(s.arithmetic, *arguments),
+        bound(forms.output_weighted_first)(s.arithmetic, *arguments),
         bound(forms.output_folded)(s.arithmetic, *arguments),
     )
 
 
-def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
+def _with_raw(s: _Stage, pair: Pair, raw: Pair) -> Pair:
+    """Return `pair`, with the error of raw products where grade C admits them."""
+    error = jnp.maximum(error_of(pair), error_of(raw))
+    return Pair(pair.value, jnp.where(s.one_pass, error, error_of(pair)))
+
+
+def _clamped(var: Pair, dvar: Pair) -> Pair:
+    """Return the gradient of a variance that a clamp at zero stops where it may have been negative."""
+    stopped = jnp.where(var.value - error_of(var) <= 0, jnp.abs(dvar.value), 0.0)
+    return Pair(dvar.value, error_of(dvar) + stopped)
+
+
+def _grad_input(s: _Stage, mean: Pair, var: Pair, invstd: Pair) -> Pair:
     def when_training(pair: Pair) -> Pair:
         return Pair(jnp.where(s.training, pair.value, 0.0), jnp.where(s.training, error_of(pair), 0.0))
 
@@ -110,17 +123,33 @@ def _grad_input(s: _Stage, mean: Pair, invstd: Pair) -> Pair:
     projection = when_training(
         merge(
             _over(forms.projection_normalised, axes, out=None)(s.arithmetic, *sums),
-            _over(forms.projection_centred, axes, out=None)(s.arithmetic, *sums),
+            _with_raw(
+                s,
+                _over(forms.projection_centred, axes, out=None)(s.arithmetic, *sums),
+                _over(forms.projection_raw, axes, out=None)(s.arithmetic, *sums),
+            ),
         )
     )
-    chain = _over(forms.chain_sums, (0, 0, 0, None, None, None, None), out=None)
-    through = chain(s.arithmetic, s.g, s.x, s.mask, mean, invstd, s.weight, s.n)
     local = (s.g, s.x, mean, invstd, s.weight)
     return merge(
         bound(forms.grad_input_means)(s.arithmetic, *local, g_mean, projection, s.n),
         bound(forms.grad_input_sums)(s.arithmetic, *local, g_mean, projection, s.n),
-        bound(forms.grad_input_chain)(s.arithmetic, *local, *through, exact(s.training)),
+        _grad_input_chain(s, mean, var, invstd),
     )
+
+
+def _grad_input_chain(s: _Stage, mean: Pair, var: Pair, invstd: Pair) -> Pair:
+    """Return the input's gradient as automatic differentiation builds it."""
+    axes, sums = (0, 0, 0, None, None, None, None), (s.g, s.x, s.mask, mean, invstd, s.weight, s.n)
+    through = _over(forms.chain_sums, axes, out=None)(s.arithmetic, *sums)
+    dvar, dmean = _over(forms.chain_sums_raw, axes, out=None)(s.arithmetic, *sums)
+    local = (s.g, s.x, mean, invstd, s.weight)
+    centred = merge(
+        bound(forms.grad_input_chain)(s.arithmetic, *local, *through, exact(s.training)),
+        bound(forms.grad_input_scaled_first)(s.arithmetic, *local, *through, exact(s.training)),
+    )
+    raw = (_clamped(var, dvar), dmean, exact(s.training))
+    return _with_raw(s, centred, bound(forms.grad_input_raw)(s.arithmetic, *local, *raw))
 
 
 def _grad_parameters(
@@ -132,7 +161,12 @@ def _grad_parameters(
     arguments = (s.g, s.x, s.mask, mean, invstd)
     weight = merge(
         _over(forms.grad_weight_normalised, axes)(local, *arguments),
-        _over(forms.grad_weight_centred, axes)(local, *arguments),
+        _over(forms.grad_weight_scaled_first, axes)(local, *arguments),
+        _with_raw(
+            s,
+            _over(forms.grad_weight_centred, axes)(local, *arguments),
+            _over(forms.grad_weight_raw, axes)(local, *arguments),
+        ),
     )
     bias = _over(forms.grad_bias, (0, 0))(local, s.g, s.mask)
     weight = _by_rank(weight, owner, ranks)
@@ -218,7 +252,7 @@ def _step(bucket: Bucket, given: StepInput) -> StepOutput:
     used_mean, used_var = choose(batch_mean, 2), choose(batch_var, 4)
     invstd = _inverse_root(s, used_var)
 
-    y, grad_input = _output(s, used_mean, invstd), _grad_input(s, used_mean, invstd)
+    y, grad_input = _output(s, used_mean, invstd), _grad_input(s, used_mean, used_var, invstd)
     grad_weight, grad_bias = _grad_parameters(
         s, used_mean, invstd, given.depths, jnp.asarray(given.owner), bucket.ranks
     )

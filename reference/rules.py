@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from reference.batchnorm import counted
-from reference.bounds import Array, Pair, Rule, error_of, evaluate, rounded, undecided_beyond
+from reference.bounds import Array, Pair, Rule, error_of, evaluate, interpret, rounded, undecided_beyond
 from reference.rounding import Arithmetic
 
 
@@ -213,6 +213,25 @@ def _bounded_inverse_root(
     return [rounded(value, _nan_is_infinite(error), arithmetic, units=units)]
 
 
+def _root_gradient(
+    arithmetic: Arithmetic, body: Any, along: Pair, before: Pair, after: Pair, invstd: Pair
+) -> list[Pair]:
+    (product,) = interpret(body, arithmetic, (along, before, after, invstd))
+    s, es = invstd.value, error_of(invstd)
+    low, high = jnp.maximum(s - es, 0.0), s + es
+    error = error_of(product)
+    for total in (before, after):
+        carried = 0.5 * (((error_of(total) * high) * high) * high)
+        carried += 1.5 * ((jnp.abs(total.value) * high) * high) * es
+        held = jnp.abs(product.value) + carried
+        flushed = 0.5 * low * low * low * (1.0 - 4.0 * arithmetic.u) < arithmetic.eta
+        each = carried + 7.0 * arithmetic.u * held + jnp.where(flushed, held, 0.0) + 3.0 * arithmetic.eta
+        error = jnp.maximum(error, jnp.where(_is_exactly(total, 0.0), 0.0, _nan_is_infinite(each)))
+    cube = high * high * high * (1.0 + 4.0 * arithmetic.u)
+    error = undecided_beyond(cube, _nan_is_infinite(error), arithmetic.largest)
+    return [Pair(product.value, undecided_beyond(product.value, error, arithmetic.largest))]
+
+
 def _folded(arithmetic: Arithmetic, body: Any, x: Pair, m: Pair, scale: Pair, bias: Pair) -> list[Pair]:
     y = evaluate(body, x, m, scale, bias)
     es, em, magnitude = error_of(scale), error_of(m), jnp.abs(scale.value) + error_of(scale)
@@ -258,4 +277,5 @@ NAMED_RULES: dict[str, Rule] = {
     "inverse_root": _inverse_root,
     "inverse_root_at_once": _inverse_root_at_once,
     "folded": _folded,
+    "root_gradient": _root_gradient,
 }

@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 
 _FOLDER = Path(__file__).parent
+RIGHT_FAMILIES = ("right", "written")
 
 
 class CardError(ValueError):
@@ -79,7 +80,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class RightCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A right subject: SPEC, in which way it differs from the others, and the grade it is judged by."""
+    """A right subject: SPEC, in which way it differs from the others, and the grade it is judged by.
+
+    `right` are those with a formula of their own, each a mechanism; `written` those in plain torch.
+    """
 
     spec: str
     differs: str
@@ -151,8 +155,8 @@ def right_cards() -> tuple[RightCard, ...]:
     Raises:
         CardError: If the file is not as expected.
     """
-    path = _FOLDER / "right.toml"
-    return tuple(_converted(path, entry, RightCard) for entry in _tables(path, "right"))
+    paths = [_FOLDER / f"{family}.toml" for family in RIGHT_FAMILIES]
+    return tuple(_converted(path, entry, RightCard) for path in paths for entry in _tables(path, "right"))
 
 
 def _tables(path: Path, name: str) -> list[dict[str, Any]]:

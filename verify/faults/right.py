@@ -82,8 +82,9 @@ class Right(_BatchNorm):
         if self.training:
             y = self._train(x)
         elif self.running_mean is not None:
-            invstd = _invstd(self.running_var.to(dtype), self.eps)
-            y = self.scale((x - self.running_mean.to(dtype, copy=True)[:, None]) * invstd[:, None])
+            y = self.evaluate(
+                x, self.running_mean.to(dtype, copy=True), self.running_var.to(dtype, copy=True)
+            )
         else:
             self._refuse_one(x.shape[1])
             y = self._over(x, None, x.shape[1])[0] if x.shape[1] else self.scale(x)
@@ -98,6 +99,10 @@ class Right(_BatchNorm):
 
     def normalise(self, x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
+
+    def evaluate(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Return the output for given moments, each (C,) in the accumulation dtype."""
+        return self.scale((x - mean[:, None]) * _invstd(var, self.eps)[:, None])
 
     def _train(self, x: Tensor) -> Tensor:
         group = self._group()
