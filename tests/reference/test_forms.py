@@ -7,6 +7,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import ml_dtypes
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,14 +62,14 @@ def test_every_form_of_output_and_gradients_has_the_reference_s_value(problem):
         mean, var = p["result"].moments.mean[0], p["result"].moments.var[0]
         invstd = forms.inverse_root(var, 1e-3)
         np.testing.assert_array_equal(invstd, forms.inverse_root_at_once(var, 1e-3))
-        for form in (forms.output_direct, forms.output_folded):
+        for form in (forms.output_direct, forms.output_weighted_first, forms.output_folded):
             y = form(p["x"], mean, invstd, p["weight"], p["bias"])
             np.testing.assert_allclose(np.where(real, y, 0), p["result"].y, rtol=1e-12, atol=1e-13)
         g_mean = over(forms.cotangent_mean, 0, 0, None, out=None)(p["g"], p["mask"], p["n"])
         axes = (0, 0, 0, None, None, None)
         projections = [
             over(form, *axes, out=None)(p["g"], p["x"], p["mask"], mean, invstd, p["n"])
-            for form in (forms.projection_normalised, forms.projection_centred)
+            for form in (forms.projection_normalised, forms.projection_centred, forms.projection_raw)
         ]
         gradients = [
             form(p["g"], p["x"], mean, invstd, p["weight"], g_mean, projections[0], p["n"])
@@ -76,8 +77,14 @@ def test_every_form_of_output_and_gradients_has_the_reference_s_value(problem):
         ]
         chain = over(forms.chain_sums, 0, 0, 0, None, None, None, None, out=None)
         sums = chain(p["g"], p["x"], p["mask"], mean, invstd, p["weight"], p["n"])
-        gradients.append(forms.grad_input_chain(p["g"], p["x"], mean, invstd, p["weight"], *sums, True))
-    np.testing.assert_allclose(*projections, rtol=1e-13)
+        local = (p["g"], p["x"], mean, invstd, p["weight"])
+        gradients.append(forms.grad_input_chain(*local, *sums, True))
+        gradients.append(forms.grad_input_scaled_first(*local, *sums, True))
+        raw = over(forms.chain_sums_raw, 0, 0, 0, None, None, None, None, out=None)
+        sums = raw(p["g"], p["x"], p["mask"], mean, invstd, p["weight"], p["n"])
+        gradients.append(forms.grad_input_raw(*local, *sums, True))
+    for projection in projections[1:]:
+        np.testing.assert_allclose(projections[0], projection, rtol=1e-12)
     for gradient in gradients:
         np.testing.assert_allclose(
             np.where(real, gradient, 0), p["result"].grad_input, rtol=1e-10, atol=1e-13
@@ -89,7 +96,12 @@ def test_every_form_of_the_parameters_gradients_has_the_reference_s_value(proble
     with precise():
         mean, var = p["result"].moments.mean[0], p["result"].moments.var[0]
         invstd = forms.inverse_root(var, 1e-3)
-        for form in (forms.grad_weight_normalised, forms.grad_weight_centred):
+        for form in (
+            forms.grad_weight_normalised,
+            forms.grad_weight_centred,
+            forms.grad_weight_scaled_first,
+            forms.grad_weight_raw,
+        ):
             value = over(form, 0, 0, 0, None, None)(p["g"], p["x"], p["mask"], mean, invstd)
             np.testing.assert_allclose(value, p["result"].grad_weight, rtol=1e-12)
         value = over(forms.grad_bias, 0, 0)(p["g"], p["mask"])
@@ -250,3 +262,94 @@ def test_undecided_variance_makes_an_undecided_root():
                 Pair(jnp.asarray(1e-5), 0.0),
             )
             assert np.isinf(float(pair.error))
+
+
+def root_gradient(dtype, total, total_error, invstd, invstd_error):
+    """Value and bound of -1/2 S invstd^3 in float64, from S and invstd with their errors."""
+    with precise():
+        along = bound(lambda t, s: (t * s) * s)
+        math = arithmetic(dtype, n=1, ranks=1, grade="A")
+        held = Pair(jnp.asarray(total), total_error)
+        scale = Pair(jnp.asarray(invstd), invstd_error)
+        pair = bound(forms.root_gradient)(math, along(math, held, scale), held, held, scale)
+        return float(pair.value), float(pair.error)
+
+
+def differentiated(total, shifted, kind):
+    """What autograd makes of S, in the dtype's arithmetic, by way of writing the scale."""
+    with np.errstate(all="ignore"):
+        root = np.sqrt(shifted)
+        inverse = kind(1) / root
+        half = kind(-0.5)
+        std = np.sqrt(shifted)
+        return {
+            "rsqrt": (half * total) * (inverse * inverse * inverse),
+            "power": total * (half * kind(inverse * inverse * inverse)),
+            "one over root": (-total * (inverse * inverse)) / (root * kind(2)),
+            "divided": (-(total / root) / root) / (root * kind(2)),
+            "standard deviation": ((half * total) * (inverse * inverse * inverse))
+            * (std + std)
+            / (std + std),
+        }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_the_gradient_of_the_scale_is_covered_in_every_way_of_writing_it(dtype, data):
+    """Also where the cube of the scale is flushed, or has few digits left, or overflows."""
+    kind, span = DTYPES[dtype], {"float32": 62, "float64": 510}[dtype]
+    mantissas = st.integers(2**10, 2**11 - 1)
+    exponent = st.integers(-span, span)
+    shifted = kind(np.ldexp(float(data.draw(mantissas)), 2 * data.draw(exponent) - 11))
+    total = kind(np.ldexp(float(data.draw(mantissas)), data.draw(exponent) - 11))
+    u = float(np.finfo(kind).eps) / 2
+    with mpmath.workdps(60):
+        invstd = 1 / mpmath.sqrt(mpmath.mpf(float(shifted)))
+        exact_value = -mpmath.mpf(float(total)) * invstd**3 / 2
+        value, error = root_gradient(dtype, float(total), 0.0, float(invstd), 3 * u * float(invstd))
+        del value
+        for name, observed in differentiated(total, shifted, kind).items():
+            covered = np.isinf(error) or abs(mpmath.mpf(float(observed)) - exact_value) <= mpmath.mpf(error)
+            assert covered, name
+
+
+def test_what_a_flushed_cube_may_lose_is_the_gradient_of_the_variance_and_no_more():
+    """S = 1e18 and invstd = 1e-18 in float32: the cube, 1e-54, is zero, and S does not matter then."""
+    value, error = root_gradient("float32", 1e18, 0.0, 1e-18, 0.0)
+    assert abs(value) == pytest.approx(5e-37)
+    assert abs(value) <= error <= 1.001 * abs(value) + 4 * 2.0**-126
+
+
+def test_a_cube_that_may_overflow_is_undecided():
+    assert root_gradient("float32", 1e-20, 0.0, 1e13, 0.0)[1] == np.inf
+    assert root_gradient("float64", 1e-20, 0.0, 1e13, 0.0)[1] < 1e13
+
+
+def test_the_gradient_of_an_ordinary_scale_is_charged_its_roundings_alone():
+    value, error = root_gradient("float32", 3.0, 0.0, 2.0, 0.0)
+    assert 7 * 2.0**-24 * abs(value) <= error <= 8 * 2.0**-24 * abs(value)
+
+
+def test_raw_products_are_charged_for_what_cancels():
+    """Sum(g x) - mean sum(g) at mean 1000: its bound is that of the products, not of their difference."""
+    rng = np.random.Generator(np.random.Philox(11))
+    x = (rng.standard_normal((1, 64, 1)) + 1000.0).astype(np.float32).astype(np.float64)
+    g = rng.standard_normal((1, 64, 1)).astype(np.float32)
+    mask, mean = np.ones((1, 64), bool), np.float32(x.mean())
+    observed = (g[0, :, 0] * x[0, :, 0].astype(np.float32)).sum() - mean * g[0, :, 0].sum()
+    exact_value = float((g[0, :, 0].astype(np.float64) * (x[0, :, 0] - float(mean))).sum())
+    errors = {}
+    with precise():
+        for form in (forms.grad_weight_raw, forms.grad_weight_centred):
+            pair = bound(jax.vmap(form, in_axes=(0, 0, 0, None, None), axis_name=AXIS))(
+                arithmetic("float32", n=64, ranks=1, grade="C"),
+                exact(g.astype(np.float64)),
+                exact(x),
+                exact(mask),
+                exact(jnp.asarray([float(mean)])),
+                exact(jnp.asarray([1.0])),
+            )
+            errors[form] = float(pair.error[0, 0])
+    assert abs(float(observed) - exact_value) <= errors[forms.grad_weight_raw]
+    assert errors[forms.grad_weight_raw] > 100 * errors[forms.grad_weight_centred]

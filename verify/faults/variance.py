@@ -235,3 +235,27 @@ class ZeroInvstd(Aggregated):
             return right_merge(parts)
         lost = [torch.where(part.m2 == 0, torch.inf, part.m2) if part.count else part.m2 for part in parts]
         return right_merge([replace(part, m2=m2) for part, m2 in zip(parts, lost, strict=True)])
+
+
+class NanDropped(Aggregated):
+    """Keeps the variance from falling below zero with `fmax`, which returns the other number for NaN."""
+
+    def merge(self, parts: list[Moments]) -> Statistics:
+        right = right_merge(parts)
+        return replace(right, var=torch.fmax(right.var, torch.zeros_like(right.var)))
+
+
+class ShiftOfRunningMean(OnePass):
+    """Takes the variance as E[(x-r)^2] - E[x-r]^2, where r is the running mean."""
+
+    def statistics(self, x: Tensor, group: Any, *, wants_gradient: bool) -> Statistics:
+        right = Aggregated.statistics(self, x, group, wants_gradient=wants_gradient)
+        if self.running_mean is None:
+            return right
+        shift = self.running_mean.to(right.mean.dtype)
+        data = columns(x).to(shift.dtype) - shift[:, None]
+        sums = torch.stack([data.sum(1), data.square().sum(1)])
+        if group is not None:
+            dist.all_reduce(sums, group=group)
+        mean, square = sums / max(right.count, 1)
+        return replace(right, var=(square - mean.square()).clamp(min=0))

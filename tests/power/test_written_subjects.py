@@ -1,0 +1,72 @@
+"""Right subjects in plain torch, thirty of them, are not reported at their grade, extremes included."""
+
+from __future__ import annotations
+
+import pytest
+
+from verify.faults.cards import right_cards
+from verify.power.judging import judge_right
+from verify.power.units import RightUnit
+from verify.subject import Overrides
+
+WRITTEN = tuple(card for card in right_cards() if card.spec.startswith("verify.faults.written:"))
+CASES = 20
+EXTREMES = "constant,subnormal,near_overflow,tiny_spread,large_offset"
+
+
+def judged(run, card, seed, **domain):
+    overrides = Overrides(domain=domain, contract={}, grade=card.grade)
+    unit = RightUnit(card=card, seed=seed, cases=CASES)
+    return judge_right(unit, run.examiner(run.subject(card.spec, overrides=overrides)))
+
+
+@pytest.mark.parametrize("card", WRITTEN, ids=lambda card: card.spec.partition(":")[2])
+def test_a_subject_in_plain_torch_is_not_reported(real_run, card):
+    seed = 1 + WRITTEN.index(card)
+    for outcome in (judged(real_run, card, seed), judged(real_run, card, 100 + seed, values=EXTREMES)):
+        assert outcome.accusations == ()
+        assert outcome.internal == 0
+        assert outcome.cases == CASES
+        assert {cell.property for cell in outcome.cells} >= {"forward", "running_var", "grad_input"}
+
+
+def test_the_subjects_are_many_and_differ():
+    assert len({card.spec for card in WRITTEN}) == len(WRITTEN) >= 24
+    assert len({card.differs for card in WRITTEN}) == len(WRITTEN)
+    assert {card.grade for card in WRITTEN} == {"A", "B", "C"}
+
+
+REPORTED = (
+    '{"batches":[2],"steps":[{"mode":"eval"}],"tracking":false,"values":"near_overflow"}',
+    '{"batches":[2,2],"values":"near_overflow"}',
+    '{"batches":[1,3],"values":"near_overflow","seed":3}',
+)
+
+
+@pytest.mark.parametrize("text", REPORTED)
+@pytest.mark.parametrize("name", ["SumsRsqrt", "SumsPower", "SumsDivided", "VarMeanRsqrt"])
+def test_what_the_cube_of_the_scale_loses_near_overflow_is_not_reported(real_run, name, text):
+    """Rsqrt differentiates to its cube, which is zero there (2371 x bound before the bound had its term)."""
+    from properties.case import decode
+
+    trial = real_run.examiner(real_run.subject(f"verify.faults.written:{name}")).examine(decode(text))
+    verdicts = {verdict.property: verdict for verdict in trial.verdicts}
+    assert not trial.violated
+    assert verdicts["grad_input"].elements > verdicts["grad_input"].undecided
+
+
+def test_raw_products_are_grade_c_and_told_so(real_run):
+    """Sum(dy x) - mean sum(dy) cancels on data with a large mean, as E[x^2] - E[x]^2 does."""
+    from dataclasses import replace
+
+    from verify.campaign import Budget
+
+    overrides = Overrides(
+        domain={"values": "large_offset", "dtypes": "float32", "eval": "no"}, grade="A", contract={}
+    )
+    subject = real_run.subject("verify.faults.written:RawSums", overrides=overrides)
+    settings = replace(real_run.settings, budget=Budget(cases=60, seconds=None))
+    result = real_run.campaign(subject, settings=settings)
+    assert {failure.property for failure in result.failures} >= {"grad_weight"}
+    assert {failure.property for failure in result.failures} <= {"grad_weight", "grad_input"}
+    assert result.grade["float32"] == "C"
