@@ -9,7 +9,8 @@ Rules
   dtypes, and, where every rank contributes alike, sizes. A mismatch that happens to work on one backend
   hangs, aborts or corrupts on another. Send and receive are recorded, not compared.
 - Rooted and uneven operations (broadcast, gather, all_to_all, a list all_gather) may differ in size by rank;
-  of those only operation, reduction and the kinds of dtypes are compared.
+  of those only operation, reduction and the kinds of dtypes are compared. What is scattered is the root's
+  alone: the other ranks of a scatter contribute nothing, whose dtype could be compared.
 """
 
 from __future__ import annotations
@@ -92,12 +93,18 @@ def _key(entry: Collective) -> tuple[object, ...]:
     return kind
 
 
+def _alike(a: Collective, b: Collective) -> bool:
+    if a.op == b.op == "scatter" and not (a.dtypes and b.dtypes):  # one of them is not the root
+        return (a.group, a.reduction) == (b.group, b.reduction)
+    return _key(a) == _key(b)
+
+
 def _mismatch(one: tuple[int, list[Collective]], other: tuple[int, list[Collective]]) -> Discrepancy | None:
     (first, left), (rank, right) = one, other
     for position in range(max(len(left), len(right))):
         a = left[position] if position < len(left) else None
         b = right[position] if position < len(right) else None
-        if a is not None and b is not None and _key(a) == _key(b):
+        if a is not None and b is not None and _alike(a, b):
             continue
         observed, asked = _text(b), _text(a)
         return Discrepancy(

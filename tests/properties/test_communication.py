@@ -56,6 +56,17 @@ def test_uneven_gathers_and_messages_between_two_ranks_are_not_compared_in_size(
     assert ledger(scene, (gathers[0], send), (gathers[1], receive)).violated() == set()
 
 
+def test_the_ranks_that_scatter_nothing_are_not_compared_with_the_root(scene):
+    """As torch's differentiable all_gather does it in its backward: one scatter from every rank."""
+    root = Collective("scatter", "backward 0", (0, 1), "", ("float32", "float32"), ((1,), (1,)), 8)
+    other = Collective("scatter", "backward 0", (0, 1))
+    assert ledger(scene, (root, other), (other, root)).violated() == set()
+    half = Collective("scatter", "backward 0", (0, 1), "", ("float16", "float16"), ((1,), (1,)), 4)
+    alone = Collective("scatter", "backward 0", (0,))
+    for wrong in (half, alone, REDUCE):
+        assert ledger(scene, (root,), (wrong,)).violated() == {"collectives"}
+
+
 def test_groups_may_communicate_differently(scene):
     one = ledger(scene, (REDUCE,), (), (REDUCE,), (), groups=((0, 2), (1, 3)))
     assert one.violated() == set()
