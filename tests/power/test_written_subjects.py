@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from properties.case import Case, decode
 from verify.faults.cards import right_cards
 from verify.power.judging import judge_right
 from verify.power.units import RightUnit
@@ -47,26 +48,20 @@ REPORTED = (
 @pytest.mark.parametrize("name", ["SumsRsqrt", "SumsPower", "SumsDivided", "VarMeanRsqrt"])
 def test_what_the_cube_of_the_scale_loses_near_overflow_is_not_reported(real_run, name, text):
     """Rsqrt differentiates to its cube, which is zero there (2371 x bound before the bound had its term)."""
-    from properties.case import decode
-
     trial = real_run.examiner(real_run.subject(f"verify.faults.written:{name}")).examine(decode(text))
     verdicts = {verdict.property: verdict for verdict in trial.verdicts}
     assert not trial.violated
     assert verdicts["grad_input"].elements > verdicts["grad_input"].undecided
 
 
-def test_raw_products_are_grade_c_and_told_so(real_run):
-    """Sum(dy x) - mean sum(dy) cancels on data with a large mean, as E[x^2] - E[x]^2 does."""
-    from dataclasses import replace
-
-    from verify.campaign import Budget
-
-    overrides = Overrides(
-        domain={"values": "large_offset", "dtypes": "float32", "eval": "no"}, grade="A", contract={}
-    )
-    subject = real_run.subject("verify.faults.written:RawSums", overrides=overrides)
-    settings = replace(real_run.settings, budget=Budget(cases=60, seconds=None))
-    result = real_run.campaign(subject, settings=settings)
-    assert {failure.property for failure in result.failures} >= {"grad_weight"}
-    assert {failure.property for failure in result.failures} <= {"grad_weight", "grad_input"}
-    assert result.grade["float32"] == "C"
+def test_raw_products_break_grade_a_where_the_mean_is_large_and_satisfy_c(real_run):
+    """Sum(dy x) - mean sum(dy) cancels there, as E[x^2] - E[x]^2 does; the forward in two passes stays A."""
+    spec, violated = "verify.faults.written:RawSums", {"A": set(), "C": set()}
+    for grade, found in violated.items():
+        overrides = Overrides(domain={}, contract={}, grade=grade)
+        examiner = real_run.examiner(real_run.subject(spec, overrides=overrides))
+        for seed in range(6):
+            case = Case(batches=(24, 40), channels=8, values="large_offset", seed=seed)
+            found.update(examiner.examine(case).violated)
+    assert {"grad_weight"} <= violated["A"] <= {"grad_weight", "grad_input"}
+    assert violated["C"] == set()
