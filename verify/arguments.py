@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
 from properties.domain import Contract, Domain, keys_text
-from verify.policy import DEFAULT_BUDGET
+from verify.policy import DEFAULT_BUDGET, DEFAULT_MIN_CASES
 
-_BUDGET = f"{DEFAULT_BUDGET.cases}, or {DEFAULT_BUDGET.seconds:g} s"
+_BUDGET = f"{DEFAULT_BUDGET.cases} unless --seconds is given"
+_NET = f"; a run without either is cut off after {DEFAULT_BUDGET.net:g} s, says so, and decides nothing"
 
 EXIT_CODES = """exit codes:
   0    every subject met its expectation (a control is expected to be VIOLATED; what a known discrepancy
@@ -164,7 +165,16 @@ def _add_run(commands: Commands) -> None:
         "--world-sizes", metavar="N,...", help="numbers of ranks (the domain's, else 1,2,3,4)"
     )
     command.add_argument("--cases", type=_at_least(1), metavar="N", help=f"cases a subject ({_BUDGET})")
-    command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a subject")
+    command.add_argument(
+        "--seconds", type=_positive, metavar="S", help="seconds a subject, minimising included" + _NET
+    )
+    command.add_argument(
+        "--min-cases",
+        type=_at_least(1),
+        metavar="N",
+        help=f"cases that a verdict HOLDS needs, a quarter of them on two ranks or more ({DEFAULT_MIN_CASES}); "
+        "below that it is UNDECIDED",
+    )
     command.add_argument("--seed", type=_at_least(0), metavar="N", help="seed of the draws (random, printed)")
     _add_promise(command)
     command.add_argument(
@@ -178,6 +188,12 @@ def _add_run(commands: Commands) -> None:
         help="go on with the last run of --record: same seed and arguments, nothing judged twice",
     )
     command.add_argument("--json", metavar="FILE", help="write the results as JSON")
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="tell everything: each failure, all counts, known ones"
+    )
+    command.add_argument(
+        "--known", action="store_true", help="list the known discrepancies, each with its state"
+    )
 
 
 def _add_replay(commands: Commands) -> None:
@@ -211,9 +227,7 @@ def _add_faults(commands: Commands) -> None:
     command.add_argument(
         "--right", type=_at_least(0), metavar="N", help="cases over all right subjects (2000; 0 with names)"
     )
-    command.add_argument(
-        "--quick", action="store_true", help="one seed, a second of minimising a fault, 400 right cases"
-    )
+    command.add_argument("--quick", action="store_true", help="one seed, little minimising, 400 right cases")
     command.add_argument("--workers", type=_at_least(1), metavar="N", help="worker processes (one a core)")
     command.add_argument("--json", metavar="FILE", help="write everything as JSON")
     command.add_argument("--table", metavar="FILE", help="write the page docs/faults.md")

@@ -3,19 +3,19 @@
 Theory of operation
 -------------------
 First the stored case of each known discrepancy runs. Then rounds: each is one Hypothesis run that draws until
-a property fails for the first time, and a second one that shrinks that failure within a time bound. A
+a property fails for the first time, and a second one that shrinks that failure in so many tries. A
 property that has failed is only counted from then on, so that a round finds another one. What else the
 smallest case violates is told with that same case. A trial that the memory of an interrupted run holds is not
 run again (`verify.memory`).
 
 Some cases are in flight: while the ranks run them one by one, the parent judges those before and draws and
 expects the next. Cases are judged, counted and told in the order in which they were drawn. Those that are in
-flight when another fails, or ends the campaign, are judged and counted, too.
+flight when another fails, or ends the campaign, are judged and counted, too. Only the end of the campaign's
+time cuts a case short: that case says nothing, and is not counted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,14 +25,18 @@ import msgspec
 
 from properties.case import Case
 from properties.verdict import Outcome
+from verify.deadline import Deadline
 from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, Event, FailureFound
-from verify.failures import Failures, property_of
+from verify.failures import Failures, property_of, root_first
 from verify.findings import SHORT_TIMEOUT, Deadly, Findings
+from verify.floor import Floor
 from verify.memory import Memory, Place, Recalled
 from verify.minimise import Found, Over, Source, draw
 from verify.plain import plain
 from verify.policy import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
+from verify.ranks.limit import unlimited
 from verify.result import SubjectResult
+from verify.seeds import derive
 from verify.tally import Tally
 from verify.trial import Begun, Examiner, Trial
 
@@ -46,8 +50,10 @@ MAX_HUNG = 3
 """Hung cases, each of which costs a time limit, after which drawing ends."""
 MAX_LOST = 10
 """Cases that cost a rank group, after which drawing ends: whatever they say was said."""
+DEFAULT_FLOOR = Floor()
 STORED_TIMEOUT = 1.0
 """Seconds that a stored case may take which is known to hang: it is small, and no verdict rests on it."""
+_CUT = "its safety net of seconds was used up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Campaign:
         emit: Takes each event.
         keep: Takes each new trial with its place, for the record.
         memory: What an interrupted run of the same campaign had judged.
+        floor: What a verdict HOLDS must stand on.
         excluded: Share of the default domain that the subject's domain leaves out.
         clock: Monotonic seconds.
     """
@@ -82,6 +89,7 @@ class Campaign:
     keep: Callable[[Trial, Place], None] = lambda trial, place: None
     memory: Memory = field(default_factory=Memory)
     policy: Policy = DEFAULT_POLICY
+    floor: Floor = DEFAULT_FLOOR
     excluded: float = 0.0
     clock: Callable[[], float] = time.monotonic
     tally: Tally = field(default_factory=Tally)
@@ -93,7 +101,7 @@ class Campaign:
     _judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _states: dict[str, str] = field(default_factory=dict)
     _drawn: int = 0
-    _began: float = 0.0
+    _deadline: Deadline = field(init=False)
     _flights: deque[_Flight] = field(default_factory=deque)
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
 
@@ -105,12 +113,13 @@ class Campaign:
             native=self.examiner.native if self.examiner.parts.predict else lambda trial, property_id: (),
         )
         self._deadly = Deadly(self.examiner.subject.known)
+        self._deadline = Deadline(budget=self.budget, clock=self.clock)
         self._findings = Findings(
             examiner=self.examiner,
             policy=self.policy,
             memory=self.memory,
             keep=self.keep,
-            clock=self.clock,
+            deadline=self._deadline,
             tally=self.tally,
             failures=self._failures,
             deadly=self._deadly,
@@ -118,7 +127,8 @@ class Campaign:
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
-        self._began = self.clock()
+        self._deadline.start()
+        self.examiner.ranks.left = self._deadline.left
         self._start()
         try:
             self._replay_known()
@@ -130,6 +140,7 @@ class Campaign:
             self._tell_pending()
             raise
         finally:
+            self.examiner.ranks.left = unlimited
             result = self.result()
             self.emit(CampaignEnded(result=result, interrupted=self.interrupted))
         return result
@@ -138,22 +149,30 @@ class Campaign:
         """Return what is known so far."""
         subject = self.examiner.subject
         outcome = Outcome.VIOLATED if self._failures.told else self.tally.outcome()
+        stands, properties = self.tally.stands_on(), self.tally.properties()
+        cut = self.budget.net if self.stopped == _CUT else None
+        lacking = self.floor.lacking(stands, properties, asked=self.examiner.only, cut=cut)
+        lacking = lacking if outcome is Outcome.HOLDS else ""
         return SubjectResult(
             subject=subject.spec,
             label=subject.label,
             expectation=subject.expectation,
-            verdict=outcome.value,
+            verdict=Outcome.UNDECIDED.value if lacking else outcome.value,
+            lacking=lacking,
+            stands_on=stands,
+            floor=self.floor.cases,
             grade=self.tally.grades(),
             required=subject.promise.grade,
             domain=plain(subject.promise.domain),
             contract=plain(subject.promise.contract),
             excluded=self.excluded,
-            seconds=self.clock() - self._began,
+            seconds=self._deadline.elapsed,
             accounting=self.tally.accounting(),
             known=self.tally.known(subject.known, self._states),
-            properties=self.tally.properties(),
-            failures=tuple(self._failures.told.values()),
+            properties=properties,
+            failures=root_first(self._failures.told.values(), properties),
             stopped=self.stopped,
+            cut=cut is not None,
         )
 
     def _start(self) -> None:
@@ -185,8 +204,12 @@ class Campaign:
         stored: str = "",
         recalled: Recalled | None = None,
         begun: Begun | None = None,
-    ) -> Trial:
-        """Run and judge one case, or finish what is begun, unless it was judged before; count and tell it."""
+    ) -> Trial | None:
+        """Run and judge one case, or finish what is begun, unless it was judged before; count and tell it.
+
+        Returns:
+            The trial; None if the end of the campaign's time cut it short, so that it says nothing.
+        """
         self.emit(
             CaseDrawn(
                 subject=self.examiner.subject.spec, case=case, number=self.tally.cases + 1, stored=stored
@@ -194,10 +217,13 @@ class Campaign:
         )
         if recalled := recalled or self.memory.trial(case.id, stored):
             trial = recalled.trial
-            self._began = min(self._began, self.clock() - self._findings.seconds - recalled.place.elapsed)
+            self._deadline.recall(recalled.place.elapsed)
         else:
             trial = self.examiner.finish(begun or self._begin(case))
-            place = Place(role="stored" if stored else "drawn", entry=stored, elapsed=self._elapsed)
+            if self._findings.cut_short(trial):
+                return None
+            elapsed = self._deadline.elapsed
+            place = Place(role="stored" if stored else "drawn", entry=stored, elapsed=elapsed)
             self.keep(trial, place)
         self.tally.add(trial)
         self._judged[case.id] = trial.violated
@@ -226,6 +252,8 @@ class Campaign:
         """
         subject = self.examiner.subject
         for entry in subject.known if self.policy.stored and not self.stopped else ():
+            if self._deadline.over:
+                return
             objections = self.examiner.parts.objections(subject.promise.domain, entry.case)
             if subject.narrowed.intersection(objections):
                 continue
@@ -235,7 +263,7 @@ class Campaign:
                     if objections
                     else self._trial(entry.case, stored=entry.id)
                 )
-            if trial.internal:
+            if trial is None or trial.internal or self._findings.cut_short(trial):
                 continue
             self._states[entry.id] = "seen" if any(e.entry == entry.id for e in trial.excused) else "stale"
             for kind in () if objections else trial.failures:
@@ -264,16 +292,13 @@ class Campaign:
             idle = idle + 1 if self._drawn == before else 0
         if idle >= 3 and not self.stopped and self._remaining() > self.memory.left:
             self.stopped = "no new case could be drawn"
-
-    @property
-    def _elapsed(self) -> float:
-        """Seconds of drawing, minimising left out."""
-        return self.clock() - self._began - self._findings.seconds
+        if self._deadline.cut and (self.budget.cases is None or self._drawn < self.budget.cases):
+            self.stopped = self.stopped or _CUT
 
     def _remaining(self) -> int:
         """Return how many cases the budget still has, those judged before included; 0 when it is over."""
-        seconds, left = self.budget.seconds, self.memory.left
-        if seconds is not None and self._elapsed >= seconds:
+        left = self.memory.left
+        if self._deadline.over:
             return left
         return 1_000_000 if self.budget.cases is None else max(left, self.budget.cases - self._drawn)
 
@@ -313,7 +338,10 @@ class Campaign:
     def _finish_oldest(self) -> None:
         flight = self._flights.popleft()
         trial = self._trial(flight.case, recalled=flight.recalled, begun=flight.begun)
-        self._note(trial, flight.place)
+        if trial is None:
+            self._drawn -= 1
+        else:
+            self._note(trial, flight.place)
 
     def _note(self, trial: Trial, place: int) -> None:
         """Note what a drawn case says of the campaign: what fails for the first time, and whether to stop."""
@@ -335,7 +363,7 @@ class Campaign:
 
     def _concluded(self, earlier: float) -> None:
         """Note that a failure was told, which took `earlier` seconds in an interrupted run."""
-        self._began -= earlier
+        self._deadline.began -= earlier
         self._stop_if_enough()
         if self.policy.fail_fast:
             self.stopped = "first failure"
@@ -347,7 +375,7 @@ class Campaign:
             if case.id in self._judged:
                 continue
             self._drawn += 1
-            trial = self._trial(case, recalled=recalled)
+            trial = self._trial(case, recalled=recalled) or recalled.trial
             for kind in trial.failures:
                 if kind not in self._failures.told and self.memory.is_concluded(kind):
                     self._concluded(self._findings.conclude_again(kind, trial))
@@ -372,9 +400,3 @@ class Campaign:
         for trial, _ in self._failing:
             for kind in self._failures.fresh(trial):
                 self._failures.tell_as_is(kind, trial, found=trial.case)
-
-
-def derive(seed: int, *path: int) -> int:
-    """Return a 64-bit seed that depends on `seed` and `path`, different for each path."""
-    text = "/".join(str(part) for part in (seed, *path))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

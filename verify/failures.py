@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
 from properties.case import Case, encode
+from properties.catalogue import PROPERTIES
 from verify.dossier import Diagnoses, dossier_of
 from verify.events import Event, FailureMinimised
 from verify.explain import Occurrence, explain
 from verify.known import Entry
-from verify.result import Failure
+from verify.result import Failure, PropertyResult
 from verify.subject import Subject
 from verify.trial import Trial
 
@@ -23,6 +24,24 @@ to lower its sizes further."""
 def property_of(kind: str) -> str:
     """Return the id of the property that a kind of failure violates; see `Trial.failures`."""
     return kind.partition(" ")[0]
+
+
+def root_first(failures: Iterable[Failure], properties: dict[str, PropertyResult]) -> tuple[Failure, ...]:
+    """Return `failures` so that what others follow from comes before them.
+
+    That is the order of the catalogue: output, buffers, gradients, form, conduct. A subject that hangs, dies or raises
+    on more cases than it gives wrong numbers on is told so first.
+
+    Args:
+        failures: In any order.
+        properties: Counts by property.
+    """
+    order = list(PROPERTIES)
+    violated = {name: found.violated for name, found in properties.items()}
+    wrong = max((number for name, number in violated.items() if name != "ending"), default=0)
+    if violated.get("ending", 0) > wrong:
+        order.insert(0, "ending")
+    return tuple(sorted(failures, key=lambda failure: order.index(failure.property)))
 
 
 class Failures:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from properties.case import Case
+from verify.deadline import Deadline
 from verify.failures import Failures
 from verify.known import Entry, extent
 from verify.memory import Memory, Place
-from verify.minimise import Found, Minimum, Over, Source, minimise
+from verify.minimise import Found, Limits, Minimum, Over, Source, minimise
 from verify.policy import Policy
+from verify.simplify import weight
 from verify.tally import Tally
 from verify.trial import Examiner, Trial
 
@@ -45,7 +47,7 @@ class Findings:
     """The findings of one campaign.
 
     Attributes:
-        examiner, policy, memory, keep, clock, tally: The campaign's.
+        examiner, policy, memory, keep, deadline, tally: The campaign's.
         failures: What was told.
         deadly: What may not run.
         seconds: Spent here so far, in interrupted runs of the same campaign, too.
@@ -55,7 +57,7 @@ class Findings:
     policy: Policy
     memory: Memory
     keep: Callable[[Trial, Place], None]
-    clock: Callable[[], float]
+    deadline: Deadline
     tally: Tally
     failures: Failures
     deadly: Deadly
@@ -63,6 +65,7 @@ class Findings:
     _began: float = 0.0
     _runs: int = 0
     _drawn: Trial | None = None
+    _smallest: Trial | None = None
     _pending: str = ""
 
     def minimise(self, source: Source, found: Found, trial: Trial) -> float:
@@ -71,18 +74,21 @@ class Findings:
         Returns:
             Seconds that this took in an interrupted run of the same campaign; 0 if it was done now.
         """
-        self._began, self._drawn, self._pending = self.clock(), trial, found.kind
+        clock = self.deadline.clock
+        self._began, self._drawn, self._smallest, self._pending = clock(), trial, trial, found.kind
         self._runs = self.tally.accounting().minimising
-        left = self.policy.minimise_total - self.seconds
-        seconds = min(self.policy.minimise_seconds, max(1.0, left))
-        minimum = minimise(source, found, self._fails_within(), seconds=seconds, clock=self.clock)
+        limits = Limits(
+            tries=self.policy.tries_left(self._runs),
+            seconds=min(self.policy.seconds_left(self.seconds), self.deadline.left()),
+        )
+        minimum = minimise(source, found, self._fails_within(), limits=limits, clock=clock)
         earlier = self._conclude(minimum)
-        self.seconds += self.clock() - self._began
+        self.seconds += clock() - self._began
         return earlier
 
     def conclude_again(self, kind: str, trial: Trial) -> float:
         """Tell what an interrupted run had concluded from `trial`; returns what `minimise` does."""
-        self._drawn = trial
+        self._drawn = self._smallest = trial
         return self._conclude(Minimum(kind=kind, found=trial.case, case=trial.case, complete=False))
 
     def tell_pending(self) -> None:
@@ -90,25 +96,39 @@ class Findings:
         if self._pending and self._drawn is not None:
             self.failures.tell_as_is(self._pending, self._drawn, found=self._drawn.case)
 
-    def _fails_within(self) -> Callable[[Case, str], bool]:
+    def _fails_within(self) -> Callable[[Case, str], bool | None]:
         """Return the test of one minimising, with its own count of hung runs."""
         hung = 0
 
-        def fails(case: Case, kind: str) -> bool:
+        def fails(case: Case, kind: str) -> bool | None:
             nonlocal hung
             if not self.examiner.parts.admits(self.examiner.subject.promise.domain, case):
-                return False
+                return None
             if self.deadly.entry(case):
-                return False
-            if hung >= MAX_HUNG_MINIMISING or self.memory.is_concluded(kind):
+                return None
+            if hung >= MAX_HUNG_MINIMISING or self.deadline.over or self.memory.is_concluded(kind):
                 raise Over
             self.tally.minimising()
             with self.examiner.hurried(SHORT_TIMEOUT):  # a candidate that hangs says nothing new
                 trial = self.examiner.examine(case, grades=False)
+            if self.cut_short(trial):
+                raise Over
             hung += "timeout" in trial.endings
+            self._note(trial, kind)
             return kind in trial.failures
 
         return fails
+
+    def _note(self, trial: Trial, kind: str) -> None:
+        """Keep the trial of the smallest case: there may be no time to run it once more."""
+        if kind in trial.failures and (
+            self._smallest is None or weight(trial.case) < weight(self._smallest.case)
+        ):
+            self._smallest = trial
+
+    def cut_short(self, trial: Trial) -> bool:
+        """Return whether it was not the subject that used up the time of `trial`, but the campaign."""
+        return self.deadline.over and "timeout" in trial.endings
 
     def _conclude(self, minimum: Minimum) -> float:
         """Tell every property that the smallest case violates for the first time; see `minimise`."""
@@ -117,7 +137,7 @@ class Findings:
             trial, repeats, earlier = past.trial, past.place.repeats, past.place.took
             found, complete = past.place.found, past.place.complete
             self.tally.minimising(past.place.runs)
-            self._began = self.clock() - earlier
+            self._began = self.deadline.clock() - earlier
         else:
             trial, repeats = self._repeat(minimum)
         self.failures.conclude(
@@ -128,9 +148,12 @@ class Findings:
 
     def _repeat(self, minimum: Minimum) -> tuple[Trial, bool]:
         """Run the smallest case once more; return what is to be told, and whether it failed again."""
-        self.tally.minimising()
-        trial = self.examiner.examine(minimum.case)
-        repeats = minimum.kind in trial.failures
+        trial, repeats = self._smallest, True
+        if trial is None or not self.deadline.over:
+            self.tally.minimising()
+            again = self.examiner.examine(minimum.case)
+            if trial is None or not self.cut_short(again):
+                trial, repeats = again, minimum.kind in again.failures
         if not repeats and self._drawn is not None:  # it fails now and then: tell what was drawn
             trial = self._drawn
         place = Place(
@@ -140,7 +163,7 @@ class Findings:
             complete=minimum.complete,
             repeats=repeats,
             runs=self.tally.accounting().minimising - self._runs,
-            took=self.clock() - self._began,
+            took=self.deadline.clock() - self._began,
         )
         self.keep(trial, place)
         return trial, repeats

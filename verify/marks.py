@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from verify.policy import DEFAULT_MIN_CASES
 from verify.shards import SHARDS, Check, Shard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -27,6 +28,7 @@ def parametrize(
     cases: int | None = None,
     seconds: float | None = None,
     seed: int | None = None,
+    min_cases: int = DEFAULT_MIN_CASES,
     device: str = "cpu",
     backend: str | None = None,
 ) -> Callable[[Function], Function]:
@@ -38,6 +40,7 @@ def parametrize(
         cases: Cases of the whole campaign (those of `verify run`).
         seconds: Seconds of the whole campaign.
         seed: Of the draws; that of the pytest run unless given.
+        min_cases: Cases of the whole campaign that a verdict HOLDS needs.
         device: cpu or cuda.
         backend: gloo or nccl.
     """
@@ -50,6 +53,7 @@ def parametrize(
         cases=cases,
         seconds=seconds,
         seed=seed,
+        min_cases=min_cases,
         device=device,
         backend=backend,
     )

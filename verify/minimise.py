@@ -1,11 +1,13 @@
-"""Drawing and minimising: Hypothesis draws cases; one that failed is drawn again and shrunk, bounded in time.
+"""Drawing and minimising: Hypothesis draws cases; one that failed is drawn again and shrunk, in so many tries.
 
 Rules
 -----
 - A case that is drawn need not be judged before the next is: failures are told by the place of their draw.
 - While a failure is minimised only its kind counts.
 - Every kind of failure raises an exception class of its own: Hypothesis tells failures apart by their class.
-- The smallest failing case is kept here, so that nothing is lost when the time is over.
+- The smallest failing case is kept here, so that nothing is lost when the search is cut short.
+- The search is bounded by the number of candidates that run, so that every machine tells the same smallest
+  case. Seconds are a net behind that.
 
 Theory of operation
 -------------------
@@ -35,7 +37,7 @@ from properties.case import Case
 from verify.simplify import simpler, weight
 
 Take = Callable[[Case, int], None]
-Fails = Callable[[Case, str], bool]
+Fails = Callable[[Case, str], bool | None]
 Clock = Callable[[], float]
 
 # None applies: a trial on real ranks is slow by nature, a case is small but many, and nothing is a fixture.
@@ -65,7 +67,7 @@ class Minimum:
         kind: What fails, as in `Trial.failures`.
         found: The case as drawn.
         case: The smallest one.
-        complete: The search ended by itself, not by its time.
+        complete: The search ended by itself, not by its limits.
     """
 
     kind: str
@@ -100,42 +102,59 @@ class Found:
     place: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a minimising may take.
+
+    Attributes:
+        tries: Candidates that it may run.
+        seconds: The net behind that.
+    """
+
+    tries: int
+    seconds: float
+
+
 class _Shrink:
     """The test function that Hypothesis calls: all holds up to the case that failed; then it shrinks."""
 
-    def __init__(self, found: Found, fails: Fails, *, seconds: float, clock: Clock) -> None:
+    def __init__(self, found: Found, fails: Fails, *, limits: Limits, clock: Clock) -> None:
         self.found = found
         self.best = found.case
-        self.deadline = clock() + seconds
         self._fails = fails
-        self._half = self.deadline - seconds / 2
-        self._clock = clock
+        self._limits, self._began, self._clock = limits, clock(), clock
         self._known: dict[str, bool] = {}
-        self._drawn = 0
+        self._drawn = self._tries = 0
 
     def __call__(self, case: Case) -> None:
         self._drawn += 1
         if self._drawn <= self.found.place:
             return
-        if self.fails(case, until=self._half):
+        if self.fails(case, share=0.5):
             # The only place that raises: Hypothesis also tells failures apart by their line.
             raise failure_class(self.found.kind)(case.id)
 
-    def fails(self, case: Case, *, until: float) -> bool:
+    def fails(self, case: Case, *, share: float = 1.0) -> bool:
         """Return whether `case` violates the property in question; each case is run once.
 
         Raises:
-            Over: If the time `until` is over.
+            Over: If that share of the limits is used up.
         """
         if case.id in (self.best.id, self.found.case.id):
             return True
         if case.id not in self._known:
-            if self._clock() > until:
-                raise Over
-            self._known[case.id] = self._fails(case, self.found.kind)
-            if self._known[case.id] and weight(case) < weight(self.best):
+            self._end_if_used_up(share)
+            said = self._fails(case, self.found.kind)
+            self._tries += said is not None
+            self._known[case.id] = bool(said)
+            if said and weight(case) < weight(self.best):
                 self.best = case
         return self._known[case.id]
+
+    def _end_if_used_up(self, share: float) -> None:
+        limits = self._limits
+        if self._tries >= share * limits.tries or self._clock() - self._began > share * limits.seconds:
+            raise Over
 
 
 def draw(source: Source, take: Take) -> None:
@@ -151,18 +170,19 @@ def draw(source: Source, take: Take) -> None:
 
 
 def minimise(
-    source: Source, found: Found, fails: Fails, *, seconds: float, clock: Clock = time.monotonic
+    source: Source, found: Found, fails: Fails, *, limits: Limits, clock: Clock = time.monotonic
 ) -> Minimum:
     """Return the smallest case found that fails as `found` did.
 
     Args:
         source: The draws that it was found by.
         found: The drawn case.
-        fails: Whether a case violates a property. May raise `Over` to end the minimising.
-        seconds: Bound of the minimising, of which Hypothesis may take half.
+        fails: Whether a case violates a property; None for a case that may not run, which is no try. May raise
+            `Over` to end the minimising.
+        limits: Of the minimising, of which Hypothesis may take half.
         clock: Monotonic seconds.
     """
-    state = _Shrink(found, fails, seconds=seconds, clock=clock)
+    state = _Shrink(found, fails, limits=limits, clock=clock)
     # A subject that fails now and then is Flaky: the caller runs the case kept once more, and says so.
     with contextlib.suppress(PropertyFailed, Over, Flaky):
         _explore(source, state)
@@ -193,10 +213,10 @@ def _explore(source: Source, function: Callable[[Case], None]) -> None:
 
 
 def _descend(state: _Shrink) -> bool:
-    """Simplify the best case until no candidate fails; return whether that was reached in time."""
+    """Simplify the best case until no candidate fails; return whether that was reached within the limits."""
     try:
         while True:
-            if not any(state.fails(candidate, until=state.deadline) for candidate in simpler(state.best)):
+            if not any(state.fails(candidate) for candidate in simpler(state.best)):
                 return True
     except Over:
         pass

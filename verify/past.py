@@ -62,10 +62,13 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     domain: tuple[str, ...]
     fail_fast: bool
     every_element: bool = False
+    min_cases: int | None = None
 
     def __post_init__(self) -> None:
         if self.cases is not None and not 1 <= self.cases < 2**63:
             raise ValueError(f"Expected cases from 1 on, but got cases={self.cases}.")
+        if self.min_cases is not None and not 1 <= self.min_cases < 2**63:
+            raise ValueError(f"Expected min_cases from 1 on, but got min_cases={self.min_cases}.")
         if self.seconds is not None and not 0 < self.seconds < 1e9:
             raise ValueError(f"Expected seconds above 0, but got seconds={self.seconds}.")
         if not 0 <= self.seed < 2**64:
@@ -99,7 +102,7 @@ class Past:
 
         Args:
             subject: As it is now.
-            budget: A campaign that ended with another one goes on.
+            budget: A campaign that ended with another one goes on, as does one that its safety net ended.
 
         Raises:
             RecordError: If the subject promises something else now.
@@ -117,7 +120,7 @@ class Past:
         if (started.cases, started.seconds) != (budget.cases, budget.seconds):
             return None
         result = self._results.get(subject.spec)
-        return (started, result) if result else None
+        return (started, result) if result and not result.cut else None
 
     def memory(self, spec: str) -> Memory:
         """Return what was judged of the subject `spec`."""

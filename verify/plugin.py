@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from verify.environment import backend_words, one_line
+from verify.policy import DEFAULT_MIN_CASES
 from verify.shards import SHARDS, Check, Shard, Undecided, Violated, close_runs, default_seed, use_seed
 
 
@@ -39,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         metavar="N",
         help="with --subject: cases of the whole campaign",
+    )
+    group.addoption(
+        "--verify-min-cases",
+        type=int,
+        default=DEFAULT_MIN_CASES,
+        metavar="N",
+        help=f"with --subject: cases of the whole campaign that a verdict HOLDS needs ({DEFAULT_MIN_CASES})",
     )
     group.addoption(
         "--verify-device", choices=("cpu", "cuda"), default="cpu", help="with --subject: cpu or cuda"
@@ -110,6 +118,7 @@ class Subjects(pytest.Collector):
                     number=number,
                     cases=option.verify_cases,
                     seed=option.verify_seed,
+                    min_cases=option.verify_min_cases,
                     device=option.verify_device,
                     backend=option.verify_backend,
                 )

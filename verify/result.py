@@ -113,6 +113,25 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
         return self.blind / self.elements if self.elements else 0.0
 
 
+class StandsOn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verdict stands on.
+
+    Attributes:
+        cases: Cases on which at least one property was decided.
+        synchronised: Of these, cases in which two ranks or more share a process group.
+        world_sizes: Of these, cases by number of ranks.
+        properties: Ids of the properties that were decided on a case.
+    """
+
+    cases: int = 0
+    synchronised: int = 0
+    world_sizes: dict[str, int] = {}
+    properties: tuple[str, ...] = ()
+
+
+NOTHING = StandsOn()
+
+
 class SubjectResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a campaign found out about one subject.
 
@@ -126,6 +145,10 @@ class SubjectResult(msgspec.Struct, frozen=True, kw_only=True):
         domain, contract: As plain data.
         excluded: Share of the default domain that the subject's domain leaves out.
         stopped: Why the campaign ended before its budget; empty if it did not.
+        stands_on: What the verdict stands on.
+        floor: Cases that a verdict HOLDS needs.
+        lacking: What a verdict HOLDS lacked, so that it is UNDECIDED; else empty.
+        cut: The safety net behind the budget ended it.
     """
 
     subject: str
@@ -143,6 +166,10 @@ class SubjectResult(msgspec.Struct, frozen=True, kw_only=True):
     properties: dict[str, PropertyResult] = {}
     failures: tuple[Failure, ...] = ()
     stopped: str = ""
+    stands_on: StandsOn = NOTHING
+    floor: int = 0
+    lacking: str = ""
+    cut: bool = False
 
     @property
     def met(self) -> bool:

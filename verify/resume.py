@@ -55,6 +55,8 @@ def _raised(arguments: Namespace, before: Arguments, given: set[str]) -> tuple[i
         if name not in given:
             continue
         least, told = getattr(limits, name), getattr(arguments, name)
+        if name == "seconds" and least is None:
+            least = limits.net  # behind the default budget
         if least is None:
             raise UsageError(
                 f"Expected no {_option(name)}, since the record has no such limit, but got {told}."

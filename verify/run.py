@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from verify import exits
-from verify.campaign import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Campaign, Policy
+from verify.campaign import DEFAULT_BUDGET, DEFAULT_FLOOR, DEFAULT_POLICY, Budget, Campaign, Policy
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost, Handler
+from verify.floor import Floor
 from verify.memory import Memory, Place
 from verify.past import Past
 from verify.ranks.link import Link
@@ -29,7 +30,7 @@ class Settings:
     Attributes:
         seed: Of the draws.
         device, backend: Where the ranks run; backend None for the device's default.
-        budget, policy: Of each campaign.
+        budget, policy, floor: Of each campaign.
         overrides: Settings that replace what a factory promises.
         only: Ids of the properties to judge; None for all.
         timeout: Seconds that a case may take on the ranks.
@@ -42,6 +43,7 @@ class Settings:
     backend: str | None = None
     budget: Budget = DEFAULT_BUDGET
     policy: Policy = DEFAULT_POLICY
+    floor: Floor = DEFAULT_FLOOR
     overrides: Overrides = NO_OVERRIDES
     only: tuple[str, ...] | None = None
     timeout: float = 10.0
@@ -160,6 +162,7 @@ class Run:
             keep=keep,
             memory=self._past.memory(subject.spec) if self._past else Memory(),
             policy=chosen.policy,
+            floor=chosen.floor,
             excluded=self.parts.excluded_share(subject.promise.domain),
             stopped=self._halted,
         )

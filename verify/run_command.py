@@ -15,12 +15,14 @@ from verify.arguments import UsageError, pairs
 from verify.campaign import Budget, Policy
 from verify.environment import backend_words, environment, one_line, version
 from verify.events import Handler
+from verify.floor import Floor
 from verify.past import Past, read
 from verify.plain import plain
+from verify.policy import DEFAULT_MIN_CASES
 from verify.ranks.link import Link
 from verify.record import Record
 from verify.report.document import Document
-from verify.report.lines import Lines
+from verify.report.lines import Detail, Lines
 from verify.report.terminal import Terminal
 from verify.resume import merged, recorded
 from verify.run import Run, Settings, exit_code
@@ -40,7 +42,7 @@ def run_command(arguments: Namespace, link: Link) -> int:
             record = record or _record(stack, arguments.record)
             _begin(record, arguments, settings, resumed=past is not None)
         run = stack.enter_context(open_run(arguments, settings, record=record, past=past, link=link))
-        code = _campaigns(run, arguments.subject)
+        code = _campaigns(run, arguments.subject, known=arguments.known)
     return _tell_unwritten(run) or code
 
 
@@ -62,12 +64,12 @@ def _tell_unwritten(run: Run) -> int:
     return code
 
 
-def _campaigns(run: Run, specs: Sequence[str]) -> int:
+def _campaigns(run: Run, specs: Sequence[str], *, known: bool) -> int:
     """Run the campaigns over `specs`, or the main job, and return the exit code."""
     if not specs:
         from verify.main_job import main_job
 
-        return main_job(run, sys.stdout)
+        return main_job(run, sys.stdout, known=known)
     subjects = [run.subject(spec) for spec in dict.fromkeys(specs)]
     return exit_code([run.campaign(subject) for subject in subjects])
 
@@ -91,6 +93,7 @@ def settings_from(arguments: Namespace) -> Settings:
         backend=arguments.backend,
         budget=Budget.of(getattr(arguments, "cases", None), getattr(arguments, "seconds", None)),
         policy=Policy(fail_fast=getattr(arguments, "fail_fast", False)),
+        floor=Floor(cases=getattr(arguments, "min_cases", None) or DEFAULT_MIN_CASES),
         overrides=Overrides(
             domain=domain, contract=pairs(arguments.contract, "--contract"), grade=arguments.grade
         ),
@@ -177,18 +180,26 @@ def _handlers(stack: ExitStack, arguments: Namespace, settings: Settings) -> lis
     command = ["verify", *arguments.words]
     sys.stdout.write(f"{one_line(device=settings.device, backend=backend)}; seed {settings.seed}\n")
     handlers: list[Handler] = []
+    lines = Lines(sys.stdout, detail=_detail(arguments), known=arguments.known)
     if sys.stdout.isatty():
-        terminal = Terminal(sys.stdout)
+        terminal = Terminal(lines, sys.stdout)
         stack.callback(terminal.close)
         handlers.append(terminal)
     else:
-        handlers.append(Lines(sys.stdout))
+        handlers.append(lines)
     if arguments.json:
         with _writable("--json", arguments.json):
             handlers.append(
                 Document(Path(arguments.json), environment=facts, command=command, seed=settings.seed)
             )
     return handlers
+
+
+def _detail(arguments: Namespace) -> Detail:
+    """Return how much is told: the main job ends with a table, and tells only what it did not expect."""
+    if arguments.verbose:
+        return "everything"
+    return "usual" if arguments.subject else "unexpected"
 
 
 @contextmanager

@@ -12,13 +12,15 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from verify.policy import DEFAULT_MIN_CASES
+
 if TYPE_CHECKING:
     from verify.result import SubjectResult
     from verify.run import Run
 
 SHARDS = 4
-MINIMISE_SECONDS = 5.0
-"""Bound of the minimising of one failure; all of a shard together get twice as much."""
+TRIES = 250
+"""Candidates that minimising one failure may run; all of a shard together may run twice as many."""
 _seed: dict[str, int] = {}
 _runs: dict[tuple[str, str | None], Run] = {}
 
@@ -30,6 +32,7 @@ class Shard:
     Attributes:
         cases, seconds: Budget of the whole campaign; None for the default.
         seed: Of the draws of the whole campaign; None for that of the test run.
+        min_cases: Cases of the whole campaign that a verdict HOLDS needs; each shard needs its share.
     """
 
     spec: str
@@ -38,6 +41,7 @@ class Shard:
     cases: int | None = None
     seconds: float | None = None
     seed: int | None = None
+    min_cases: int = DEFAULT_MIN_CASES
     device: str = "cpu"
     backend: str | None = None
 
@@ -107,6 +111,7 @@ def close_runs() -> None:
 def run_shard(shard: Shard) -> SubjectResult:
     """Run the campaign of one shard and return its result."""
     from verify.campaign import Budget, Policy, derive
+    from verify.floor import Floor
     from verify.run import Settings
 
     run = shared_run(shard.device, shard.backend)
@@ -118,8 +123,10 @@ def run_shard(shard: Shard) -> SubjectResult:
         budget=Budget(
             cases=None if whole.cases is None else -(-whole.cases // shard.shards),
             seconds=None if whole.seconds is None else whole.seconds / shard.shards,
+            net=whole.net,
         ),
-        policy=Policy(minimise_seconds=MINIMISE_SECONDS, minimise_total=2 * MINIMISE_SECONDS),
+        policy=Policy(tries=TRIES, tries_total=2 * TRIES),
+        floor=Floor(cases=shard.min_cases).of_a_share(shard.shards),
     )
     return run.campaign(run.subject(shard.spec), settings=settings)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from properties.catalogue import PROPERTIES
 from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.known import Entry
-from verify.result import COARSE_SHARE, Accounting, KnownResult, PropertyResult
+from verify.result import COARSE_SHARE, Accounting, KnownResult, PropertyResult, StandsOn
 from verify.trial import GRADES, Trial
 
 _ORDER = (*GRADES, "none")
@@ -24,6 +24,7 @@ class Tally:
         self._grades: dict[str, str] = {}
         self._excused: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
+        self._sizes: Counter[int] = Counter()
 
     @property
     def cases(self) -> int:
@@ -63,6 +64,11 @@ class Tally:
         self._excused.update({item.entry for item in trial.excused})
         for verdict in trial.verdicts:
             self._add_verdict(verdict, excused=verdict.property in excused)
+        if any(verdict.outcome is not Outcome.UNDECIDED for verdict in trial.verdicts):
+            case = trial.case
+            self._sizes[case.world_size] += 1
+            groups = case.groups or (range(case.world_size),)
+            self._counts["synchronised"] += any(len(group) > 1 for group in groups)
         if trial.satisfied:
             known = self._grades.get(trial.case.dtype, _ORDER[0])
             self._grades[trial.case.dtype] = max(known, trial.satisfied, key=_ORDER.index)
@@ -120,6 +126,17 @@ class Tally:
             )
             for name, outcomes in sorted(self._outcomes.items(), key=lambda item: _place(item[0]))
         }
+
+    def stands_on(self) -> StandsOn:
+        """Return what a verdict stands on."""
+        return StandsOn(
+            cases=self._sizes.total(),
+            synchronised=self._counts["synchronised"],
+            world_sizes={str(size): number for size, number in sorted(self._sizes.items())},
+            properties=tuple(
+                name for name, found in self.properties().items() if found.holds or found.violated
+            ),
+        )
 
     def grades(self) -> dict[str, str]:
         """Return, by input dtype, the best grade that every judged case satisfied."""

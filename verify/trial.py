@@ -35,9 +35,11 @@ class Ranks(Protocol):
 
     Attributes:
         timeout: Seconds that a small case may take; may be changed.
+        left: Returns after how many seconds from now whatever runs is ended in any case; may be changed.
     """
 
     timeout: float
+    left: Callable[[], float]
 
     @property
     def most_in_flight(self) -> int:

@@ -14,7 +14,7 @@ from verify.policy import Policy
 from verify.run import Run, Settings
 
 SEED = 1
-_SETTINGS = Settings(seed=SEED, policy=Policy(fail_fast=True, minimise_seconds=0.1, minimise_total=0.1))
+_SETTINGS = Settings(seed=SEED, policy=Policy(fail_fast=True, tries=5, tries_total=5))
 Found = tuple[str, float]
 """Properties that its first failing case violates, empty if there is none, and seconds."""
 

@@ -159,7 +159,7 @@ def recorded_lines(folder: Path) -> tuple[bytes, ...]:
         seed=2,
         emit=record.handle,
         keep=record.keep,
-        policy=Policy(minimise_seconds=2.0),
+        policy=Policy(tries=100),
     ).run()
     record.close()
     return tuple((folder / "record.jsonl").read_bytes().splitlines())

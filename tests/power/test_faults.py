@@ -14,7 +14,7 @@ from verify.power.worker import judge
 MASKED = [card for card in cards() if card.masked]
 CARDS = [card for card in cards() if not card.masked] + MASKED[::5]
 """Of the masked ones a sample: each replays torch's stored cases, which takes a second."""
-EFFORT = Effort(seconds=None, minimise_seconds=0.2, minimise_total=0.2, diagnose=False)
+EFFORT = Effort(seconds=None, tries=15, tries_total=15, diagnose=False)
 """The default number of cases, whatever the load of the machine, next to no minimising, and no causes."""
 
 

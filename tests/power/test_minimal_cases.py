@@ -13,7 +13,7 @@ from verify.power.units import Effort, FaultUnit
 from verify.power.worker import judge
 
 SMALL = ("tutorial-unweighted-ranks", "backward-local-sums", "variance-local-bessel", "group-forgotten")
-PATIENT = Effort(cases=200, seconds=None, minimise_seconds=15.0, minimise_total=30.0)
+PATIENT = Effort(cases=200, seconds=None, tries=600, tries_total=1200)
 
 
 @pytest.mark.parametrize("fault", SMALL)
@@ -26,7 +26,7 @@ def test_minimal_case_has_two_ranks_and_one_channel(real_run, fault):
 
 
 def campaign(run, spec):
-    policy = Policy(fail_fast=True, minimise_seconds=8.0, minimise_total=8.0)
+    policy = Policy(fail_fast=True, tries=400, tries_total=400)
     settings = replace(run.settings, budget=Budget(cases=200, seconds=None), policy=policy)
     return run.campaign(run.subject(spec), settings=settings)
 

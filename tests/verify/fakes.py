@@ -16,6 +16,7 @@ from properties.expected import Expected, Interval
 from properties.observation import Observation, RankObservation, Tensor
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.events import Event
+from verify.ranks.limit import unlimited
 from verify.subject import Subject
 from verify.trial import Examiner, Machinery
 
@@ -58,6 +59,7 @@ class FakeRanks:
 
     def __init__(self, behave: Callable[[Case], Observation] = returned) -> None:
         self.timeout = 10.0
+        self.left = unlimited
         self.timeouts: list[float] = []
         self.cases: list[Case] = []
         self._behave = behave

@@ -58,10 +58,10 @@ def events() -> list[Event]:
     heard = Heard()
     Campaign(
         examiner=examiner({"forward": lambda case: case.channels > 3}),
-        budget=Budget(cases=20, seconds=20),
+        budget=Budget(cases=20),
         seed=1,
         emit=heard.handle,
-        policy=Policy(minimise_seconds=2),
+        policy=Policy(tries=200),
     ).run()
     return [*heard, GroupLost(subject="fake:Subject", world_size=2, reason="died")]
 

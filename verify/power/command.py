@@ -23,7 +23,7 @@ from verify.power.progress import Told
 from verify.power.score import Score
 from verify.power.table import FOOTNOTE, conclusion, right_lines, totals
 from verify.power.units import (
-    QUICK_MINIMISING,
+    QUICK_TRIES,
     Effort,
     SelectionError,
     Unit,
@@ -73,11 +73,9 @@ def units(arguments: Namespace) -> Iterator[Unit]:
     except SelectionError as error:
         raise UsageError(str(error)) from None
     budget = Budget.of(arguments.cases, arguments.seconds)
-    effort = Effort(cases=budget.cases, seconds=budget.seconds)
+    effort = Effort(cases=budget.cases, seconds=budget.seconds, net=budget.net)
     if quick:
-        effort = msgspec.structs.replace(
-            effort, minimise_seconds=QUICK_MINIMISING, minimise_total=QUICK_MINIMISING
-        )
+        effort = msgspec.structs.replace(effort, tries=QUICK_TRIES, tries_total=QUICK_TRIES)
     right = arguments.right
     if right is None:
         right = 0 if names else QUICK_RIGHT_CASES if quick else RIGHT_CASES

@@ -31,7 +31,7 @@ from verify.simplify import weight
 from verify.trial import Examiner, Trial
 
 Clock = Callable[[], float]
-RIGHT_POLICY = Policy(minimise_seconds=5.0, minimise_total=10.0)
+RIGHT_POLICY = Policy(tries=250, tries_total=500)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,8 +94,8 @@ def judge_fault(
         seed=unit.seed,
         emit=watch.handle,
         policy=Policy(
-            minimise_seconds=effort.minimise_seconds,
-            minimise_total=effort.minimise_total,
+            tries=effort.tries,
+            tries_total=effort.tries_total,
             until=frozenset(card.caught_by),
         ),
         clock=clock,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import msgspec
 
 from verify.faults.cards import Card, RightCard
-from verify.policy import DEFAULT_BUDGET, Budget
+from verify.policy import DEFAULT_BUDGET, DEFAULT_POLICY, Budget
 
 CHUNK = 250
 """Cases of a right subject in one unit, so that workers share them evenly and a lost worker loses little."""
@@ -17,24 +17,26 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
     """How long a unit may take.
 
     Attributes:
-        cases, seconds: Budget of the drawing; None for no limit of that kind.
-        minimise_seconds, minimise_total: As in `verify.policy.Policy`.
+        cases, seconds, net: As in `verify.policy.Budget`.
+        tries, tries_total: As in `verify.policy.Policy`.
         diagnose: Whether to look for causes, too.
     """
 
     cases: int | None = DEFAULT_BUDGET.cases
     seconds: float | None = DEFAULT_BUDGET.seconds
-    minimise_seconds: float = 8.0
-    minimise_total: float = 24.0
+    net: float | None = DEFAULT_BUDGET.net
+    tries: int = DEFAULT_POLICY.tries
+    tries_total: int = DEFAULT_POLICY.tries_total
     diagnose: bool = True
 
     @property
     def budget(self) -> Budget:
         """The budget of its campaign."""
-        return Budget(cases=self.cases, seconds=self.seconds)
+        return Budget(cases=self.cases, seconds=self.seconds, net=self.net)
 
 
-QUICK_MINIMISING = 1.0
+QUICK_TRIES = 60
+"""Candidates that minimising may run where only the verdict matters."""
 
 
 class FaultUnit(msgspec.Struct, frozen=True, kw_only=True, tag_field="unit", tag="fault"):
@@ -90,8 +92,8 @@ def fault_units(cards: Sequence[Card], *, seeds: int, effort: Effort) -> Iterato
 
     Minimal cases and causes are looked for on seed 1; other seeds and masked faults only show who is caught.
     """
-    least = min(effort.minimise_seconds, QUICK_MINIMISING)
-    quick = msgspec.structs.replace(effort, minimise_seconds=least, minimise_total=least, diagnose=False)
+    least = min(effort.tries, QUICK_TRIES)
+    quick = msgspec.structs.replace(effort, tries=least, tries_total=least, diagnose=False)
     for seed in range(1, seeds + 1):
         for card in cards:
             yield FaultUnit(card=card, seed=seed, effort=quick if seed > 1 or card.masked else effort)

@@ -23,7 +23,7 @@ import selectors
 import shutil
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from properties.observation import Ending, Observation, RankObservation
 from verify.errors import RankError, SubjectError
 from verify.ranks import memory
 from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
-from verify.ranks.limit import Limit, Queues
+from verify.ranks.limit import Limit, Queues, unlimited
 from verify.ranks.link import Link
 from verify.ranks.messages import (
     Bare,
@@ -154,7 +154,7 @@ class RankGroup:
         self._sent.append(_Sent(case, seconds, self._number))
         self._send([Run(case=case, seconds=seconds, ahead=ahead)] * len(self._ranks))
 
-    def _run_skipped(self) -> None:
+    def _run_skipped(self, left: Callable[[], float]) -> None:
         """Send the cases in flight once more: they were passed over, and the group is still fit.
 
         When the first was passed over, so is the one that was sent after it.
@@ -166,10 +166,13 @@ class RankGroup:
         self._limit = self._limited(skipped[0].seconds)
         for sent in skipped:
             self._run(sent.case, sent.seconds, ahead=bool(self._sent))
-        self._collect(self._limit)
+        self._collect(self._limit, left)
 
-    def observation(self) -> Observation:
+    def observation(self, *, left: Callable[[], float] = unlimited) -> Observation:
         """Return what the ranks gave back for the case submitted first, or how they ended.
+
+        Args:
+            left: Returns the seconds from now after which the wait ends, whatever the case may take.
 
         Raises:
             SubjectError: If the subject could not be loaded.
@@ -177,9 +180,9 @@ class RankGroup:
         """
         assert self._sent
         self.describe()
-        self._collect(self._limit)
+        self._collect(self._limit, left)
         if any(rank.answers and isinstance(rank.answers[0], Skipped) for rank in self._ranks):
-            self._run_skipped()
+            self._run_skipped(left)
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Failed):
                 self.lost = "RankError"
@@ -336,7 +339,7 @@ class RankGroup:
         """Return the limit of what takes `seconds` where limits were chosen, from now on."""
         return Limit(seconds * self._slowness + _SLACK_SECONDS, self._queues.waited)
 
-    def _collect(self, limit: Limit) -> None:
+    def _collect(self, limit: Limit, most: Callable[[], float] = unlimited) -> None:
         """Wait until every rank has answered or is gone, `limit` at most, and shortly once one has failed."""
         hurry = min(1.0, limit.left() / 10.0)  # a short limit asks for a short grace
         grace: Limit | None = None
@@ -345,7 +348,7 @@ class RankGroup:
             if grace is None and any(rank.failed for rank in self._ranks):
                 crowded = max(1.0, len(self._ranks) / _CORES)
                 grace = Limit(GRACE_SECONDS * hurry * crowded * self._slowness, self._queues.waited)
-            left = min(one.left() for one in (limit, grace) if one is not None)
+            left = min(most(), *(one.left() for one in (limit, grace) if one is not None))
             self._poll(left)
             if left <= 0:
                 return

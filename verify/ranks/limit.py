@@ -18,6 +18,7 @@ when it seems over, which takes microseconds. Where it cannot be read nothing is
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,11 @@ from collections.abc import Callable, Sequence
 MOST = 10.0
 """A limit is over after this many times its seconds, however long the processes waited for a core."""
 _SHORTEST = 0.02
+
+
+def unlimited() -> float:
+    """Return the seconds that are left where nothing limits them."""
+    return math.inf
 
 
 class Queues:

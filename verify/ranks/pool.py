@@ -23,6 +23,7 @@ from properties.probe import second
 from verify.errors import RankError, SubjectError
 from verify.ranks.flight import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
 from verify.ranks.group import RankGroup
+from verify.ranks.limit import unlimited
 from verify.ranks.link import Link
 from verify.ranks.memory import PARTS
 from verify.ranks.messages import CountDevices, Description, Devices, Target, Timed
@@ -67,6 +68,7 @@ class RankPool:
 
     Attributes:
         timeout, warm_up: As given.
+        left: Returns the seconds from now after which no case goes on, whatever it may take; may be changed.
 
     Raises:
         PlanError: If device and backend do not go together.
@@ -85,6 +87,7 @@ class RankPool:
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
         self.timeout, self.warm_up = timeout, warm_up
+        self.left: Callable[[], float] = unlimited
         self._device, self._backend = device, backend
         self._on_lost, self._every_element = on_lost, every_element
         self._link: Link | None = link or Link()
@@ -221,11 +224,11 @@ class RankPool:
         group, case = flight.group, flight.case
         assert group is not None
         try:
-            seen = group.observation()
+            seen = group.observation(left=self.left)
             following = second(case)
             if following is not None and not group.lost and all(r.ending == "returned" for r in seen.ranks):
                 group.submit(following, seconds=seconds_for(following, self.timeout))
-                seen = msgspec.structs.replace(seen, again=group.observation())
+                seen = msgspec.structs.replace(seen, again=group.observation(left=self.left))
         except (RankError, SubjectError):
             group.lost = group.lost or "RankError"
             raise

@@ -2,7 +2,11 @@
 
     {"schema": 1, "environment", "command", "seed", "subjects": [{"subject", "expectation",
      "domain", "excluded", "contract", "verdict", "grade", "cases", "seconds", "undecided_elements",
-     "blind_elements", "known", "properties", "failures", "accounting"}]}
+     "blind_elements", "known", "properties", "failures", "accounting", "stands_on", "floor", "lacking"}]}
+
+`stands_on` says on how many cases a property was decided, in how many of them ranks shared a process group, the cases
+by number of ranks, and the properties that were decided; `floor` how many cases a verdict HOLDS needs; `lacking` why
+the verdict is UNDECIDED although nothing was violated.
 
 Non-finite numbers are the strings "nan", "inf" and "-inf".
 """
@@ -103,6 +107,9 @@ def subject_data(result: SubjectResult) -> dict[str, Any]:
             "required_grade": result.required,
             "stopped": result.stopped,
         },
+        "stands_on": plain(result.stands_on),
+        "floor": result.floor,
+        "lacking": result.lacking,
     }
 
 

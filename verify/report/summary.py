@@ -1,43 +1,61 @@
-"""The summary of a subject, as lines of text: verdict, grades, counts, properties, known ones."""
+"""The summary of a subject, as lines of text: verdict, what it stands on, grades, counts, known ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from verify.result import Accounting, KnownResult, SubjectResult
-from verify.wording import count, of_a_sample, ratio
+from verify.result import Accounting, KnownResult, StandsOn, SubjectResult
+from verify.wording import count, listing, of_a_sample, ratio
 
 
-def summary(result: SubjectResult) -> Iterator[str]:
-    """Yield the lines of one result."""
-    counts = result.accounting
-    rate = counts.cases / result.seconds if result.seconds else 0.0
+def summary(result: SubjectResult, *, everything: bool = False) -> Iterator[str]:
+    """Yield the lines of one result.
+
+    Args:
+        result: The result.
+        everything: With the counts of every property, and every known discrepancy.
+    """
     control = " (a control: expected to be VIOLATED)" if result.expectation == "VIOLATED" else ""
     yield f"{result.label}: {verdict_words(result)}{control}"
-    yield (
-        f"  {count(counts.cases, 'case')} in {result.seconds:.1f} s ({rate:.1f}/s), "
-        f"{counts.pairs} (case, property) pairs"
-    )
+    if result.lacking:
+        yield f"  undecided: {result.lacking}"
+    yield _judged(result)
     if result.stopped:
         yield f"  stopped before the end of the budget: {result.stopped}"
     yield f"  grade required {result.required}; satisfied: {grades(result) or 'nothing was judged by it'}"
     if advice := grade_advice(result):
         yield f"  {advice}"
-    yield from _accounting(counts, excluded=result.excluded)
-    yield from _properties(result)
-    yield from known_lines(result.known)
+    yield from _accounting(result.accounting, excluded=result.excluded, everything=everything)
+    if everything:
+        yield from _properties(result)
+        yield from known_lines(result.known)
+    else:
+        yield from known_counts(result.known)
 
 
 def verdict_words(result: SubjectResult) -> str:
     """Return the verdict, with what qualifies it."""
     seen = [known for known in result.known if known.state == "seen" or known.skipped]
     if result.verdict == "HOLDS" and seen:
-        return f"HOLDS apart from {count(len(seen), 'known discrepancy').replace('ys', 'ies')}"
+        return f"HOLDS apart from {known_count(len(seen))}"
     if result.verdict == "VIOLATED":
         told = {failure.property for failure in result.failures}
         names = [name for name, found in result.properties.items() if found.violated or name in told]
         return f"VIOLATED ({', '.join(names)})"
     return result.verdict
+
+
+def known_count(number: int) -> str:
+    """Return "1 known discrepancy" or "2 known discrepancies"."""
+    return f"{number} known {'discrepancy' if number == 1 else 'discrepancies'}"
+
+
+def sizes_words(stands: StandsOn) -> str:
+    """Return the numbers of ranks that were judged, as "1 to 4" or "1, 2 and 8"."""
+    sizes = sorted(map(int, stands.world_sizes))
+    if len(sizes) > 2 and sizes == list(range(sizes[0], sizes[-1] + 1)):
+        return f"{sizes[0]} to {sizes[-1]}"
+    return listing(sizes) if sizes else "-"
 
 
 def grades(result: SubjectResult) -> str:
@@ -58,6 +76,17 @@ def grade_advice(result: SubjectResult) -> str:
     )
 
 
+def known_counts(known: tuple[KnownResult, ...]) -> Iterator[str]:
+    """Yield a line on how many known discrepancies are in which state, and one on those gone stale."""
+    if not known:
+        return
+    states = [state for state in ("seen", "not exercised", "stale") if any(k.state == state for k in known)]
+    numbers = [f"{sum(k.state == state for k in known)} {state}" for state in states]
+    yield f"  {known_count(len(known))}: {listing(numbers)}; --known lists them"
+    if stale := [entry.id for entry in known if entry.state == "stale"]:
+        yield f"  gone stale, to be removed: {listing(stale)}"
+
+
 def known_lines(known: tuple[KnownResult, ...]) -> Iterator[str]:
     """Yield one line a known discrepancy."""
     if known:
@@ -69,12 +98,28 @@ def known_lines(known: tuple[KnownResult, ...]) -> Iterator[str]:
         yield f"    {entry.id}: {entry.state}{numbers}{skipped}. {entry.reason}{link}"
 
 
-def _accounting(counts: Accounting, *, excluded: float) -> Iterator[str]:
-    yield (
-        f"  undecided {counts.undecided_share:.2%} and blind {counts.blind_share:.2%} of "
-        f"{counts.elements} elements; "
-        f"in {counts.coarse_share:.2%} of pairs more than a tenth of the elements"
+def _judged(result: SubjectResult) -> str:
+    """Return what was judged, and what of it the verdict stands on."""
+    counts, stands = result.accounting, result.stands_on
+    rate = counts.cases / result.seconds if result.seconds else 0.0
+    decided = "" if stands.cases == counts.cases else f", {stands.cases} of them decided"
+    return (
+        f"  {count(counts.cases, 'case')} in {result.seconds:.1f} s ({rate:.1f}/s){decided}: "
+        f"on {sizes_words(stands)} ranks, {stands.synchronised} with two ranks or more in a process group; "
+        f"{len(stands.properties)} properties"
     )
+
+
+def _accounting(counts: Accounting, *, excluded: float, everything: bool) -> Iterator[str]:
+    yield (
+        f"  of {counts.elements} elements compared, {counts.undecided_share:.2%} could not be decided (no bound on "
+        f"rounding, as after an overflow) and {counts.blind_share:.2%} are blind (smaller than rounding may be)"
+    )
+    if everything:
+        yield (
+            f"  {counts.pairs} times a property was judged on a case, in {counts.coarse_share:.2%} of them with more "
+            "than a tenth of the elements undecided or blind"
+        )
     if counts.unjudged:
         yield f"  {of_a_sample(counts.unjudged)}"
     yield (

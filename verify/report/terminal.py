@@ -23,12 +23,13 @@ class Terminal:
     """Shows progress on a terminal; everything else is written as `Lines` does.
 
     Args:
-        stream: A terminal.
+        lines: What is written beside it.
+        stream: A terminal, on which they are written.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, lines: Lines, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
-        self._lines = Lines(stream)
+        self._lines = lines
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._seconds: float | None = None

@@ -1,0 +1,31 @@
+"""Failing cases: each told once, by the property that others follow from, with the others in a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from properties.catalogue import PROPERTIES
+from verify.result import Failure
+from verify.wording import ratio
+
+
+def by_case(failures: Sequence[Failure]) -> Iterator[str]:
+    """Yield the message of each failing case.
+
+    Args:
+        failures: Those first that others follow from.
+    """
+    cases: dict[str, list[Failure]] = {}
+    for failure in failures:
+        cases.setdefault(failure.case.id, []).append(failure)
+    for first, *others in cases.values():
+        yield "\n".join((first.text, *_others(others)))
+
+
+def _others(others: Sequence[Failure]) -> Iterator[str]:
+    if others:
+        yield "The same case also violates (in full with -v)"
+    for other in others:
+        found = other.discrepancy
+        size = f": {ratio(found.ratio)} x bound" if found.bound else ""
+        yield f"  {other.property:<20} {PROPERTIES[other.property].violation}{size}"
