@@ -172,7 +172,7 @@ def _add_run(commands: Commands) -> None:
         "--min-cases",
         type=_at_least(1),
         metavar="N",
-        help=f"cases that a verdict HOLDS needs, a quarter of them on two ranks or more ({DEFAULT_MIN_CASES}); "
+        help=f"cases that a verdict HOLDS needs, a quarter of them with several ranks ({DEFAULT_MIN_CASES}); "
         "below that it is UNDECIDED",
     )
     command.add_argument("--seed", type=_at_least(0), metavar="N", help="seed of the draws (random, printed)")

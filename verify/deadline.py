@@ -1,7 +1,7 @@
 """A deadline: when a campaign must end by its clock, and whether that is its budget or the net behind it.
 
-The budget's seconds are those of a campaign, which may have been interrupted and resumed; the net's are those of
-one process.
+The budget's seconds are those of a campaign, which may have been interrupted and resumed; the net's are those
+of one process.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def property_of(kind: str) -> str:
 def root_first(failures: Iterable[Failure], properties: dict[str, PropertyResult]) -> tuple[Failure, ...]:
     """Return `failures` so that what others follow from comes before them.
 
-    That is the order of the catalogue: output, buffers, gradients, form, conduct. A subject that hangs, dies or raises
-    on more cases than it gives wrong numbers on is told so first.
+    In the order of the catalogue: output, buffers, gradients, form, conduct. A subject that hangs, dies or
+    raises on more cases than it gives wrong numbers on is told so first.
 
     Args:
         failures: In any order.

@@ -13,7 +13,7 @@ from verify.result import PropertyResult, StandsOn
 from verify.wording import count, listing
 
 NUMBERS = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias")
-"""Properties of numbers: one that was asked for, and decided on no case, leaves a verdict without its ground."""
+"""Properties of numbers: a verdict has no ground if one was judged and could be decided on no case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Drawing and minimising: Hypothesis draws cases; one that failed is drawn again and shrunk, in so many tries.
+"""Drawing and minimising: Hypothesis draws cases; one that failed is drawn again and shrunk, in a few tries.
 
 Rules
 -----
@@ -177,8 +177,8 @@ def minimise(
     Args:
         source: The draws that it was found by.
         found: The drawn case.
-        fails: Whether a case violates a property; None for a case that may not run, which is no try. May raise
-            `Over` to end the minimising.
+        fails: Whether a case violates a property; None for a case that may not run, which is no try. May
+            raise `Over` to end the minimising.
         limits: Of the minimising, of which Hypothesis may take half.
         clock: Monotonic seconds.
     """

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from properties.case import Case
+from properties.case import MAX_WORLD_SIZE, Case
 from properties.catalogue import PROPERTIES
 from properties.domain import Grade
 from properties.observation import Collective, Ending, Observation, Raised, RankObservation, tensor_from_data
@@ -28,6 +28,7 @@ _SPELLED = {name: float(name) for name in ("nan", "inf", "-inf")}
 _ENDINGS = ("", *get_args(Ending))
 _EXPECTATIONS = ("HOLDS", "VIOLATED")
 _STATES = ("seen", "stale", "not exercised")
+_SIZES = frozenset(map(str, range(1, MAX_WORLD_SIZE + 1)))
 _Read = TypeVar("_Read")
 
 
@@ -106,7 +107,10 @@ def check_result(result: SubjectResult) -> None:
     _require(result.verdict in Outcome.__members__, "a verdict", verdict=result.verdict)
     _require(result.expectation in _EXPECTATIONS, "an expectation", expectation=result.expectation)
     names = {failure.property for failure in result.failures} | set(result.properties)
+    names |= set(result.stands_on.properties)
     _require(names <= set(PROPERTIES), "known properties", properties=sorted(names))
+    sizes = result.stands_on.world_sizes
+    _require(all(size in _SIZES for size in sizes), "numbers of ranks", world_sizes=sorted(sizes))
     _require(all(known.state in _STATES for known in result.known), "known states", subject=result.subject)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from verify.campaign import Budget, Policy
+from verify.floor import Floor
 from verify.run import Run, Settings
 from verify.subjects.catalogue import BUILTINS
 
@@ -12,7 +13,7 @@ from verify.subjects.catalogue import BUILTINS
 @pytest.mark.parametrize("name", BUILTINS)
 def test_a_system_meets_its_expectation_and_nothing_hangs(name: str) -> None:
     settings = Settings(
-        seed=1, budget=Budget(cases=20, seconds=None), policy=Policy(fail_fast=True, tries=30)
+        seed=1, budget=Budget(cases=20), policy=Policy(fail_fast=True, tries=30), floor=Floor(cases=10)
     )
     with Run(settings) as run:
         result = run.campaign(run.subject(name, expectation=BUILTINS[name].expectation))

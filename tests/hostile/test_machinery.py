@@ -196,7 +196,19 @@ def finished(folder: Path, words: list[str], **more: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-FEW = command("run", "--subject", "aggregated", "--cases", "3", "--seed", "1")
+FEW = command(
+    "run",
+    "--subject",
+    "aggregated",
+    "--cases",
+    "3",
+    "--min-cases",
+    "1",
+    "--seed",
+    "1",
+    "--world-sizes",
+    "2,3",
+)
 FAILING = command("run", "--subject", "local", "--cases", "3", "--seed", "1", "--fail-fast")
 
 

@@ -16,7 +16,7 @@ from verify.arguments import parser
 from verify.dossier import Likeness
 from verify.explain import Occurrence, explain
 from verify.report.summary import summary
-from verify.result import Accounting, KnownResult, PropertyResult, SubjectResult
+from verify.result import Accounting, KnownResult, PropertyResult, StandsOn, SubjectResult
 from verify.subject import Subject
 from verify.trial import Trial
 from verify.wording import case_words
@@ -251,8 +251,15 @@ def test_a_summary(snapshot: SnapshotAssertion) -> None:
             "forward": PropertyResult(holds=90, violated=2, undecided=1, excused=2, max_ratio=12.5),
             "agreement": PropertyResult(holds=99, violated=0),
         },
+        stands_on=StandsOn(
+            cases=99,
+            synchronised=70,
+            world_sizes={"1": 29, "2": 35, "3": 35},
+            properties=("forward", "agreement"),
+        ),
     )
-    assert "\n".join(summary(result)) == snapshot
+    assert "\n".join(summary(result)) == snapshot(name="usual")
+    assert "\n".join(summary(result, everything=True)) == snapshot(name="everything")
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse words its help otherwise from 3.13 on")

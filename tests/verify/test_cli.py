@@ -25,6 +25,7 @@ HEAVY = ("torch", "jax", "hypothesis", "numpy.testing", "rich")
         (["sing"], "invalid choice"),
         (["run", "--cases", "none"], "integer of 1 or more"),
         (["run", "--cases", "0"], "integer of 1 or more"),
+        (["run", "--min-cases", "0"], "integer of 1 or more"),
         (["run", "--seconds", "-1"], "seconds above 0"),
         (["run", "--seconds", "nan"], "seconds above 0"),
         (["run", "--seed", "-1"], "integer of 0 or more"),
@@ -87,8 +88,8 @@ def test_an_internal_error_ends_with_70_and_its_traceback(
 def test_the_options_of_run() -> None:
     line = (
         "run --subject a:B --subject local --device cuda --backend nccl --world-sizes 1,2 --cases 5 "
-        "--seconds 2.5 --seed 3 --grade B --domain dtypes=float32 --contract momentum=decay "
-        "--properties forward,ending --every-element --fail-fast --record r --json f"
+        "--seconds 2.5 --min-cases 7 --seed 3 --grade B --domain dtypes=float32 --contract momentum=decay "
+        "--properties forward,ending --every-element --fail-fast --record r --json f -v --known"
     )
     found = vars(parse(line.split()))
     assert found == {
@@ -98,6 +99,7 @@ def test_the_options_of_run() -> None:
         "backend": "nccl",
         "world_sizes": "1,2",
         "cases": 5,
+        "min_cases": 7,
         "seconds": 2.5,
         "seed": 3,
         "grade": "B",
@@ -109,6 +111,8 @@ def test_the_options_of_run() -> None:
         "record": "r",
         "resume": False,
         "json": "f",
+        "verbose": True,
+        "known": True,
     }
 
 

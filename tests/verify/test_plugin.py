@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 INSTALLED = any(entry.value == "verify.plugin" for entry in entry_points(group="pytest11"))
 NO_CACHE = ("-p", "no:cacheprovider")
 CACHE = str(platformdirs.user_cache_path())
-FEW = ("--verify-cases=4", "--verify-seed=1", *NO_CACHE)
+FEW = ("--verify-cases=16", "--verify-min-cases=4", "--verify-seed=1", *NO_CACHE)
 
 
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> pytest.RunResult:
@@ -48,6 +48,14 @@ def test_a_wrong_subject_fails_with_a_section_a_property_and_its_case_replays(
     again.stdout.fnmatch_lines(["VIOLATED *"])
 
 
+def test_each_shard_has_its_share_of_the_floor(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(pytester, monkeypatch, "--subject", "aggregated", "--verify-cases=16", *NO_CACHE)
+    done.assert_outcomes(failed=4)
+    done.stdout.fnmatch_lines(["*undecided: it held on 4 cases, and HOLDS needs 5 or more*"])
+
+
 def test_a_subject_that_cannot_be_loaded_is_one_line(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +72,7 @@ def test_a_mark_gives_a_check_to_a_users_own_test(
         """
         import verify
 
-        @verify.parametrize("aggregated", shards=1, cases=5, seed=1)
+        @verify.parametrize("aggregated", shards=1, cases=5, min_cases=5, seed=1)
         def test_right(check):
             assert check().verdict == "HOLDS"
 

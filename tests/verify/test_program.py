@@ -32,6 +32,12 @@ class Narrow(Aggregated):
     """Promises little."""
 
 
+class Whole(Aggregated):
+    """Promises everything, and has no conversion."""
+
+    convert_sync_batchnorm = None
+
+
 Narrow.syncbn_verify = {"domain": {"dtypes": ["float32"], "world_sizes": [2]}, "grade": "B"}
 '''
 
@@ -65,7 +71,7 @@ def test_plain_batch_norm_is_caught_minimised_and_replayed(
     replay = next(text for text in told.splitlines() if text.startswith("  python -m verify replay "))
     assert main(replay.split()[3:]) == exits.NOT_MET
     # A replay knows neither whether the case is minimal nor the other trials that narrow the causes.
-    section = told[told.index("VIOLATED ") : told.index("Resembles ")]
+    section = told[told.index("VIOLATED forward: ") : told.index("Resembles ")]
     for size in ("minimal; ", "not minimised to the end; "):
         section = section.replace(size, "")
     again = capsys.readouterr().out
@@ -75,7 +81,7 @@ def test_plain_batch_norm_is_caught_minimised_and_replayed(
 
 def test_a_right_subject_holds_in_the_domain_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        main(["run", "--subject", "./mine.py:Narrow", "--cases", "10", "--seed", "1", "--json", "out.json"])
+        main("run --subject ./mine.py:Narrow --cases 10 --min-cases 10 --seed 1 --json out.json".split())
         == exits.OK
     )
     told = capsys.readouterr().out
@@ -83,6 +89,26 @@ def test_a_right_subject_holds_in_the_domain_it_promises(capsys: pytest.CaptureF
     (subject,) = json.loads(Path("out.json").read_text(encoding="utf-8"))["subjects"]
     assert subject["domain"]["world_sizes"] == [2]
     assert 0.5 < subject["excluded"] < 1
+    assert subject["stands_on"]["cases"] == subject["floor"] == 10
+    assert subject["stands_on"]["world_sizes"] == {"2": 10}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--cases 3", "it held on 3 cases, and HOLDS needs 20 or more"),
+        ("--cases 20 --world-sizes 1", "so that nothing is said of synchronisation"),
+        ("--cases 20 --properties conversion", "it held on 0 cases"),
+    ],
+)
+def test_a_verdict_that_would_stand_on_too_little_is_undecided(
+    options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(f"run --subject ./mine.py:Whole --seed 1 --domain dtypes=float32 {options}".split())
+    told = capsys.readouterr().out
+    assert code == exits.UNDECIDED, told
+    assert "Whole: UNDECIDED" in told
+    assert words in told
 
 
 def test_a_subject_that_raises_on_one_rank_only_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:

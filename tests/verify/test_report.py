@@ -13,13 +13,14 @@ from tests.verify.full_disk import room_for
 from verify.campaign import Budget, Campaign, Policy
 from verify.events import CampaignEnded, Event, GroupLost
 from verify.exits import INTERNAL, NOT_MET, OK, UNDECIDED
-from verify.main_job import table
+from verify.main_job import conclusion, table
 from verify.report.document import Document, subject_data
-from verify.report.lines import Lines
+from verify.report.lines import Detail, Lines
 from verify.report.summary import grade_advice, verdict_words
 from verify.report.terminal import Terminal
 from verify.result import Accounting, KnownResult, PropertyResult, SubjectResult
 from verify.run import exit_code
+from verify.subject import Subject
 
 SUBJECT_KEYS = [
     "subject",
@@ -37,6 +38,9 @@ SUBJECT_KEYS = [
     "properties",
     "failures",
     "accounting",
+    "stands_on",
+    "floor",
+    "lacking",
 ]
 FAILURE_KEYS = [
     "property",
@@ -54,10 +58,11 @@ FAILURE_KEYS = [
 ]
 
 
-def events() -> list[Event]:
+def events(expectation: str = "HOLDS") -> list[Event]:
     heard = Heard()
+    subject = Subject(spec="fake:Subject", label="fake:Subject", expectation=expectation)
     Campaign(
-        examiner=examiner({"forward": lambda case: case.channels > 3}),
+        examiner=examiner({"forward": lambda case: case.channels > 3}, subject=subject),
         budget=Budget(cases=20),
         seed=1,
         emit=heard.handle,
@@ -110,9 +115,10 @@ def test_numbers_that_are_not_finite_are_spelled() -> None:
     json.dumps(spelled, allow_nan=False)
 
 
-def test_the_log_tells_failure_and_accounting() -> None:
+@pytest.mark.parametrize("detail", ["usual", "everything"])
+def test_the_log_tells_failure_and_accounting(detail: Detail) -> None:
     stream = io.StringIO()
-    handler = Lines(stream)
+    handler = Lines(stream, detail=detail)
     for event in events():
         handler.handle(event)
     text = stream.getvalue()
@@ -120,19 +126,62 @@ def test_the_log_tells_failure_and_accounting() -> None:
         "VIOLATED forward",
         "Reproduce with",
         "20 cases in",
-        "20 (case, property) pairs",
-        "undecided 0.00% and blind 0.00% of 80 elements",
+        "on 1 to 3 ranks, ",
+        "of 80 elements compared, 0.00% could not be decided",
         "excludes 0.0% of the default one",
         "0 failures of our own machinery",
-        "group of 2 ranks lost: died",
     ):
         assert part in text, part
+    for part in ("20 times a property was judged", "group of 2 ranks lost: died", "greatest ratio"):
+        assert (part in text) == (detail == "everything"), part
+
+
+def test_the_verdict_comes_first_and_then_each_failing_case_once() -> None:
+    heard, stream = Heard(), io.StringIO()
+    rules = {
+        "grad_input": lambda case: case.channels > 3,
+        "running_mean": lambda case: case.channels > 3,
+        "forward": lambda case: case.channels > 3,
+        "ending": lambda case: False,
+    }
+    Campaign(examiner=examiner(rules), budget=Budget(cases=20), seed=1, emit=heard.handle).run()
+    handler = Lines(stream)
+    for event in heard:
+        handler.handle(event)
+    text = stream.getvalue()
+    assert text.count("VIOLATED ") == 2
+    assert text.index("Subject: VIOLATED (") < text.index("VIOLATED forward: ") < text.index("Reproduce with")
+    others = text[text.index("The same case also violates") :].splitlines()[1:3]
+    assert [line.split()[0] for line in others] == ["running_mean", "grad_input"]
+
+
+def test_a_system_that_is_as_expected_is_one_line_and_another_is_told_in_full() -> None:
+    for expectation, lines in (("VIOLATED", 1), ("HOLDS", 20)):
+        stream = io.StringIO()
+        handler = Lines(stream, detail="unexpected", clock=iter(range(0, 10_000, 100)).__next__)
+        for event in events(expectation):
+            handler.handle(event)
+        text = stream.getvalue()
+        assert (text.count("\n") == 1) if lines == 1 else (text.count("\n") > lines), text
+        assert ("VIOLATED forward: " in text) == (expectation == "HOLDS")
+        assert "control, which must be reported" in text or expectation == "HOLDS"
+
+
+def test_known_discrepancies_are_a_line_or_listed() -> None:
+    known = (KnownResult(id="S1", state="seen", reason="Why."), KnownResult(id="S2", state="stale"))
+    ended = CampaignEnded(result=result(known=known))
+    for listed in (False, True):
+        stream = io.StringIO()
+        Lines(stream, known=listed).handle(ended)
+        assert "2 known discrepancies: 1 seen and 1 stale; --known lists them" in stream.getvalue()
+        assert "gone stale, to be removed: S2" in stream.getvalue()
+        assert ("S1: seen. Why." in stream.getvalue()) == listed
 
 
 def test_the_log_tells_progress_now_and_then() -> None:
     ticks = iter(range(0, 10_000, 8))
     stream = io.StringIO()
-    handler = Lines(stream, clock=lambda: next(ticks))
+    handler = Lines(stream, detail="everything", clock=lambda: next(ticks))
     for event in events():
         handler.handle(event)
     assert 5 <= stream.getvalue().count("judged\n") <= 15
@@ -144,7 +193,7 @@ def test_the_terminal_shows_what_the_log_does() -> None:
             return True
 
     screen = Screen()
-    handler = Terminal(screen)
+    handler = Terminal(Lines(screen), screen)
     for event in events():
         handler.handle(event)
     handler.close()
@@ -182,18 +231,25 @@ def test_a_looser_grade_is_advised_only_if_every_case_satisfies_it() -> None:
     assert grade_advice(result(verdict="HOLDS", grade={"float32": "A"})) == ""
 
 
-def test_the_table_lists_systems_and_known_discrepancies_by_name() -> None:
+def test_the_table_lists_systems_and_a_sentence_says_what_came_out() -> None:
     known = tuple(
         KnownResult(id=name, state=state, excused=state == "seen")
         for name, state in (("S1", "seen"), ("S3", "seen"), ("S7", "stale"), ("S9", "not exercised"))
     )
-    lines = list(table([result(label="torch", known=known), result(label="local", expectation="VIOLATED")]))
-    assert lines[0].split() == ["system", "verdict", "grade", "satisfied", "cases", "greatest", "ratio"]
-    assert lines[1].startswith("torch")
-    assert lines[2].startswith("local (control)")
-    assert lines[3] == "torch: known discrepancies seen: S1 and S3"
-    assert "stale, to be removed: S7" in lines[4]
-    assert "not exercised: S9" in lines[5]
+    control = result(label="local", verdict="VIOLATED", expectation="VIOLATED")
+    results = [control, result(label="aggregated"), result(subject="torch", label="torch (CPU)", known=known)]
+    lines = list(table(results))
+    assert lines[0].split() == ["system", "verdict", "cases", "ranks", "properties", "greatest", "error"]
+    assert lines[1].startswith("local (control)  VIOLATED, as it must be")
+    assert lines[3].startswith("torch (CPU)      HOLDS apart from 2 known discrepancies")
+    assert list(conclusion(results, OK)) == [
+        "torch (CPU): known discrepancies gone stale, to be removed: S7.",
+        "The broken one was caught, the right one passed and torch has 4 known discrepancies, 2 of them seen "
+        "(--known lists them).",
+    ]
+    assert list(conclusion([result(label="x", verdict="UNDECIDED")], UNDECIDED)) == [
+        "Not met: x is UNDECIDED, expected HOLDS; see above."
+    ]
 
 
 def test_a_full_disk_leaves_the_document_as_it_was_and_is_told(tmp_path: Path) -> None:

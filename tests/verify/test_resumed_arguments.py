@@ -41,7 +41,7 @@ def test_an_option_that_is_not_given_is_the_records() -> None:
         ((40, 9.0), "--seconds=10", 40, 10.0),
         ((None, None), "", None, None),
         ((None, None), "--cases 600", 600, None),
-        ((None, None), "--seconds 60", None, 60.0),
+        ((None, None), "--seconds 2000", None, 2000.0),
     ],
 )
 def test_a_budget_may_be_raised(before: Any, given: str, cases: Any, seconds: Any) -> None:

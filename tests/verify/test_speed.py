@@ -1,4 +1,4 @@
-"""What is judged, and what is said of it, does not depend on how fast the machine is; seconds asked for are kept."""
+"""What is judged, and said of it, does not depend on the speed of the machine; seconds asked for are kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RIGHT: Rules = {"forward": lambda case: False, "ending": lambda case: False}
 
 @dataclass
 class Machine:
-    """A machine on which a case takes so many seconds, and that ends one where the campaign's time is over."""
+    """A machine on which a case takes so many seconds, and is ended where the campaign's time is over."""
 
     seconds: float
     now: float = 0.0

@@ -1,8 +1,8 @@
 """The log report: plain lines, for a file or a CI log.
 
-Its detail is one of three. `everything`: each event as it comes, and all counts. `usual`: how far it is, then the
-verdict, the counts that a reader needs, and each failing case. `unexpected`: one line a subject, and more only of
-one that does not meet its expectation; who writes a table afterwards asks for this.
+Its detail is one of three. `everything`: each event as it comes, and all counts. `usual`: how far it is, then
+the verdict, the counts that a reader needs, and each failing case. `unexpected`: one line a subject, and more
+only of one that does not meet its expectation; who writes a table afterwards asks for this.
 """
 
 from __future__ import annotations

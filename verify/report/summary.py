@@ -112,13 +112,13 @@ def _judged(result: SubjectResult) -> str:
 
 def _accounting(counts: Accounting, *, excluded: float, everything: bool) -> Iterator[str]:
     yield (
-        f"  of {counts.elements} elements compared, {counts.undecided_share:.2%} could not be decided (no bound on "
-        f"rounding, as after an overflow) and {counts.blind_share:.2%} are blind (smaller than rounding may be)"
+        f"  of {counts.elements} elements compared, {counts.undecided_share:.2%} could not be decided (rounding "
+        f"has no bound, as after overflow) and {counts.blind_share:.2%} are blind (smaller than rounding may be)"
     )
     if everything:
         yield (
-            f"  {counts.pairs} times a property was judged on a case, in {counts.coarse_share:.2%} of them with more "
-            "than a tenth of the elements undecided or blind"
+            f"  {counts.pairs} times a property was judged on a case; {counts.coarse_share:.2%} of them had "
+            "more than a tenth of their elements undecided or blind"
         )
     if counts.unjudged:
         yield f"  {of_a_sample(counts.unjudged)}"
