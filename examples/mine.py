@@ -17,6 +17,7 @@ class SyncBN(torch.nn.BatchNorm2d):
             "affine": ["both"],
             "groups": ["world"],
             "empty": "never",
+            "momentum_none": False,
         }
     }
 
@@ -24,6 +25,8 @@ class SyncBN(torch.nn.BatchNorm2d):
         """Return the normalised `x`; the gradient passes through `all_reduce`."""
         if not self.training:
             return super().forward(x)
+        if x.shape[0] * x.shape[2] * x.shape[3] * dist.get_world_size() == 1:
+            raise ValueError(f"Expected more than one value per channel, but got shape {tuple(x.shape)}.")
         mean = all_reduce(x.mean(dim=(0, 2, 3))) / dist.get_world_size()
         centred = x - mean[:, None, None]
         var = all_reduce(centred.square().mean(dim=(0, 2, 3))) / dist.get_world_size()

@@ -80,10 +80,8 @@ def test_plain_batch_norm_is_caught_minimised_and_replayed(
 
 
 def test_a_right_subject_holds_in_the_domain_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main("run --subject ./mine.py:Narrow --cases 10 --min-cases 10 --seed 1 --json out.json".split())
-        == exits.OK
-    )
+    line = "run --subject ./mine.py:Narrow --cases 10 --min-cases 10 --seed 1 --json out.json"
+    assert main(line.split()) == exits.OK
     told = capsys.readouterr().out
     assert "grade required B; satisfied: float32 B" in told
     (subject,) = json.loads(Path("out.json").read_text(encoding="utf-8"))["subjects"]

@@ -4,9 +4,9 @@
      "domain", "excluded", "contract", "verdict", "grade", "cases", "seconds", "undecided_elements",
      "blind_elements", "known", "properties", "failures", "accounting", "stands_on", "floor", "lacking"}]}
 
-`stands_on` says on how many cases a property was decided, in how many of them ranks shared a process group,
-the cases by number of ranks, and the properties that were decided; `floor` how many cases a verdict HOLDS needs;
-`lacking` why the verdict is UNDECIDED although nothing was violated.
+`stands_on` says on how many cases a property was decided, in how many of these ranks shared a process group,
+how many had so many ranks, and which properties were decided; `floor` how many cases a verdict HOLDS needs;
+`lacking` why it is UNDECIDED although nothing was violated.
 
 Non-finite numbers are the strings "nan", "inf" and "-inf".
 """

@@ -111,9 +111,10 @@ def _judged(result: SubjectResult) -> str:
 
 
 def _accounting(counts: Accounting, *, excluded: float, everything: bool) -> Iterator[str]:
+    undecided, blind = f"{counts.undecided_share:.2%}", f"{counts.blind_share:.2%}"
     yield (
-        f"  of {counts.elements} elements compared, {counts.undecided_share:.2%} could not be decided (rounding "
-        f"has no bound, as after overflow) and {counts.blind_share:.2%} are blind (smaller than rounding may be)"
+        f"  of {counts.elements} elements compared, {undecided} could not be decided (rounding has no "
+        f"bound, as after overflow) and {blind} are blind (smaller than rounding may be)"
     )
     if everything:
         yield (
