@@ -18,15 +18,16 @@ class SyncBN(torch.nn.BatchNorm2d):
             "groups": ["world"],
             "empty": "never",
             "momentum_none": False,
-        }
+        },
+        "contract": {"running_var": "biased"},
     }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the normalised `x`; the gradient passes through `all_reduce`."""
         if not self.training:
             return super().forward(x)
-        if x.shape[0] * x.shape[2] * x.shape[3] * dist.get_world_size() == 1:
-            raise ValueError(f"Expected more than one value per channel, but got shape {tuple(x.shape)}.")
+        if x.numel() * dist.get_world_size() == x.shape[1]:
+            raise ValueError("Expected more than one value per channel when training.")
         mean = all_reduce(x.mean(dim=(0, 2, 3))) / dist.get_world_size()
         centred = x - mean[:, None, None]
         var = all_reduce(centred.square().mean(dim=(0, 2, 3))) / dist.get_world_size()

@@ -106,14 +106,18 @@ class Campaign:
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self._failures = Failures(
-            self.examiner.subject,
-            self.examiner.parts.diagnoses,
-            emit=self.emit,
-            native=self.examiner.native if self.examiner.parts.predict else lambda trial, property_id: (),
-        )
-        self._deadly = Deadly(self.examiner.subject.known)
+        subject, diagnoses = self.examiner.subject, self.examiner.parts.diagnoses
         self._deadline = Deadline(budget=self.budget, clock=self.clock)
+        room_for = self._deadline.room_for
+        predicts = self.examiner.parts.predict is not None
+        self._failures = Failures(
+            subject,
+            diagnoses,
+            emit=self.emit,
+            room_for=room_for,
+            native=self.examiner.native if predicts else lambda trial, property_id: (),
+        )
+        self._deadly = Deadly(subject.known)
         self._findings = Findings(
             examiner=self.examiner,
             policy=self.policy,
@@ -152,7 +156,7 @@ class Campaign:
         stands, properties = self.tally.stands_on(), self.tally.properties()
         cut = self.budget.net if self.stopped == _CUT else None
         lacking = self.floor.lacking(stands, properties, asked=self.examiner.only, cut=cut)
-        lacking = lacking if outcome is Outcome.HOLDS else ""
+        lacking = "" if outcome is Outcome.VIOLATED else lacking
         return SubjectResult(
             subject=subject.spec,
             label=subject.label,

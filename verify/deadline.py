@@ -50,6 +50,10 @@ class Deadline:
         limits = ((self.budget.seconds, self.began), (self.budget.net, self._opened))
         return min((max(0.0, since + s - now) for s, since in limits if s is not None), default=math.inf)
 
+    def room_for(self, seconds: float) -> bool:
+        """Whether what takes so many seconds may still begin: a budget may be exceeded by a tenth."""
+        return self.left() + (self.budget.seconds or 0.0) / 10 >= seconds
+
     @property
     def over(self) -> bool:
         """Whether nothing more can be begun."""

@@ -5,6 +5,7 @@ A failure in the diagnosis itself costs the hint, never the verdict: it is told 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from verify.subject import Subject
 from verify.trial import Trial
 
 MAX_TRIALS = 8
+DIAGNOSIS_SECONDS = 6.0
+"""That a diagnosis may take, most of which it compiles."""
 
 
 class Diagnoses(Protocol):
@@ -71,12 +74,14 @@ class Dossier:
     Attributes:
         diagnoses: `properties.diagnosis`, or None for no diagnosis.
         contract, grade, device: Of the subject.
+        room_for: Whether what takes so many seconds may still begin.
     """
 
     diagnoses: Diagnoses | None
     contract: Contract
     grade: Grade
     device: str
+    room_for: Callable[[float], bool] = lambda seconds: True
     _seen: list[Seen] = field(default_factory=list)
     _latest: Any = None
     _error: str = ""
@@ -100,6 +105,8 @@ class Dossier:
         if self.diagnoses is None or not self._seen:
             return Likeness()
         if self._latest is None:
+            if not self.room_for(DIAGNOSIS_SECONDS):
+                return Likeness(error="there was no time left for it")
             self._diagnose()
         if self._latest is None:
             return Likeness(error=self._error)
@@ -118,7 +125,15 @@ class Dossier:
             self._error = f"{type(error).__name__}: {error}"
 
 
-def dossier_of(subject: Subject, diagnoses: Diagnoses | None) -> Dossier:
+def dossier_of(
+    subject: Subject, diagnoses: Diagnoses | None, *, room_for: Callable[[float], bool] = lambda seconds: True
+) -> Dossier:
     """Return an empty dossier of `subject`."""
     promise = subject.promise
-    return Dossier(diagnoses=diagnoses, contract=promise.contract, grade=promise.grade, device=subject.device)
+    return Dossier(
+        diagnoses=diagnoses,
+        contract=promise.contract,
+        grade=promise.grade,
+        device=subject.device,
+        room_for=room_for,
+    )

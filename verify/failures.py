@@ -51,6 +51,7 @@ class Failures:
         subject: The subject.
         diagnoses: What names causes; None for no diagnosis.
         emit: Takes an event for each failure that is told.
+        room_for: Whether what takes so many seconds may still begin.
         native: Which discrepancies of torch's native batch norm explain a property's violation.
 
     Attributes:
@@ -63,11 +64,12 @@ class Failures:
         diagnoses: Diagnoses | None,
         *,
         emit: Callable[[Event], None],
+        room_for: Callable[[float], bool],
         native: Callable[[Trial, str], Sequence[Entry]] = lambda trial, property_id: (),
     ) -> None:
         self.told: dict[str, Failure] = {}
         self._subject = subject
-        self._dossier = dossier_of(subject, diagnoses)
+        self._dossier = dossier_of(subject, diagnoses, room_for=room_for)
         self._emit = emit
         self._native = native
 
@@ -115,8 +117,9 @@ class Failures:
     def name_causes(self) -> None:
         """Name the causes again, now that all failures together narrow them."""
         for kind, failure in self.told.items():
-            names = self._dossier.likeness(property_of(kind)).names
-            self.told[kind] = msgspec.structs.replace(failure, resembles=names)
+            likeness = self._dossier.likeness(property_of(kind))
+            if not likeness.error:
+                self.told[kind] = msgspec.structs.replace(failure, resembles=likeness.names)
 
     def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
         property_id = property_of(kind)
