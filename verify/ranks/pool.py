@@ -59,15 +59,13 @@ class RankPool:
     Args:
         device: `cpu` or `cuda`.
         backend: `gloo` or `nccl`; None for the device's usual one.
-        timeout: Seconds that a small case may take; large cases and crowded machines get more. May be changed
-            between cases.
+        timeout: Seconds that a small case may take, others more; may be changed between cases.
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
         link: To a server that has been started; None to start one. The pool closes it.
         every_element: Have large tensors given back whole, in place of a sample (`properties.sampling`).
 
     Attributes:
-        timeout, warm_up: As given.
         left: Returns the seconds from now after which no case goes on, whatever it may take; may be changed.
 
     Raises:
@@ -171,8 +169,7 @@ class RankPool:
                 self.observation()
         if len(self._flights) >= self.most_in_flight:
             raise RankError(
-                f"Expected fewer than {self.most_in_flight} cases in flight to submit another ahead, "
-                f"but got {len(self._flights)}."
+                f"Expected fewer than {self.most_in_flight} cases in flight, but got {len(self._flights)}."
             )
         target = msgspec.structs.replace(self._target(spec), inplace=inplace)
         warm_up = 0.0 if target in self._called else self.warm_up
