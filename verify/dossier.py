@@ -5,6 +5,7 @@ A failure in the diagnosis itself costs the hint, never the verdict: it is told 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from verify.trial import Trial
 
 MAX_TRIALS = 8
 DIAGNOSIS_SECONDS = 6.0
-"""That a diagnosis may take, most of which it compiles."""
+"""That a diagnosis may take, most of which it compiles; where one took longer, the next may, too."""
 
 
 class Diagnoses(Protocol):
@@ -85,6 +86,7 @@ class Dossier:
     _seen: list[Seen] = field(default_factory=list)
     _latest: Any = None
     _error: str = ""
+    _longest: float = DIAGNOSIS_SECONDS
 
     def add(self, trial: Trial, *, minimal: bool) -> None:
         """Add a trial that violates a property; a minimal one tells what its failure needs."""
@@ -105,7 +107,7 @@ class Dossier:
         if self.diagnoses is None or not self._seen:
             return Likeness()
         if self._latest is None:
-            if not self.room_for(DIAGNOSIS_SECONDS):
+            if not self.room_for(self._longest):
                 return Likeness(error="there was no time left for it")
             self._diagnose()
         if self._latest is None:
@@ -119,10 +121,12 @@ class Dossier:
 
     def _diagnose(self) -> None:
         assert self.diagnoses is not None
+        began = time.monotonic()
         try:
             self._latest = self.diagnoses.diagnose(self._seen, self.contract, self.grade, device=self.device)
         except Exception as error:  # a hint that fails must not cost the verdict
             self._error = f"{type(error).__name__}: {error}"
+        self._longest = max(self._longest, time.monotonic() - began)
 
 
 def dossier_of(
