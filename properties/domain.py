@@ -113,12 +113,19 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True):
-    """Domain, contract and grade of a subject, and the path of its file of known discrepancies (or empty)."""
+    """What a subject promises.
+
+    Attributes:
+        domain, contract, grade: Which cases it supports, which convention is right, how accurate it must be.
+        known: The path of its file of known discrepancies, or empty.
+        case_seconds: Seconds that one small case may take on the ranks; None for the usual time.
+    """
 
     domain: Domain = Domain()
     contract: Contract = Contract()
     grade: Grade = "A"
     known: str = ""
+    case_seconds: float | None = None
 
 
 class DomainError(ValueError):
@@ -131,15 +138,19 @@ def promise_from(data: Mapping[str, Any]) -> Promise:
     Raises:
         DomainError: On an unknown key or value, with the valid ones.
     """
-    _check_keys(data, ("domain", "contract", "grade", "known"), "syncbn_verify")
+    _check_keys(data, ("domain", "contract", "grade", "known", "case_seconds"), "syncbn_verify")
     grade = data.get("grade", "A")
     if grade not in get_args(Grade):
         raise DomainError(f"Expected a grade among A, B, C, but got grade={grade!r}.")
+    seconds = data.get("case_seconds")
+    if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds < 1e6):
+        raise DomainError(f"Expected seconds above 0, but got case_seconds={seconds!r}.")
     return Promise(
         domain=_convert(data.get("domain", {}), Domain, "domain"),
         contract=_convert(data.get("contract", {}), Contract, "contract"),
         grade=grade,
         known=str(data.get("known", "")),
+        case_seconds=seconds,
     )
 
 
@@ -161,6 +172,7 @@ def override(
             "contract": merged_contract,
             "grade": grade or promise.grade,
             "known": promise.known,
+            "case_seconds": promise.case_seconds,
         }
     )
 

@@ -4,6 +4,7 @@ Rules
 -----
 - `stopped` tells nothing of a rank: a peer had failed. A rank that raised because its connection to a failed
   peer broke is not a discrepancy of its own.
+- `slow` tells nothing either: no verdict rests on speed. It was given up long after its time was over.
 - Where the input requires a gradient on some ranks of a group only, a subject may refuse: the same
   exception on every rank of the group, or none. Nothing else is judged there.
 - One discrepancy for each way to end: deaths first, then hangs, then exceptions.
@@ -19,6 +20,7 @@ from properties.expected import Expected
 from properties.observation import Observation, RankObservation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
+TOO_SLOW = "the ranks still got on with the case long after its time was over: give it more --case-seconds"
 _ORDER = {"died": 0, "timeout": 1, "raised": 2, "stopped": 3}
 _BROKEN_CONNECTION = re.compile(
     r"connection (closed|reset|refused|was)|connect(ion)? .*(peer|closed)|peer|broken pipe|socket|gloo|nccl"
@@ -37,10 +39,12 @@ def ending(case: Case, observation: Observation, expected: Expected, contract: C
     if case.ragged_grad:
         excused = {rank for group in case.process_groups if _alike(group, observation) for rank in group}
         awaited = [seen for seen in awaited if seen.rank not in excused]
-    failed = [seen for seen in awaited if seen.ending not in ("returned", "stopped")]
+    failed = [seen for seen in awaited if seen.ending not in ("returned", "stopped", "slow")]
     primary = _primary(failed)
     if primary:
         return violated("ending", _discrepancies(primary), elements=len(awaited))
+    if slow := sum(seen.ending == "slow" for seen in awaited):
+        return undecided("ending", TOO_SLOW, elements=slow)
     stopped = sum(seen.ending == "stopped" for seen in awaited)
     if stopped and not any(seen.ending == "returned" for seen in awaited):
         return undecided("ending", "the ranks were stopped because a peer had failed", elements=stopped)
@@ -57,6 +61,8 @@ def describe_ending(seen: RankObservation) -> str:
         return f"died ({seen.exit or 'no exit status'}){where}"
     if seen.ending == "timeout":
         return f"did not end in time{where}"
+    if seen.ending == "slow":
+        return f"was too slow{where}"
     return "was stopped because a peer had failed" if seen.ending == "stopped" else seen.ending
 
 

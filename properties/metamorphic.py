@@ -26,11 +26,11 @@ from properties.bits import comparable, differences, hexadecimal, number
 from properties.case import Case
 from properties.completion import complete_ranks
 from properties.domain import Contract
-from properties.ending import describe_ending
+from properties.ending import TOO_SLOW, describe_ending
 from properties.expected import Expected
 from properties.observation import Observation, Tensor
 from properties.probe import second, shift_of
-from properties.verdict import Discrepancy, Outcome, Verdict, violated
+from properties.verdict import Discrepancy, Outcome, Verdict, undecided, violated
 
 _RANGES = {  # Smallest normal and largest finite number.
     "float64": (2.0**-1022, float(np.finfo(np.float64).max)),
@@ -64,6 +64,8 @@ def _rerun(
     if not ranks:
         return None
     failed = [again.ranks[rank] for rank in ranks if again.ranks[rank].ending != "returned"]
+    if failed and all(seen.ending == "slow" for seen in failed):
+        return undecided(probe, TOO_SLOW, elements=len(failed))
     if failed:
         culprits = [seen for seen in failed if seen.ending != "stopped"] or failed
         return violated(

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Ending = Literal["returned", "raised", "timeout", "died", "stopped"]
+Ending = Literal["returned", "raised", "timeout", "slow", "died", "stopped"]
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +109,8 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rank: The global rank.
-        ending: `returned`; `raised` (see `raised`); `timeout`, it was still running when its time was over;
+        ending: `returned`; `raised` (see `raised`); `timeout`, it hung when its time was over; `slow`, it was
+            killed while it, or a peer, still got on with the case, long after its time was over;
             `died`, its process ended (see `exit`); `stopped`, it was killed because another rank of the group
             had ended abnormally, and tells nothing about the subject.
         raised: The exception, if it raised.
@@ -121,6 +122,8 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
         ledger: Its collectives, in order.
         digest: Of the inputs it drew, over all steps.
         seconds: Wall time in the subject.
+        compiled: Functions that `torch.compile` has compiled meanwhile.
+        compile_seconds: What that took, of `seconds`.
         facts: What else was looked at, by name (`before eps of plain`); see `properties.conversion`.
     """
 
@@ -135,6 +138,8 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     seconds: float = 0.0
     facts: dict[str, str] = {}
+    compiled: int = 0
+    compile_seconds: float = 0.0
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ Rules
 - The type is the same on all ranks of a group: a rank that refuses alone leaves its peers waiting.
 - In evaluation without buffers a rank with one value refuses a wrong input for that, too: of either type.
 - A rank that was stopped while a peer of its group had refused did not refuse in time.
+- A rank that was too slow tells nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import builtins
 
 from properties.case import Case
 from properties.domain import Contract
-from properties.ending import describe_ending
+from properties.ending import TOO_SLOW, describe_ending
 from properties.expected import Expected
 from properties.observation import Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
@@ -30,13 +31,14 @@ def refusal(case: Case, observation: Observation, expected: Expected, contract: 
     found, told = [], 0
     for group in case.process_groups:
         seen = [observation.ranks[rank] for rank in group if rank in expected.refusals]
-        told += sum(one.ending != "stopped" for one in seen)
+        told += sum(one.ending not in ("stopped", "slow") for one in seen)
         found.extend(_unrefused(seen, expected))
         found.extend(_unlike([one for one in seen if not _refuses_on_its_own(case, one.rank)]))
     if found:
         return violated("refusal", found, elements=len(expected.refusals))
     if not told:
-        return undecided("refusal", "the ranks were stopped because a peer had failed")
+        slow = any(one.ending == "slow" for one in observation.ranks)
+        return undecided("refusal", TOO_SLOW if slow else "the ranks were stopped because a peer had failed")
     return holds("refusal", elements=len(expected.refusals))
 
 
@@ -69,7 +71,7 @@ def _unrefused(seen: list[RankObservation], expected: Expected) -> list[Discrepa
     found = []
     for one in seen:
         wanted = expected.refusals[one.rank] or "an exception"
-        if one.ending == "stopped" and not refused:
+        if one.ending == "slow" or (one.ending == "stopped" and not refused):
             continue
         if one.ending == "raised" and one.raised is not None:
             if one.raised.phase.startswith("backward"):

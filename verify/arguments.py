@@ -142,6 +142,12 @@ def _add_promise(command: argparse.ArgumentParser) -> None:
         "--properties", type=_names, metavar="ID,...", help="judge these properties only (default all)"
     )
     command.add_argument(
+        "--case-seconds",
+        type=_positive,
+        metavar="S",
+        help="seconds that one small case may take on the ranks, for a slow subject (the factory's, else 10)",
+    )
+    command.add_argument(
         "--every-element", action="store_true", help="judge tensors above 2^20 elements whole, not a sample"
     )
 

@@ -28,7 +28,7 @@ from properties.verdict import Outcome
 from verify.deadline import Deadline
 from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, Event, FailureFound
 from verify.failures import Failures, property_of, root_first
-from verify.findings import SHORT_TIMEOUT, Deadly, Findings
+from verify.findings import SHORT_SHARE, Deadly, Findings
 from verify.floor import Floor
 from verify.memory import Memory, Place, Recalled
 from verify.minimise import Found, Over, Source, draw
@@ -46,13 +46,9 @@ DRAWS_AT_ONCE = 200
 """Of one run of Hypothesis: to minimise a failure they are drawn again."""
 MIN_DRAWS = 100
 """Draws that a round may make beyond the budget, since cases judged before do not count."""
-MAX_HUNG = 3
-"""Hung cases, each of which costs a time limit, after which drawing ends."""
-MAX_LOST = 10
-"""Cases that cost a rank group, after which drawing ends: whatever they say was said."""
 DEFAULT_FLOOR = Floor()
-STORED_TIMEOUT = 1.0
-"""Seconds that a stored case may take which is known to hang: it is small, and no verdict rests on it."""
+STORED_SHARE = 0.1
+"""Of its usual time, what a stored case gets that is known to hang: it is small; no verdict rests on it."""
 _CUT = "its safety net of seconds was used up"
 
 
@@ -177,6 +173,7 @@ class Campaign:
             failures=root_first(self._failures.told.values(), properties),
             stopped=self.stopped,
             cut=cut is not None,
+            pace=self.tally.pace(),
         )
 
     def _start(self) -> None:
@@ -241,12 +238,13 @@ class Campaign:
                 max_ratio=max((verdict.max_ratio for verdict in trial.verdicts), default=0.0),
                 internal=trial.internal,
                 seconds=trial.seconds,
+                pace=self.tally.pace(),
             )
         )
         return trial
 
     def _begin(self, case: Case, *, ahead: bool = False) -> Begun:
-        with self.examiner.hurried(SHORT_TIMEOUT if self._hangs else None):
+        with self.examiner.hurried(SHORT_SHARE if self._hangs else None):
             return self.examiner.begin(case, ahead=ahead)
 
     def _replay_known(self) -> None:
@@ -261,7 +259,7 @@ class Campaign:
             objections = self.examiner.parts.objections(subject.promise.domain, entry.case)
             if subject.narrowed.intersection(objections):
                 continue
-            with self.examiner.hurried(STORED_TIMEOUT if "timeout" in entry.endings else None):
+            with self.examiner.hurried(STORED_SHARE if "timeout" in entry.endings else None):
                 trial = (
                     self.examiner.examine(entry.case, grades=False)
                     if objections
@@ -349,10 +347,7 @@ class Campaign:
 
     def _note(self, trial: Trial, place: int) -> None:
         """Note what a drawn case says of the campaign: what fails for the first time, and whether to stop."""
-        if self.tally.hung >= MAX_HUNG:
-            self.stopped = f"{self.tally.hung} cases hung"
-        elif self.tally.lost >= MAX_LOST:
-            self.stopped = f"{self.tally.lost} cases cost a rank group"
+        self.stopped = self.tally.costly or self.stopped
         if self._failures.fresh(trial, first=self.policy.until):
             self._failing.append((trial, place))
         else:

@@ -14,7 +14,7 @@ import msgspec
 from properties.case import Case
 from properties.verdict import Outcome
 from verify.plain import line
-from verify.result import Failure, SubjectResult
+from verify.result import Failure, Pace, SubjectResult
 
 
 class CampaignStarted(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):
@@ -58,6 +58,7 @@ class CaseEnded(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", ta
         outcomes: By property.
         internal: The traceback if our own machinery failed on it.
         seconds: Wall time of the case, drawing excluded.
+        pace: What the cases of this campaign took on the ranks so far.
     """
 
     subject: str
@@ -68,6 +69,7 @@ class CaseEnded(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", ta
     max_ratio: float
     internal: str
     seconds: float
+    pace: Pace = Pace()
 
 
 class FailureFound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):

@@ -21,8 +21,8 @@ MAX_DEADLY_RUNS = 5
 """Cases that run although a known discrepancy may kill or hang a rank on them."""
 MAX_HUNG_MINIMISING = 4
 """Hung runs in one minimising."""
-SHORT_TIMEOUT = 2.5
-"""Seconds that a case may take once a hang has been found; a hang is confirmed with the whole time."""
+SHORT_SHARE = 0.25
+"""Of its usual time, what a case gets once a hang has been found; a hang is confirmed with the whole time."""
 
 
 class Deadly:
@@ -109,7 +109,7 @@ class Findings:
             if hung >= MAX_HUNG_MINIMISING or self.deadline.over or self.memory.is_concluded(kind):
                 raise Over
             self.tally.minimising()
-            with self.examiner.hurried(SHORT_TIMEOUT):  # a candidate that hangs says nothing new
+            with self.examiner.hurried(SHORT_SHARE):  # a candidate that hangs says nothing new
                 trial = self.examiner.examine(case, grades=False)
             if self.cut_short(trial):
                 raise Over

@@ -31,6 +31,7 @@ def parametrize(
     min_cases: int = DEFAULT_MIN_CASES,
     device: str = "cpu",
     backend: str | None = None,
+    case_seconds: float | None = None,
 ) -> Callable[[Function], Function]:
     """Return a decorator that runs a test function with a `check` of each shard of the subject's campaign.
 
@@ -43,6 +44,7 @@ def parametrize(
         min_cases: Cases of the whole campaign that a verdict HOLDS needs.
         device: cpu or cuda.
         backend: gloo or nccl.
+        case_seconds: Seconds that one small case may take (what the subject says, else 10).
     """
     if shards < 1:
         raise ValueError(f"Expected at least one shard, but got shards={shards}.")
@@ -56,6 +58,7 @@ def parametrize(
         min_cases=min_cases,
         device=device,
         backend=backend,
+        case_seconds=case_seconds,
     )
     parts = [replace(whole, number=number) for number in range(shards)]
     parameters = [pytest.param(Check(shard), id=shard.title) for shard in parts]

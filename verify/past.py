@@ -63,6 +63,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     fail_fast: bool
     every_element: bool = False
     min_cases: int | None = None
+    case_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.cases is not None and not 1 <= self.cases < 2**63:
@@ -71,6 +72,8 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"Expected min_cases from 1 on, but got min_cases={self.min_cases}.")
         if self.seconds is not None and not 0 < self.seconds < 1e9:
             raise ValueError(f"Expected seconds above 0, but got seconds={self.seconds}.")
+        if self.case_seconds is not None and not 0 < self.case_seconds < 1e6:
+            raise ValueError(f"Expected seconds above 0, but got case_seconds={self.case_seconds}.")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"Expected a seed from 0 to 2^64 - 1, but got seed={self.seed}.")
 

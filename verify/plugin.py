@@ -54,6 +54,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--verify-backend", choices=("gloo", "nccl"), default=None, help="with --subject: gloo or nccl"
     )
+    group.addoption(
+        "--verify-case-seconds",
+        type=float,
+        default=None,
+        metavar="S",
+        help="with --subject: seconds that one small case may take on the ranks (10)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +68,10 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     if option.case is not None and not option.subject:
         raise pytest.UsageError("Expected --subject with --case, but got none; say whose case it is.")
+    if option.verify_case_seconds is not None and not option.verify_case_seconds > 0:
+        raise pytest.UsageError(
+            f"Expected --verify-case-seconds above 0, but got {option.verify_case_seconds:g}; give seconds."
+        )
     if option.verify_seed is None:
         option.verify_seed = default_seed()
     use_seed(option.verify_seed)
@@ -121,6 +132,7 @@ class Subjects(pytest.Collector):
                     min_cases=option.verify_min_cases,
                     device=option.verify_device,
                     backend=option.verify_backend,
+                    case_seconds=option.verify_case_seconds,
                 )
                 yield ShardItem.from_parent(self, name=shard.title, shard=shard)
 
@@ -167,4 +179,10 @@ class CaseItem(_Item):
         from verify.replay import examine_again
 
         option = self.config.option
-        examine_again(self._case, self._spec, device=option.verify_device, backend=option.verify_backend)
+        examine_again(
+            self._case,
+            self._spec,
+            device=option.verify_device,
+            backend=option.verify_backend,
+            case_seconds=option.verify_case_seconds,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +17,7 @@ from verify.record import data_folder, find_case
 from verify.run import Run
 from verify.run_command import settings_from
 from verify.shards import Undecided, Violated, shared_run
-from verify.subject import Subject
+from verify.subject import NO_OVERRIDES, Subject
 from verify.trial import Trial
 from verify.wording import case_words, of_a_sample, ratio
 
@@ -64,7 +65,9 @@ def tell(trial: Trial, subject: Subject, stream: TextIO, *, diagnoses: Diagnoses
     return codes[trial.outcome]
 
 
-def examine_again(text: str, spec: str, *, device: str, backend: str | None) -> None:
+def examine_again(
+    text: str, spec: str, *, device: str, backend: str | None, case_seconds: float | None = None
+) -> None:
     """Run the case that `text` names on `spec` once, in this process's shared run.
 
     Raises:
@@ -73,7 +76,7 @@ def examine_again(text: str, spec: str, *, device: str, backend: str | None) -> 
     """
     run = shared_run(device, backend)
     case = find_case(text, (data_folder(),))
-    subject = run.subject(spec)
+    subject = run.subject(spec, overrides=replace(NO_OVERRIDES, case_seconds=case_seconds))
     trial = run.examiner(subject).examine(case)
     run.keep(trial)
     written = io.StringIO()

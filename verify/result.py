@@ -80,7 +80,8 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
         elements, undecided, blind: Elements (or facts) over all pairs.
         unjudged: Elements beside those: of large outputs and gradients of inputs only a sample is judged.
         internal: Cases that our own machinery failed on; UNDECIDED, never counted as held.
-        hung, died: Cases on which a rank was still running at the end of its time, or its process ended.
+        hung, died: Cases on which a rank hung, or its process ended.
+        slow: Cases that were given up as too slow; UNDECIDED.
         minimising: Additional runs that only served to minimise failures.
     """
 
@@ -95,6 +96,7 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
     internal: int = 0
     hung: int = 0
     died: int = 0
+    slow: int = 0
     minimising: int = 0
 
     @property
@@ -132,6 +134,20 @@ class StandsOn(msgspec.Struct, frozen=True, kw_only=True):
 NOTHING = StandsOn()
 
 
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cases of a subject took on the ranks.
+
+    Attributes:
+        case_seconds: Median seconds of a case on its slowest rank, what was compiled left out.
+        compiled: Functions that `torch.compile` has compiled on a rank, over all cases.
+        compile_seconds: What that took.
+    """
+
+    case_seconds: float = 0.0
+    compiled: int = 0
+    compile_seconds: float = 0.0
+
+
 class SubjectResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a campaign found out about one subject.
 
@@ -149,6 +165,7 @@ class SubjectResult(msgspec.Struct, frozen=True, kw_only=True):
         floor: Cases that a verdict HOLDS needs.
         lacking: What a verdict HOLDS lacked, so that it is UNDECIDED; else empty.
         cut: The safety net behind the budget ended it.
+        pace: What its cases took on the ranks.
     """
 
     subject: str
@@ -170,6 +187,7 @@ class SubjectResult(msgspec.Struct, frozen=True, kw_only=True):
     floor: int = 0
     lacking: str = ""
     cut: bool = False
+    pace: Pace = Pace()
 
     @property
     def met(self) -> bool:

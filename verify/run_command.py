@@ -95,7 +95,10 @@ def settings_from(arguments: Namespace) -> Settings:
         policy=Policy(fail_fast=getattr(arguments, "fail_fast", False)),
         floor=Floor(cases=getattr(arguments, "min_cases", None) or DEFAULT_MIN_CASES),
         overrides=Overrides(
-            domain=domain, contract=pairs(arguments.contract, "--contract"), grade=arguments.grade
+            domain=domain,
+            contract=pairs(arguments.contract, "--contract"),
+            grade=arguments.grade,
+            case_seconds=arguments.case_seconds,
         ),
         only=_properties(arguments.properties),
         every_element=arguments.every_element,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from verify.policy import DEFAULT_MIN_CASES
@@ -33,6 +33,7 @@ class Shard:
         cases, seconds: Budget of the whole campaign; None for the default.
         seed: Of the draws of the whole campaign; None for that of the test run.
         min_cases: Cases of the whole campaign that a verdict HOLDS needs; each shard needs its share.
+        case_seconds: Seconds that one small case may take; None for what the subject says, or the usual time.
     """
 
     spec: str
@@ -44,6 +45,7 @@ class Shard:
     min_cases: int = DEFAULT_MIN_CASES
     device: str = "cpu"
     backend: str | None = None
+    case_seconds: float | None = None
 
     @property
     def title(self) -> str:
@@ -113,6 +115,7 @@ def run_shard(shard: Shard) -> SubjectResult:
     from verify.campaign import Budget, Policy, derive
     from verify.floor import Floor
     from verify.run import Settings
+    from verify.subject import NO_OVERRIDES
 
     run = shared_run(shard.device, shard.backend)
     whole = Budget.of(shard.cases, shard.seconds)
@@ -128,7 +131,8 @@ def run_shard(shard: Shard) -> SubjectResult:
         policy=Policy(tries=TRIES, tries_total=2 * TRIES),
         floor=Floor(cases=shard.min_cases).of_a_share(shard.shards),
     )
-    return run.campaign(run.subject(shard.spec), settings=settings)
+    subject = run.subject(shard.spec, overrides=replace(NO_OVERRIDES, case_seconds=shard.case_seconds))
+    return run.campaign(subject, settings=settings)
 
 
 def judge_result(result: SubjectResult) -> None:

@@ -81,6 +81,7 @@ class Overrides:
     domain: Mapping[str, str]
     contract: Mapping[str, str]
     grade: str | None = None
+    case_seconds: float | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -88,6 +89,8 @@ class Overrides:
         parts = [f"--contract {shlex.quote(f'{key}={value}')}" for key, value in self.contract.items()]
         if self.grade:
             parts.append(f"--grade {self.grade}")
+        if self.case_seconds:
+            parts.append(f"--case-seconds {self.case_seconds:g}")
         return tuple(parts)
 
 
@@ -125,6 +128,8 @@ def subject_from(
         contract=overrides.contract,
         grade=overrides.grade,
     )
+    if overrides.case_seconds:
+        promise = msgspec.structs.replace(promise, case_seconds=overrides.case_seconds)
     lacking = tuple(name for name in KEYWORDS if name not in description.keywords)
     return Subject(
         spec=spec,

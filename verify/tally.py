@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
+from statistics import median
 
 from properties.catalogue import PROPERTIES
 from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.known import Entry
-from verify.result import COARSE_SHARE, Accounting, KnownResult, PropertyResult, StandsOn
+from verify.result import COARSE_SHARE, Accounting, KnownResult, Pace, PropertyResult, StandsOn
 from verify.trial import GRADES, Trial
 
 _ORDER = (*GRADES, "none")
+MAX_HUNG = 3
+"""Hung cases, each of which costs a time limit, after which drawing ends."""
+MAX_SLOW = 3
+"""Cases that were given up as too slow, each of which costs six time limits, after which drawing ends."""
+MAX_LOST = 10
+"""Cases that cost a rank group, after which drawing ends: whatever they say was said."""
+_LAST = 200
+"""Cases of which the median time is told, the last ones."""
 
 
 class Tally:
@@ -22,6 +31,8 @@ class Tally:
         self._outcomes: dict[str, Counter[str]] = {}
         self._ratios: dict[str, float] = {}
         self._grades: dict[str, str] = {}
+        self._seconds: deque[float] = deque(maxlen=_LAST)
+        self._compiling = 0.0
         self._excused: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._sizes: Counter[int] = Counter()
@@ -42,9 +53,23 @@ class Tally:
         return self._counts["hung"]
 
     @property
+    def slow(self) -> int:
+        """Cases that were given up long after their time was over, while the ranks still got on with them."""
+        return self._counts["slow"]
+
+    @property
     def lost(self) -> int:
         """Cases that a rank group did not survive, known discrepancies set aside."""
         return self._counts["lost"]
+
+    @property
+    def costly(self) -> str:
+        """Why no more cases should be drawn: those that were have cost too much time; or nothing."""
+        if self.hung >= MAX_HUNG:
+            return f"{self.hung} cases hung"
+        if self.slow >= MAX_SLOW:
+            return f"{self.slow} cases took too long; give more --case-seconds"
+        return f"{self.lost} cases cost a rank group" if self.lost >= MAX_LOST else ""
 
     @property
     def violated(self) -> frozenset[str]:
@@ -56,10 +81,12 @@ class Tally:
         self._counts["cases"] += 1
         self._counts["internal"] += bool(trial.internal)
         self._counts["hung"] += "timeout" in trial.endings
+        self._counts["slow"] += "slow" in trial.endings
         self._counts["died"] += "died" in trial.endings
         self._counts["lost"] += (
             bool({"timeout", "died", "stopped"} & trial.endings) and "ending" in trial.violated
         )
+        self._time(trial)
         excused = {item.property for item in trial.excused}
         self._excused.update({item.entry for item in trial.excused})
         for verdict in trial.verdicts:
@@ -72,6 +99,14 @@ class Tally:
         if trial.satisfied:
             known = self._grades.get(trial.case.dtype, _ORDER[0])
             self._grades[trial.case.dtype] = max(known, trial.satisfied, key=_ORDER.index)
+
+    def _time(self, trial: Trial) -> None:
+        """Count what the trial took on its slowest rank; one that is recalled from a record has no times."""
+        ranks = trial.observation.ranks if trial.observation else ()
+        if any(rank.seconds for rank in ranks):
+            self._seconds.append(max(rank.seconds - rank.compile_seconds for rank in ranks))
+            self._compiling += max(rank.compile_seconds for rank in ranks)
+            self._counts["compiled"] += max(rank.compiled for rank in ranks)
 
     def _add_verdict(self, verdict: Verdict, *, excused: bool) -> None:
         outcomes = self._outcomes.setdefault(verdict.property, Counter())
@@ -110,8 +145,17 @@ class Tally:
             unjudged=c["unjudged"],
             internal=c["internal"],
             hung=c["hung"],
+            slow=c["slow"],
             died=c["died"],
             minimising=c["minimising"],
+        )
+
+    def pace(self) -> Pace:
+        """Return what the cases took on the ranks."""
+        return Pace(
+            case_seconds=median(self._seconds) if self._seconds else 0.0,
+            compiled=self._counts["compiled"],
+            compile_seconds=self._compiling,
         )
 
     def properties(self) -> dict[str, PropertyResult]:
@@ -157,13 +201,17 @@ class Tally:
         )
 
     def outcome(self) -> Outcome:
-        """Return VIOLATED if any property was, else UNDECIDED if none was decided, else HOLDS."""
-        return merge_outcomes(
+        """Return VIOLATED if any property was, else UNDECIDED if none was decided, else HOLDS.
+
+        A case that was given up as too slow may be one that never ends: where there was one, nothing HOLDS.
+        """
+        merged = merge_outcomes(
             Outcome(name)
             for outcomes in self._outcomes.values()
             for name in outcomes
             if name in Outcome.__members__
         )
+        return Outcome.UNDECIDED if self.slow and merged is Outcome.HOLDS else merged
 
 
 def _place(property_id: str) -> tuple[int, str]:

@@ -34,19 +34,27 @@ class Ranks(Protocol):
     """The part of a rank pool that a trial needs (`verify.ranks.pool.RankPool`).
 
     Attributes:
-        timeout: Seconds that a small case may take; may be changed.
+        hurry: Of the time that a case may take, the share that it gets; may be changed.
         left: Returns after how many seconds from now whatever runs is ended in any case; may be changed.
     """
 
-    timeout: float
+    hurry: float
     left: Callable[[], float]
 
     @property
     def most_in_flight(self) -> int:
         """Cases that may be submitted and not yet observed."""
 
-    def submit(self, spec: str, case: Case, *, ahead: bool = False, inplace: bool = False) -> None:
-        """Give the ranks a case, `ahead` while another is in flight; returns at once."""
+    def submit(
+        self,
+        spec: str,
+        case: Case,
+        *,
+        ahead: bool = False,
+        inplace: bool = False,
+        seconds: float | None = None,
+    ) -> None:
+        """Give the ranks a case, `ahead` while another is in flight, for so many seconds; returns at once."""
 
     def observation(self) -> Observation:
         """Wait, bounded, for what the ranks gave back for the first case in flight."""
@@ -239,15 +247,15 @@ class Examiner:
         return self.finish(self.begin(case), grades=grades)
 
     @contextlib.contextmanager
-    def hurried(self, seconds: float | None) -> Iterator[None]:
-        """Give cases that many seconds at most on the ranks; None for the usual time."""
-        usual = self.ranks.timeout
-        if seconds is not None:
-            self.ranks.timeout = min(usual, seconds)
+    def hurried(self, share: float | None) -> Iterator[None]:
+        """Give cases that share of their usual time on the ranks; None for all of it."""
+        usual = self.ranks.hurry
+        if share is not None:
+            self.ranks.hurry = min(usual, share)
         try:
             yield
         finally:
-            self.ranks.timeout = usual
+            self.ranks.hurry = usual
 
     def begin(self, case: Case, *, ahead: bool = False) -> Begun:
         """Give `case` to the ranks, and compute what is expected meanwhile.
@@ -258,8 +266,8 @@ class Examiner:
         """
         started, submitted = time.monotonic(), False
         try:
-            inplace = self.subject.promise.contract.inplace
-            self.ranks.submit(self.subject.spec, case, ahead=ahead, inplace=inplace)
+            inplace, seconds = self.subject.promise.contract.inplace, self.subject.promise.case_seconds
+            self.ranks.submit(self.subject.spec, case, ahead=ahead, inplace=inplace, seconds=seconds)
             submitted = True
             expected = self._expect(case, self.subject.promise.grade)
         except Exception:  # Ours, not the subject's: the pool never raises for what a subject does.

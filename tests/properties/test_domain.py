@@ -1,5 +1,7 @@
 """Domain, contract and grade: closed lists, and errors that list them."""
 
+import math
+
 import pytest
 
 from properties.domain import (
@@ -124,3 +126,16 @@ def test_sliced_is_for_inputs_and_expanded_for_cotangents():
     inputs, cotangents = layouts_of(Domain())
     assert set(inputs) == {"contiguous", "channels_last", "permuted", "sliced"}
     assert set(cotangents) == {"contiguous", "channels_last", "permuted", "expanded"}
+
+
+def test_seconds_of_a_case_are_promised_and_kept_by_an_override():
+    promise = promise_from({"case_seconds": 45})
+    assert promise.case_seconds == 45
+    assert override(promise, domain={"eval": "no"}, contract={}, grade=None).case_seconds == 45
+    assert Promise().case_seconds is None
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "60", True, math.inf, 1e7])
+def test_seconds_of_a_case_are_a_number_above_0(seconds):
+    with pytest.raises(DomainError, match="Expected seconds above 0, but got case_seconds="):
+        promise_from({"case_seconds": seconds})

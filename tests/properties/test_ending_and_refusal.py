@@ -7,6 +7,7 @@ from properties.case import Step
 from properties.ending import innermost_frame
 from properties.observation import Raised
 from properties.refusal import is_named
+from properties.verdict import Outcome
 
 STACK = """Current thread 0x00007f (most recent call first):
   File "/site/torch/distributed/c10d.py", line 12 in all_reduce
@@ -35,6 +36,25 @@ def test_every_way_to_end_is_reported_with_what_it_was(scene):
     assert "SIGABRT" in died
     assert "/home/me/mine.py:34 in forward" in hung
     assert "mine.Error in forward 0: bad luck" in threw
+
+
+def test_a_case_that_took_too_long_decides_nothing_and_says_what_to_do(scene):
+    one = scene(batches=(2, 2))
+    for rank in (0, 1):
+        one.change(rank, ending="slow", stack=STACK, tensors={})
+    verdicts = one.verdicts()
+    assert verdicts["ending"].outcome is Outcome.UNDECIDED
+    assert "--case-seconds" in verdicts["ending"].reason
+    assert not any(verdict.outcome is Outcome.VIOLATED for verdict in verdicts.values())
+
+
+def test_a_refusal_that_took_too_long_is_not_one_that_was_missed(scene):
+    one = refusing(scene(batches=(1, 0)), 0, 1)
+    for rank in (0, 1):
+        one.change(rank, ending="slow", tensors={})
+    verdict = one.verdicts()["refusal"]
+    assert verdict.outcome is Outcome.UNDECIDED
+    assert "--case-seconds" in verdict.reason
 
 
 def test_ranks_that_ended_alike_are_one_discrepancy(scene):

@@ -58,19 +58,27 @@ class FakeRanks:
     most_in_flight = 2
 
     def __init__(self, behave: Callable[[Case], Observation] = returned) -> None:
-        self.timeout = 10.0
+        self.timeout, self.hurry = 10.0, 1.0
         self.left = unlimited
         self.timeouts: list[float] = []
         self.cases: list[Case] = []
         self._behave = behave
         self._flights: deque[Case] = deque()
 
-    def submit(self, spec: str, case: Case, *, ahead: bool = False, inplace: bool = False) -> None:
+    def submit(
+        self,
+        spec: str,
+        case: Case,
+        *,
+        ahead: bool = False,
+        inplace: bool = False,
+        seconds: float | None = None,
+    ) -> None:
         assert spec
         assert not inplace
         assert ahead == bool(self._flights)
         self._flights.append(case)
-        self.timeouts.append(self.timeout)
+        self.timeouts.append((seconds or self.timeout) * self.hurry)
         self.cases.append(case)
 
     def observation(self) -> Observation:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 
 from properties.case import Case
+from properties.domain import Promise
 from properties.observation import Observation
 from tests.verify.fakes import FakeRanks, Heard, ended, examiner, returned
-from verify.campaign import MAX_HUNG, Budget, Campaign, Policy, derive
+from verify.campaign import Budget, Campaign, Policy, derive
 from verify.events import (
     CampaignEnded,
     CampaignStarted,
@@ -21,11 +24,12 @@ from verify.events import (
     FailureMinimised,
     to_json,
 )
-from verify.findings import MAX_DEADLY_RUNS, SHORT_TIMEOUT
+from verify.findings import MAX_DEADLY_RUNS, SHORT_SHARE
 from verify.known import parse
 from verify.policy import SAFETY_NET
-from verify.result import SubjectResult
+from verify.result import Pace, SubjectResult
 from verify.subject import Subject
+from verify.tally import MAX_HUNG, MAX_SLOW
 
 
 def campaign(*args: Any, cases: int = 60, seed: int = 1, heard: Heard | None = None, **more: Any) -> Campaign:
@@ -158,8 +162,47 @@ def test_a_subject_that_hangs_costs_few_and_short_waits() -> None:
     result = run({"ending": lambda case: 0 in case.batches}, ranks=ranks, cases=300)
     assert result.stopped == f"{MAX_HUNG} cases hung"
     assert result.accounting.hung == MAX_HUNG
-    assert ranks.timeout == 10.0
-    assert SHORT_TIMEOUT in ranks.timeouts
+    assert ranks.hurry == 1.0
+    assert 10.0 * SHORT_SHARE in ranks.timeouts
+
+
+def slow_where(rule: Callable[[Case], bool]) -> FakeRanks:
+    return FakeRanks(lambda case: ended(case, "slow") if rule(case) else returned(case))
+
+
+def test_a_case_given_up_as_too_slow_leaves_the_subject_undecided_and_few_of_them_end_the_drawing() -> None:
+    result = run({"forward": lambda case: False}, ranks=slow_where(lambda case: 0 in case.batches), cases=300)
+    assert result.verdict == "UNDECIDED"
+    assert result.stopped.endswith(" cases took too long; give more --case-seconds")
+    assert MAX_SLOW <= result.accounting.slow <= MAX_SLOW + 2, "those in flight beside"
+    assert (result.accounting.hung, result.failures) == (0, ())
+
+
+def test_what_is_violated_stays_so_where_another_case_was_too_slow() -> None:
+    slow = slow_where(lambda case: case.channels == 1)
+    result = run({"forward": lambda case: case.channels == 2}, ranks=slow, cases=100)
+    assert result.accounting.slow
+    assert result.verdict == "VIOLATED"
+
+
+def test_the_seconds_that_a_subject_asks_for_are_those_of_its_cases_and_a_share_of_them_in_a_hurry() -> None:
+    promise = Promise(case_seconds=60.0)
+    ranks = FakeRanks(lambda case: ended(case, "timeout") if 0 in case.batches else returned(case))
+    subject = Subject(spec="fake:Subject", label="fake:Subject", promise=promise)
+    run({"ending": lambda case: 0 in case.batches}, ranks=ranks, subject=subject, cases=100)
+    assert set(ranks.timeouts) == {60.0, 60.0 * SHORT_SHARE}
+
+
+def test_the_time_of_a_case_is_that_of_its_slowest_rank_without_compilations() -> None:
+    def behave(case: Case) -> Observation:
+        times = {"seconds": 7.0, "compiled": 2, "compile_seconds": 4.0}
+        first, *rest = returned(case).ranks
+        return Observation(ranks=(msgspec.structs.replace(first, **times), *rest))
+
+    heard = Heard()
+    result = run({"forward": lambda case: False}, ranks=FakeRanks(behave), cases=20, heard=heard)
+    assert result.pace == Pace(case_seconds=3.0, compiled=40, compile_seconds=80.0)
+    assert heard.of(CaseEnded)[2].pace == Pace(case_seconds=3.0, compiled=6, compile_seconds=12.0)
 
 
 def test_a_failure_that_does_not_repeat_is_told_as_such() -> None:

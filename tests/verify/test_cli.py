@@ -89,7 +89,8 @@ def test_the_options_of_run() -> None:
     line = (
         "run --subject a:B --subject local --device cuda --backend nccl --world-sizes 1,2 --cases 5 "
         "--seconds 2.5 --min-cases 7 --seed 3 --grade B --domain dtypes=float32 --contract momentum=decay "
-        "--properties forward,ending --every-element --fail-fast --record r --json f -v --known"
+        "--properties forward,ending --every-element --case-seconds 60 --fail-fast --record r --json f -v "
+        "--known"
     )
     found = vars(parse(line.split()))
     assert found == {
@@ -107,6 +108,7 @@ def test_the_options_of_run() -> None:
         "contract": ["momentum=decay"],
         "properties": ("forward", "ending"),
         "every_element": True,
+        "case_seconds": 60.0,
         "fail_fast": True,
         "record": "r",
         "resume": False,

@@ -95,6 +95,12 @@ def test_without_a_subject_nothing_is_added(
     assert "subjects:" not in done.stdout.str()
 
 
+def test_seconds_of_a_case_are_above_0(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(pytester, monkeypatch, "--subject", "local", "--verify-case-seconds", "0")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["*Expected --verify-case-seconds above 0, but got 0*"])
+
+
 def test_a_case_without_a_subject_is_refused(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

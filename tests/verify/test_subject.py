@@ -51,6 +51,14 @@ def test_the_command_line_goes_over_the_promise_and_into_the_replay_line() -> No
     assert subject.options == ("--device cuda", "--backend gloo", "--contract momentum=decay", "--grade C")
 
 
+def test_seconds_of_a_case_on_the_command_line_go_over_those_promised_and_into_the_replay_line() -> None:
+    promised = subject_from("m:F", described({"case_seconds": 45}))
+    assert (promised.promise.case_seconds, promised.options) == (45, ())
+    given = Overrides(domain={}, contract={}, case_seconds=90.0)
+    subject = subject_from("m:F", described({"case_seconds": 45}), overrides=given)
+    assert (subject.promise.case_seconds, subject.options) == (90.0, ("--case-seconds 90",))
+
+
 def test_on_cuda_the_number_of_gpus_decides_the_backend() -> None:
     subject = subject_from("m:F", described(), device="cuda")
     assert subject.backend == "nccl or gloo"

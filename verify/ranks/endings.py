@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+import msgspec
+
 from properties.observation import RankObservation
 
 _PEER_IS_LOST = (
@@ -13,6 +15,24 @@ _PEER_IS_LOST = (
     "gloo/transport",
     "distbackenderror",
 )
+
+
+class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """A group that ended before its time.
+
+    Attributes:
+        spec: The subject that it ran.
+        world_size: Its number of ranks.
+        reason: `timeout`, `died`, `collectives do not match`, ...
+        case: Id of the case after which it was lost; empty if there was none.
+        pids: Process ids of its ranks, which are gone.
+    """
+
+    spec: str
+    world_size: int
+    reason: str
+    case: str = ""
+    pids: tuple[int, ...] = ()
 
 
 def exit_text(code: int | None) -> str:
@@ -51,7 +71,7 @@ def unfit(ranks: Sequence[RankObservation]) -> str:
     operations: then none is left waiting, and none of the next case's would meet one of this case's.
     """
     endings = {seen.ending for seen in ranks}
-    for ending in ("died", "timeout", "stopped"):
+    for ending in ("died", "timeout", "slow", "stopped"):
         if ending in endings:
             return ending
     if any(blames_a_lost_peer(seen) for seen in ranks):

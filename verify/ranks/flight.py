@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 from properties.case import Case
 from properties.probe import second
@@ -21,15 +21,31 @@ _CORES = os.cpu_count() or 1
 class Flight:
     """A submitted case; its group is None until it is sent, and when that group was lost before its turn.
 
-    `killed` says that a rank was killed while it ran, `again` that it runs once more for that reason.
+    Attributes:
+        target, case: What runs.
+        timeout: Seconds that a small case may take.
+        warm_up: Seconds that this one gets beside.
+        killed: A rank was killed while it ran.
+        again: It runs once more for that reason.
     """
 
     target: Target
     case: Case
-    seconds: float
+    _: KW_ONLY
+    timeout: float
+    warm_up: float = 0.0
     group: RankGroup | None = None
     killed: bool = False
     again: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """What it may take."""
+        return seconds_for(self.case, self.timeout) + self.warm_up
+
+    def anew(self) -> Flight:
+        """Return what runs once more, since a rank was killed."""
+        return replace(self, group=None, killed=False, again=True)
 
     @property
     def key(self) -> tuple[Target, int]:

@@ -10,16 +10,15 @@ Theory of operation
 -------------------
 Messages are sent ahead: set-up, load and the first case go out before the server has forked the ranks, which
 find them in their sockets. The parent then collects one answer a message from each rank. When one rank has
-raised or died, the others get a short grace, because they may be waiting for it in a collective for ever; who
-has not answered then is `stopped`. Without that, who has not answered when the time is over is a `timeout`;
-the time grows by what the ranks wait for a core (`verify.ranks.limit`) and on a slow machine.
+raised or died, the others get a short grace, because they may be waiting for it in a collective for ever;
+who has not answered then is `stopped`. Without that, who has not answered when the time is over is a
+`timeout`, or `slow` if the ranks still get on with the case (`verify.ranks.patience`). The time grows by what
+the ranks wait for a core (`verify.ranks.limit`), and on a slow machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import selectors
 import shutil
 import signal
 from collections import deque
@@ -33,8 +32,9 @@ from properties.case import Case
 from properties.observation import Ending, Observation, RankObservation
 from verify.errors import RankError, SubjectError
 from verify.ranks import memory
+from verify.ranks.collecting import Collector
 from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
-from verify.ranks.limit import Limit, Queues, unlimited
+from verify.ranks.limit import Limit, unlimited
 from verify.ranks.link import Link
 from verify.ranks.messages import (
     Bare,
@@ -54,15 +54,13 @@ from verify.ranks.messages import (
     Timed,
     frame,
 )
+from verify.ranks.patience import Late
 from verify.ranks.peer import Peer
 from verify.ranks.plan import Plan
 
-GRACE_SECONDS = 1.0
-_SLACK_SECONDS = 0.2
 _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
 _LOAD_SECONDS = 60.0
 _STOP_SECONDS = 20.0
-_CORES = os.cpu_count() or 1
 
 
 class _Sent(NamedTuple):
@@ -109,12 +107,11 @@ class RankGroup:
         self._description: Description | None = None
         self._sent: deque[_Sent] = deque()
         self._number = 0
-        self._slowness = 1.0
-        self._queues = Queues(())
         self._limit = Limit(0.0)
+        self._late: Late = ""
         folder.mkdir(parents=True)  # somebody may have cleaned the folder of temporary files
         self._ranks = [Peer(number, folder) for number in range(plan.world_size)]
-        self._selector = selectors.DefaultSelector()
+        self._collector = Collector(self._ranks)
         self._begin()
 
     def describe(self) -> Description:
@@ -130,7 +127,7 @@ class RankGroup:
             except (RankError, SubjectError) as error:
                 self.lost = "died" if self.killed else type(error).__name__
                 raise
-            self._limit = self._limited(self._sent[0].seconds if self._sent else 0.0)
+            self._limit = self._collector.limit(self._sent[0].seconds if self._sent else 0.0)
         return self._description
 
     @property
@@ -144,7 +141,7 @@ class RankGroup:
         While another case is in flight it is sent ahead: the ranks go on to it by themselves, if all is well.
         """
         if not self._sent:
-            self._limit = self._limited(seconds)
+            self._limit = self._collector.limit(seconds)
         if case.groups:
             self.groupings.add(case.groups)
         self._run(case, seconds, ahead=bool(self._sent))
@@ -152,7 +149,7 @@ class RankGroup:
     def _run(self, case: Case, seconds: float, *, ahead: bool) -> None:
         self._number += 1
         self._sent.append(_Sent(case, seconds, self._number))
-        self._send([Run(case=case, seconds=seconds, ahead=ahead)] * len(self._ranks))
+        self._send([Run(case=case, ahead=ahead)] * len(self._ranks))
 
     def _run_skipped(self, left: Callable[[], float]) -> None:
         """Send the cases in flight once more: they were passed over, and the group is still fit.
@@ -163,10 +160,10 @@ class RankGroup:
         self._sent.clear()
         for rank in self._ranks:
             rank.forget(sent.number for sent in skipped)
-        self._limit = self._limited(skipped[0].seconds)
+        self._limit = self._collector.limit(skipped[0].seconds)
         for sent in skipped:
             self._run(sent.case, sent.seconds, ahead=bool(self._sent))
-        self._collect(self._limit, left)
+        self._late = self._collector.collect(self._limit, left, patient=True)
 
     def observation(self, *, left: Callable[[], float] = unlimited) -> Observation:
         """Return what the ranks gave back for the case submitted first, or how they ended.
@@ -180,7 +177,7 @@ class RankGroup:
         """
         assert self._sent
         self.describe()
-        self._collect(self._limit, left)
+        self._late = self._collector.collect(self._limit, left, patient=True)
         if any(rank.answers and isinstance(rank.answers[0], Skipped) for rank in self._ranks):
             self._run_skipped(left)
         for rank in self._ranks:
@@ -195,7 +192,7 @@ class RankGroup:
         answers = [rank.answers.pop(0) for rank in self._ranks if rank.answers]
         self._sent.popleft()
         if self._sent:
-            self._limit = self._limited(self._sent[0].seconds)
+            self._limit = self._collector.limit(self._sent[0].seconds)
         changed = {answer.changed for answer in answers if isinstance(answer, Ran)} - {""}
         told = f"left its process changed: {', '.join(sorted(changed))}" if changed else ""
         self.lost = unfit(ranks) or told
@@ -211,7 +208,7 @@ class RankGroup:
         self.describe()
         self.groupings.update(case.groups for case in cases if case.groups)
         self._send([Bare(cases=tuple(cases))] * len(self._ranks))
-        self._collect(self._limited(seconds))
+        self._collector.collect(self._collector.limit(seconds))
         answers = [rank.answers.pop(0) if rank.answers else None for rank in self._ranks]
         for rank, answer in zip(self._ranks, answers, strict=True):
             if not isinstance(answer, Timed):
@@ -222,7 +219,7 @@ class RankGroup:
 
     def ending(self, rank: int) -> Ending | None:
         """Return how the submitted case has ended on `rank` so far, or None; never waits."""
-        self._poll(0.0)
+        self._collector.poll(0.0)
         answer = next(iter(self._ranks[rank].answers), None)
         if isinstance(answer, Ran):
             return answer.ending
@@ -250,21 +247,22 @@ class RankGroup:
             with contextlib.suppress(RankError):
                 self._await_pids()
                 self.stop()
-        self._selector.close()
-        self._queues.close()
+        self._collector.close()
         for rank in self._ranks:
             rank.close()
         self._ranks = []
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _begin(self) -> None:
+        descriptors: list[int] = []
         for rank in self._ranks:
-            self._selector.register(rank.connection, selectors.EVENT_READ, rank)
-        descriptors = tuple(fd for rank in self._ranks for fd in (rank.theirs.fileno(), rank.memory))
+            connection, watched = rank.theirs
+            descriptors += (connection.fileno(), rank.memory, watched.fileno())
         request = Spawn(world_size=self.plan.world_size, folder=str(self._folder), dynamo=self.dynamo)
-        self._ticket = self._link.send(request, descriptors)
+        self._ticket = self._link.send(request, tuple(descriptors))
         for rank in self._ranks:
-            rank.theirs.close()
+            for one in rank.theirs:
+                one.close()
         self._send(
             [
                 Setup(
@@ -296,12 +294,12 @@ class RankGroup:
         if spawned.error:
             raise RankError(f"Expected {self.plan.world_size} ranks, but the server {spawned.error}.")
         self.pids, self._alive = spawned.pids, True
-        self._slowness, self._queues = spawned.slowness, Queues(spawned.pids)
+        self._collector.follow(spawned.pids, slowness=spawned.slowness)
 
     def _await_start(self) -> Description:
         self._await_pids()
         seconds = _SETUP_SECONDS + _SETUP_SECONDS_A_RANK * self.plan.world_size
-        self._collect(self._limited(seconds))
+        self._collector.collect(self._collector.limit(seconds))
         for rank in self._gone_first():
             answer = rank.answers.pop(0) if rank.answers else None
             if answer is None or isinstance(answer, Failed):
@@ -309,7 +307,7 @@ class RankGroup:
                 raise RankError(
                     f"Expected rank {rank.number} to join its {self.plan.backend} group, but {why}"
                 )
-        self._collect(self._limited(_LOAD_SECONDS))
+        self._collector.collect(self._collector.limit(_LOAD_SECONDS), patient=True)
         descriptions = []
         loaded = any(rank.answers and isinstance(rank.answers[0], Loaded) for rank in self._ranks)
         for rank in self._gone_first():
@@ -335,42 +333,13 @@ class RankGroup:
         lines = rank.remains.printed().splitlines()
         return f"the process ended: {exit_text(code)}{'; ' + lines[-1] if lines else '.'}"
 
-    def _limited(self, seconds: float) -> Limit:
-        """Return the limit of what takes `seconds` where limits were chosen, from now on."""
-        return Limit(seconds * self._slowness + _SLACK_SECONDS, self._queues.waited)
-
-    def _collect(self, limit: Limit, most: Callable[[], float] = unlimited) -> None:
-        """Wait until every rank has answered or is gone, `limit` at most, and shortly once one has failed."""
-        hurry = min(1.0, limit.left() / 10.0)  # a short limit asks for a short grace
-        grace: Limit | None = None
-        self._poll(0.0)
-        while any(rank.silent for rank in self._ranks):
-            if grace is None and any(rank.failed for rank in self._ranks):
-                crowded = max(1.0, len(self._ranks) / _CORES)
-                grace = Limit(GRACE_SECONDS * hurry * crowded * self._slowness, self._queues.waited)
-            left = min(most(), *(one.left() for one in (limit, grace) if one is not None))
-            self._poll(left)
-            if left <= 0:
-                return
-
-    def _poll(self, seconds: float) -> None:
-        for key, _ in self._selector.select(seconds):
-            rank: Peer = key.data
-            rank.receive()
-            if rank.gone:
-                self._selector.unregister(rank.connection)
-
     def _observed(self) -> tuple[RankObservation, ...]:
         dead = [rank.number for rank in self._ranks if rank.gone and not rank.answers]
         silent = [rank for rank in self._ranks if rank.silent]
-        failed = any(rank.failed for rank in self._ranks)
         codes: dict[int, int] = {}
-        sizes: dict[int, int] = {}
         if dead or silent:
-            late = self._slowness > 1 or self._limit.extended  # the stacks were written long ago
-            trace = [rank for rank in silent if late or not rank.remains.stack()]
-            sizes = {rank.number: rank.remains.stack_size() for rank in trace if late}
-            codes = self.stop(dead=dead, trace=[rank.number for rank in trace])
+            # Not of one that was seen: the dump may end the process that it is of, so it is the last resort.
+            codes = self.stop(dead=dead, trace=[rank.number for rank in silent if rank.seen is None])
         observed = []
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Ran):
@@ -380,7 +349,6 @@ class RankGroup:
             elif rank.gone:
                 seen = rank.died(codes.get(rank.number))
             else:
-                ending: Ending = "stopped" if failed else "timeout"
-                seen = rank.killed(ending, start=sizes.get(rank.number, 0))
+                seen = rank.killed(self._late or "stopped")
             observed.append(seen)
         return tuple(observed)

@@ -94,12 +94,19 @@ class Hygiene:
 
 
 class _Namespace:
-    """The callables of a module or class; those that a module gains by a late import do not count."""
+    """The callables of a module or class; those that a module gains by a late import do not count.
+
+    Nor does what dynamo puts in their place when it first compiles something: that is how torch works then.
+    """
 
     def __init__(self, owner: ModuleType | type) -> None:
         self.name = f"{owner.__module__}.{owner.__name__}" if isinstance(owner, type) else owner.__name__
         self._owner = owner
-        values = tuple(vars(owner).values())
+        self._look()
+
+    def _look(self) -> None:
+        self._before = dict(vars(self._owner))
+        values = tuple(self._before.values())
         indexes = [index for index, value in enumerate(values) if callable(value)]
         self._pick = itemgetter(*indexes)
         self._size = len(values)
@@ -109,7 +116,24 @@ class _Namespace:
         """Return whether one was replaced or removed, or a class has gained one."""
         values = tuple(vars(self._owner).values())
         grown = len(values) != self._size if isinstance(self._owner, type) else len(values) < self._size
-        return grown or self._pick(values) != self._callables
+        if not grown and self._pick(values) == self._callables:
+            return False
+        if self._changed_by_dynamo_alone():
+            self._look()
+            return False
+        return True
+
+    def _changed_by_dynamo_alone(self) -> bool:
+        before, now = self._before, vars(self._owner)
+        replaced = [name for name, value in before.items() if callable(value) and now.get(name) is not value]
+        gained = [name for name in now if name not in before] if isinstance(self._owner, type) else []
+        return before.keys() <= now.keys() and all(
+            name in _DYNAMO_NAMES or _of_dynamo(now[name]) for name in (*replaced, *gained)
+        )
+
+
+def _of_dynamo(value: object) -> bool:
+    return str(getattr(value, "__module__", "")).startswith("torch._dynamo.")
 
 
 def _leftovers() -> str:
@@ -151,6 +175,7 @@ def _hooks() -> int:
 
 
 _PROC = Path("/proc/self/fd").is_dir()
+_DYNAMO_NAMES = frozenset({"___needs_generation_tag_patch"})  # torch._dynamo.mutation_guard
 _UNTRACED = True
 _SIGNALS = (TRACE_SIGNAL, signal.SIGSEGV, signal.SIGABRT, signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
 _HOOKS = tuple(

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from properties.observation import Collective
+from verify.ranks.compiling import leave_alone
 
 MAX_ENTRIES = 10_000
 _NAMES = {
@@ -98,6 +99,7 @@ class Ledger:
                 self._note(self._entry(name, dict(zip(arguments, values, strict=False)) | named))
             return operator.redispatch(keyset & self._below, *values, **named)
 
+        leave_alone(kernel)
         self._library.impl(name, kernel, key, with_keyset=True)
 
     def _note(self, entry: Collective) -> None:
@@ -133,6 +135,7 @@ class Ledger:
                 self._reduction = _reduction_of((*values, *named.values()))
             return original(*values, **named)
 
+        leave_alone(noting)
         setattr(dist.ProcessGroup, name, noting)
 
 

@@ -127,11 +127,11 @@ class Link:
         return f"Expected a server of ranks in process {self._process.pid}, but it is gone: {cause}"
 
 
-def tail(path: Path, limit: int = 4000, *, start: int = 0) -> str:
-    """Return the end of a text file, `start` at the earliest; nothing if it is not there."""
+def tail(path: Path, limit: int = 4000) -> str:
+    """Return the end of a text file; nothing if it is not there."""
     try:
         with path.open("rb") as file:
-            file.seek(max(start, os.fstat(file.fileno()).st_size - limit))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
             return file.read().decode("utf-8", "replace").strip()
     except OSError:
         return ""

@@ -58,13 +58,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Parent to rank: run `case`; after `seconds` write your stacks down.
+    """Parent to rank: run `case`.
 
     One sent `ahead`, while the case before it may still run, is only run if that ended well on every rank.
     """
 
     case: Case
-    seconds: float
     ahead: bool = False
 
 
@@ -141,6 +140,8 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         ending: `returned` or `raised`.
         size: Bytes that the tensors take in the memory file, or in the file `spill` if it is named.
         changed: What the subject has changed in its process that cannot be put right: renew the group.
+        compiled: How many functions dynamo has compiled.
+        compile_seconds: What that took, of `seconds`.
     """
 
     ending: Ending
@@ -154,6 +155,8 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     seconds: float = 0.0
     facts: dict[str, str] = {}
     changed: str = ""
+    compiled: int = 0
+    compile_seconds: float = 0.0
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -168,8 +171,32 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """Parent to a rank's watch, on a connection of its own: where are your threads?"""
+
+    number: int
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """A rank's watch to the parent: where its threads are; see `verify.ranks.watch`.
+
+    Attributes:
+        number: Of the look that asked.
+        state: A digest; another one if anything has moved.
+        stack: Python stacks of all threads, as faulthandler writes them, the main thread's first.
+        compiling: A compiler is at work.
+    """
+
+    number: int
+    state: str
+    stack: str
+    compiling: bool = False
+
+
 class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Parent to server: fork the ranks. Beside it travel two descriptors a rank: socket, memory file.
+    """Parent to server: fork the ranks. Beside it travel three descriptors a rank.
+
+    They are its ends of two connections, for messages and for looks, and its memory file between them.
 
     With `dynamo`, they have imported `torch._dynamo` when they begin.
     """
@@ -193,7 +220,8 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         pids: The ranks of one group.
         dead: Those among them that have ended by themselves: their exit codes are wanted.
-        trace: Those that shall write their stacks down before.
+        trace: Those of which faulthandler shall write the stacks down before, from outside the interpreter
+            lock: that may end them, and they end anyway.
     """
 
     pids: tuple[int, ...]

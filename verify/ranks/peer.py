@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from properties.observation import Ending, RankObservation
 from properties.sampling import sample
 from verify.ranks import memory
 from verify.ranks.endings import exit_text
-from verify.ranks.messages import Failed, Frames, FromRank, Ran, Skipped
+from verify.ranks.messages import Failed, Frames, FromRank, Look, Ran, Seen, Skipped, frame
 from verify.ranks.remains import Remains
 
 _PIECE = 1 << 16
@@ -24,23 +25,32 @@ class Peer:
     """The connection and the memory file of rank `number` of the group in `folder`.
 
     Attributes:
-        theirs: The rank's end of the connection, until it has been handed over.
+        watch: The connection to its watch (`verify.ranks.watch`).
+        theirs: The rank's ends of the two connections, until they have been handed over.
         answers: What it has answered and was not yet looked at, in order.
         gone: Its connection is closed.
+        seen: What the last look has shown, or None.
+        unseen: The last look has shown nothing: the next one will hardly, either.
         forgotten: Numbers of cases sent ahead whose answers are of no interest any more.
         remains: What it leaves in the folder.
     """
 
     def __init__(self, number: int, folder: Path) -> None:
         self.number = number
-        self.connection, self.theirs = socket.socketpair()
+        self.connection, theirs = socket.socketpair()
+        self.watch, watched = socket.socketpair()
+        self.watch.settimeout(0.0)
+        self.theirs = (theirs, watched)
         self.memory = memory.create()
         self.answers: list[FromRank] = []
         self.gone = False
+        self.seen: Seen | None = None
+        self.unseen = False
         self.forgotten: set[int] = set()
         self.remains = Remains(folder, number)
         self._frames = Frames()
         self._decoder = msgspec.json.Decoder(FromRank)
+        self._looks = Frames()
 
     @property
     def silent(self) -> bool:
@@ -72,6 +82,23 @@ class Peer:
         except ValueError as error:
             self.answers.append(Failed(message=f"its answer cannot be read: {error}"))
 
+    def look(self, number: int) -> None:
+        """Ask its watch where it is; `see` takes the answer."""
+        self.seen = None
+        with contextlib.suppress(OSError):  # it may be gone, or not read any more
+            self.watch.sendall(frame(Look(number=number)))
+
+    def see(self, number: int) -> None:
+        """Take what its watch has answered to look `number`; earlier answers came too late."""
+        try:
+            data = self.watch.recv(_PIECE)
+            self._looks.feed(data)
+            while (body := self._looks.next()) is not None:
+                seen = msgspec.json.decode(body, type=Seen)
+                self.seen = seen if seen.number == number else self.seen
+        except (OSError, ValueError):  # the subject has closed it, or written to it: there is nothing to see
+            return
+
     def forget(self, numbers: Iterable[int]) -> None:
         """Take no answer that says that the cases of these numbers were passed over."""
         self.forgotten.update(numbers)
@@ -86,8 +113,9 @@ class Peer:
             ]
 
     def close(self) -> None:
-        """Free connection and memory file."""
+        """Free connections and memory file."""
         self.connection.close()
+        self.watch.close()
         os.close(self.memory)
 
     def returned(self, answer: Ran, case: Case, *, base: int) -> RankObservation:
@@ -108,6 +136,8 @@ class Peer:
             digest=answer.digest,
             seconds=answer.seconds,
             facts=answer.facts,
+            compiled=answer.compiled,
+            compile_seconds=answer.compile_seconds,
         )
 
     def died(self, code: int | None) -> RankObservation:
@@ -122,7 +152,7 @@ class Peer:
             ledger=self.remains.ledger(),
         )
 
-    def killed(self, ending: Ending, *, start: int) -> RankObservation:
-        """Return what is told of it after it was killed; its latest stacks were written from `start` on."""
-        stack = self.remains.stack(start=start) or self.remains.stack()
+    def killed(self, ending: Ending) -> RankObservation:
+        """Return what is told of it after it was killed: where it was seen, or what was dumped of it."""
+        stack = self.remains.trimmed(self.seen.stack) if self.seen else self.remains.stack()
         return RankObservation(rank=self.number, ending=ending, stack=stack, ledger=self.remains.ledger())

@@ -21,6 +21,7 @@ from properties.case import Case
 from properties.observation import Observation
 from properties.probe import second
 from verify.errors import RankError, SubjectError
+from verify.ranks.endings import LostGroup
 from verify.ranks.flight import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
 from verify.ranks.group import RankGroup
 from verify.ranks.limit import unlimited
@@ -35,31 +36,14 @@ __all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
 MAX_GROUPS, MAX_RANKS, MAX_GROUPINGS = 6, 64, 8
 
 
-class LostGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """A group that ended before its time.
-
-    Attributes:
-        spec: The subject that it ran.
-        world_size: Its number of ranks.
-        reason: `timeout`, `died`, `collectives do not match`, ...
-        case: Id of the case after which it was lost; empty if there was none.
-        pids: Process ids of its ranks, which are gone.
-    """
-
-    spec: str
-    world_size: int
-    reason: str
-    case: str = ""
-    pids: tuple[int, ...] = ()
-
-
 class RankPool:
     """Rank groups on this machine.
 
     Args:
         device: `cpu` or `cuda`.
         backend: `gloo` or `nccl`; None for the device's usual one.
-        timeout: Seconds that a small case may take, others more; may be changed between cases.
+        timeout: Seconds that a small case may take; large ones, crowded machines, and a case with which its
+            ranks get on (`verify.ranks.patience`) get more. May be changed between cases.
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
         link: To a server that has been started; None to start one. The pool closes it.
@@ -67,6 +51,8 @@ class RankPool:
 
     Attributes:
         left: Returns the seconds from now after which no case goes on, whatever it may take; may be changed.
+        timeout, warm_up: As given.
+        hurry: Of that time, the share that a case gets; may be changed between cases.
 
     Raises:
         PlanError: If device and backend do not go together.
@@ -84,7 +70,7 @@ class RankPool:
         every_element: bool = False,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
-        self.timeout, self.warm_up = timeout, warm_up
+        self.timeout, self.warm_up, self.hurry = timeout, warm_up, 1.0
         self.left: Callable[[], float] = unlimited
         self._device, self._backend = device, backend
         self._on_lost, self._every_element = on_lost, every_element
@@ -150,7 +136,15 @@ class RankPool:
         finally:
             self._drop_if_lost(group, None)
 
-    def submit(self, spec: str, case: Case, *, ahead: bool = False, inplace: bool = False) -> None:
+    def submit(
+        self,
+        spec: str,
+        case: Case,
+        *,
+        ahead: bool = False,
+        inplace: bool = False,
+        seconds: float | None = None,
+    ) -> None:
         """Have the ranks run `case` on the subject `spec`, and return at once.
 
         Args:
@@ -159,6 +153,7 @@ class RankPool:
             ahead: Keep the cases in flight, whose observations come first: the ranks go on to this one as
                 soon as they can. Otherwise those are waited for, and their observations thrown away.
             inplace: The subject may write over its input.
+            seconds: That a small case of this subject may take, in place of `timeout`.
 
         Raises:
             SubjectError: If `spec` names nothing that exists.
@@ -174,7 +169,7 @@ class RankPool:
         target = msgspec.structs.replace(self._target(spec), inplace=inplace)
         warm_up = 0.0 if target in self._called else self.warm_up
         self._called.add(target)
-        flight = Flight(target, case, seconds_for(case, self.timeout) + warm_up)
+        flight = Flight(target, case, timeout=(seconds or self.timeout) * self.hurry, warm_up=warm_up)
         self._flights.append(flight)
         if len(self._flights) == 1:
             self._send_first()
@@ -203,7 +198,7 @@ class RankPool:
                 raise
             again = True
         if again:
-            self._flights.appendleft(Flight(flight.target, flight.case, flight.seconds, again=True))
+            self._flights.appendleft(flight.anew())
             seen = self._observe_first()
         for waiting in self._flights:
             self._try_to_send(waiting)
@@ -222,9 +217,10 @@ class RankPool:
         assert group is not None
         try:
             seen = group.observation(left=self.left)
+            self._dynamo |= any(rank.compiled for rank in seen.ranks)  # groups to come have imported it
             following = second(case)
             if following is not None and not group.lost and all(r.ending == "returned" for r in seen.ranks):
-                group.submit(following, seconds=seconds_for(following, self.timeout))
+                group.submit(following, seconds=seconds_for(following, flight.timeout))
                 seen = msgspec.structs.replace(seen, again=group.observation(left=self.left))
         except (RankError, SubjectError):
             group.lost = group.lost or "RankError"
@@ -298,12 +294,12 @@ class RankPool:
         """
         self._dynamo |= any(map(checkpoints, cases))
         group = self._group(self._target(spec), cases[0].world_size)
-        if self._dynamo and not group.dynamo:
+        if any(map(checkpoints, cases)) and not group.dynamo:
             self._drop(group)
             group = self._group(group.target, group.plan.world_size)
+        seconds = self.warm_up + sum(seconds_for(case, self.timeout) for case in cases)
         try:
-            each = (seconds_for(case, self.timeout) for case in cases)
-            return group.bare(cases, seconds=self.warm_up + sum(each))
+            return group.bare(cases, seconds=seconds)
         finally:
             self._drop_if_lost(group, None)
 
@@ -364,12 +360,8 @@ class RankPool:
             devices = link.request(CountDevices())
             assert isinstance(devices, Devices)
             self._cuda_devices = devices.cuda
-        return plan(
-            device=self._device,
-            backend=self._backend,
-            world_size=world_size,
-            cuda_devices=self._cuda_devices,
-        )
+        usable = self._cuda_devices
+        return plan(device=self._device, backend=self._backend, world_size=world_size, cuda_devices=usable)
 
     def _make_room(self, world_size: int) -> None:
         while self._groups and (

@@ -1,7 +1,8 @@
 """Remains: what a rank that cannot tell has left in its group's folder.
 
-`rank-R.stack` are the Python stacks of its threads, `rank-R.log` is what it printed, `rank-R.ledger` the
-collectives that it issued, the one in which it hangs included.
+`rank-R.stack` are the Python stacks of its threads, if it crashed or was killed without having been seen;
+`rank-R.log` is what it printed, `rank-R.ledger` the collectives that it issued, the one in which it hangs
+included.
 """
 
 from __future__ import annotations
@@ -28,15 +29,13 @@ class Remains:
     folder: Path
     rank: int
 
-    def stack_size(self) -> int:
-        """Return how many bytes of stacks were written so far."""
-        with contextlib.suppress(OSError):
-            return self._path("stack").stat().st_size
-        return 0
+    def stack(self) -> str:
+        """Return its stacks, without our own frames, as faulthandler has written them."""
+        return self.trimmed(tail(self._path("stack"), limit=_STACK_BYTES))
 
-    def stack(self, *, start: int = 0) -> str:
-        """Return its stacks, without our own frames, of what was written from `start` on."""
-        return trim(tail(self._path("stack"), limit=_STACK_BYTES, start=start), ours=_OURS)
+    def trimmed(self, stack: str) -> str:
+        """Return a stack without our own frames."""
+        return trim(stack, ours=_OURS)
 
     def printed(self) -> str:
         """Return the end of what it printed."""

@@ -21,6 +21,7 @@ import array
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import io
 import os
 import resource
@@ -56,7 +57,9 @@ _TRACE_SECONDS, _TRACE_PAUSE = 1.0, 0.02
 _REAP_SECONDS, _END_SECONDS = 5.0, 1.0
 _STRAY_ROUNDS = 8
 _LOOK_SECONDS = 0.25
-_DESCRIPTORS = 192
+_EACH = 3
+"""Descriptors that a rank is given: its connection, its memory file, its watch's connection."""
+_DESCRIPTORS = 64 * _EACH
 
 
 def main() -> None:
@@ -119,8 +122,8 @@ class Server:
     def _answer(self, request: ToServer, descriptors: array.array[int]) -> FromServer:
         match request:
             case Spawn():
-                taken = descriptors[: 2 * request.world_size]
-                del descriptors[: 2 * request.world_size]
+                taken = descriptors[: _EACH * request.world_size]
+                del descriptors[: _EACH * request.world_size]
                 return self._spawn(request, list(taken))
             case Stop():
                 return self._stop(request)
@@ -128,7 +131,7 @@ class Server:
                 return Devices(cuda=_count_devices())
 
     def _spawn(self, request: Spawn, descriptors: list[int]) -> Spawned:
-        if request.dynamo and "torch._dynamo" not in sys.modules:
+        if request.dynamo and "torch._dynamo" not in sys.modules and may_import_dynamo():
             with _leaving_with(self._connection):
                 _preload_dynamo()
             _settle()
@@ -155,7 +158,7 @@ class Server:
         """Turn the forked process into a rank; never returns."""
         code = 70
         try:
-            mine = descriptors[2 * rank : 2 * rank + 2]
+            mine = descriptors[_EACH * rank : _EACH * (rank + 1)]
             for descriptor in descriptors:
                 if descriptor not in mine:
                     os.close(descriptor)
@@ -163,7 +166,7 @@ class Server:
             _stand_alone(self.pid, folder / f"rank-{rank}.log")
             from verify.ranks import worker
 
-            worker.main(socket.socket(fileno=mine[0]), mine[1])
+            worker.main(socket.socket(fileno=mine[0]), mine[1], socket.socket(fileno=mine[2]))
             code = 0
         except BaseException:
             with contextlib.suppress(BaseException):
@@ -179,7 +182,10 @@ class Server:
         return Stopped(codes={pid: codes[pid] for pid in ended if pid in codes})
 
     def _trace(self, pids: list[int]) -> None:
-        """Have ranks write their stacks down, and wait until they have; one may have masked the signal."""
+        """Have ranks that end now write their stacks down; wait until they have, but one may mask the signal.
+
+        This is faulthandler's dump, without the interpreter lock: it may crash its process.
+        """
         before = {pid: _size(self._ranks[pid]) for pid in pids}
         sizes = before
         for pid in pids:
@@ -279,6 +285,15 @@ def _preload() -> None:
     from verify.ranks import worker  # noqa: F401
 
     torch.set_num_threads(1)
+
+
+def may_import_dynamo() -> bool:
+    """Return whether dynamo may be imported here, before a rank has loaded its subject.
+
+    Dynamo imports triton where there is one, and triton asks for good whether `TRITON_INTERPRET` is set. A
+    subject may set that before it imports triton itself, and finds it imported without.
+    """
+    return "TRITON_INTERPRET" in os.environ or importlib.util.find_spec("triton") is None
 
 
 def _preload_dynamo() -> None:

@@ -6,12 +6,10 @@ It leaves, without a word, when the parent's end of the connection is closed.
 from __future__ import annotations
 
 import datetime
-import faulthandler
 import os
 import socket
-import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import torch
@@ -19,8 +17,10 @@ import torch.distributed as dist
 
 from properties.case import Case
 from verify.errors import SubjectError
+from verify.ranks import watch
 from verify.ranks.bare import prepare, timed
 from verify.ranks.building import build
+from verify.ranks.compiling import compilations, raise_limits
 from verify.ranks.conversion import facts
 from verify.ranks.exceptions import describe
 from verify.ranks.gate import Gate
@@ -29,7 +29,6 @@ from verify.ranks.ledger import Ledger
 from verify.ranks.loading import Factory, load
 from verify.ranks.memory import part, write
 from verify.ranks.messages import (
-    TRACE_SIGNAL,
     Bare,
     Description,
     Failed,
@@ -53,8 +52,15 @@ _NEVER = datetime.timedelta(days=1)
 _LOG_BYTES = 1 << 20
 
 
-def main(connection: socket.socket, memory: int) -> None:
-    """Serve the parent at the other end of `connection` until it is gone; tensors go into `memory`."""
+def main(connection: socket.socket, memory: int, watched: socket.socket) -> None:
+    """Serve the parent at the other end of `connection` until it is gone.
+
+    Args:
+        connection: For messages.
+        memory: The file that tensors go into.
+        watched: For looks, which a thread of its own answers.
+    """
+    watch.start(watched)
     decoder = msgspec.json.Decoder(ToRank)
     frames = Frames()
     pid = os.getpid()
@@ -96,7 +102,7 @@ class Worker:
         self._setup = setup
         self._memory = memory
         self._spill = folder / f"rank-{setup.rank}.tensors"
-        self._stacks = Stacks(folder / f"rank-{setup.rank}.stack")
+        watch.write_crashes(folder / f"rank-{setup.rank}.stack")
         self._device = torch.device(setup.device)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
@@ -147,8 +153,9 @@ class Worker:
         case = request.case
         assert self._factory is not None
         assert self._description is not None
-        self._stacks.arm(request.seconds)
         self._hygiene.restore(case.seed)
+        raise_limits()
+        before = compilations()
         _bound_log()
         place = Place(
             rank=self._setup.rank, device=self._device, group=self._group(case), ledger=self._ledger
@@ -162,6 +169,7 @@ class Worker:
             inplace=self._inplace,
         )
         execution.run()
+        compiled = compilations().since(before)
         told = {}
         if case.probe == "conversion" and execution.raised is None:
             keywords = self._description.keywords
@@ -187,6 +195,8 @@ class Worker:
             seconds=execution.seconds,
             facts=told,
             changed=self._hygiene.changed(),
+            compiled=compiled.functions,
+            compile_seconds=compiled.seconds,
         )
 
     def bare(self, request: Bare) -> Timed:
@@ -206,31 +216,6 @@ class Worker:
             made = [(ranks, dist.new_group(list(ranks), timeout=_NEVER)) for ranks in case.groups]
             self._groups[case.groups] = next(group for ranks, group in made if self._setup.rank in ranks)
         return self._groups[case.groups]
-
-
-class Stacks:
-    """The file that this rank's Python stacks are written to, by faulthandler and so even with the GIL held.
-
-    Arming a timer starts a thread (0.1 ms), so a timer that still ends in time serves the next cases, too.
-    """
-
-    _EARLIEST = 0.6
-
-    def __init__(self, path: Path) -> None:
-        self._file: IO[str] = path.open("w")
-        self._until = 0.0
-        faulthandler.enable(file=self._file, all_threads=True)
-        faulthandler.register(TRACE_SIGNAL, file=self._file, all_threads=True, chain=False)
-
-    def arm(self, seconds: float) -> None:
-        """Have the stacks written between 0.6 times `seconds` from now and `seconds` from now."""
-        now = time.monotonic()
-        if not now + self._EARLIEST * seconds <= self._until <= now + seconds:
-            faulthandler.dump_traceback_later(seconds, file=self._file)
-            self._until = now + seconds
-        if os.fstat(self._file.fileno()).st_size:
-            os.ftruncate(self._file.fileno(), 0)
-            os.lseek(self._file.fileno(), 0, os.SEEK_SET)
 
 
 def _bound_log() -> None:

@@ -105,6 +105,7 @@ def subject_data(result: SubjectResult) -> dict[str, Any]:
         "accounting": {
             **plain(result.accounting),
             "required_grade": result.required,
+            **plain(result.pace),
             "stopped": result.stopped,
         },
         "stands_on": plain(result.stands_on),

@@ -21,6 +21,7 @@ from verify.events import (
     GroupLost,
 )
 from verify.report.failing import by_case
+from verify.report.pace import forecast
 from verify.report.summary import known_lines, summary
 from verify.wording import count
 
@@ -51,6 +52,7 @@ class Lines:
         self._stream, self._clock = stream, clock
         self._detail, self._known = detail, known
         self._told = 0.0
+        self._cases: int | None = None
         self._label = ""
         self._internal = self._groups = 0
 
@@ -58,7 +60,7 @@ class Lines:
         """Write the lines of one event."""
         match event:
             case CampaignStarted():
-                self._label, self._told = event.label, self._clock()
+                self._label, self._told, self._cases = event.label, self._clock(), event.cases
                 self._internal = self._groups = 0
                 self._write(opening_line(event) if self._detail == "unexpected" else started_line(event))
             case CaseEnded():
@@ -110,6 +112,8 @@ class Lines:
                 self._write(
                     f"{self._label}: our own machinery failed on case {event.case_id}:\n{event.internal}"
                 )
+        if told := forecast(event.pace, number=event.number, cases=self._cases):
+            self._write(f"{self._label}: {told}")
         if self._clock() - self._told >= INTERVALS[self._detail]:
             self._told = self._clock()
             self._write(f"{self._label}: {count(event.number, 'case')} judged")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from verify.report.pace import pace_lines
 from verify.result import Accounting, KnownResult, StandsOn, SubjectResult
 from verify.wording import count, listing, of_a_sample, ratio
 
@@ -26,6 +27,7 @@ def summary(result: SubjectResult, *, everything: bool = False) -> Iterator[str]
     if advice := grade_advice(result):
         yield f"  {advice}"
     yield from _accounting(result.accounting, excluded=result.excluded, everything=everything)
+    yield from pace_lines(result.pace)
     if everything:
         yield from _properties(result)
         yield from known_lines(result.known)
@@ -126,7 +128,8 @@ def _accounting(counts: Accounting, *, excluded: float, everything: bool) -> Ite
     yield (
         f"  the domain excludes {excluded:.1%} of the default one; "
         f"{counts.skipped} drawn cases skipped as known; "
-        f"{count(counts.hung, 'case')} hung, {counts.died} died; "
+        f"{count(counts.hung, 'case')} hung, {counts.died} died"
+        f"{f', {counts.slow} given up as too slow' if counts.slow else ''}; "
         f"{count(counts.internal, 'failure')} of our own machinery"
     )
 

@@ -17,6 +17,7 @@ from verify.events import (
     FailureMinimised,
 )
 from verify.report.lines import Lines
+from verify.report.pace import forecast
 
 
 class Terminal:
@@ -32,13 +33,14 @@ class Terminal:
         self._lines = lines
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._seconds: float | None = None
+        self._cases: int | None = None
 
     def handle(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, CaseEnded) and not event.internal:
             self._advance(event)
-            return
+            if not forecast(event.pace, number=event.number, cases=self._cases):
+                return
         if isinstance(event, CaseDrawn):
             return
         # What stays on the screen is written with the bar taken away.
@@ -57,6 +59,7 @@ class Terminal:
         self._pause(for_good=True)
 
     def _start(self, event: CampaignStarted) -> None:
+        self._cases = event.cases
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -240,6 +240,14 @@ class Sleeps(Local):
         return super().forward(x)
 
 
+class SleepsLonger(Local):
+    """Takes a second and a half."""
+
+    def forward(self, x):
+        time.sleep(1.5)
+        return super().forward(x)
+
+
 class Works(Local):
     """Takes half a second of a core."""
 
@@ -248,6 +256,37 @@ class Works(Local):
         while time.thread_time() < end:
             pass
         return super().forward(x)
+
+
+class Slow(Local):
+    """Takes a second of a core, and gets on."""
+
+    def forward(self, x):
+        end, number = time.thread_time() + 1.0, 0
+        while time.thread_time() < end:
+            number += 1
+        return super().forward(x)
+
+
+class Spins(Local):
+    """Loops without end, through a few places."""
+
+    def forward(self, x):
+        def over():
+            return False
+
+        while not over():
+            pass
+        return super().forward(x)
+
+
+class Counts(Local):
+    """Loops without end, and counts."""
+
+    def forward(self, x):
+        number = 0
+        while True:
+            number += 1
 
 
 class Identity(Local):
@@ -330,3 +369,16 @@ class Moody(Synced):
         result = super().forward(x)
         time.sleep(0.001 * ((chosen + dist.get_rank()) % 3))
         return result
+
+
+class _Reduced(Local):
+    """Batch norm that all-reduces something of a size that varies; compiled, that breaks its graph."""
+
+    def forward(self, x):
+        dist.all_reduce(torch.ones(x.shape[0], device=x.device).sum(), group=self.process_group)
+        return super().forward(x)
+
+
+def compiled(num_features, **options):
+    """Return a compiled module, of one class, so that its code is compiled again only where it must be."""
+    return torch.compile(_Reduced(num_features, **options), backend="eager")

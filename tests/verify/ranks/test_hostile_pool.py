@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 
 import msgspec
 import pytest
@@ -12,9 +11,7 @@ from tests.verify.ranks.real import CASE, exists, spec
 
 
 def test_one_rank_that_raises_stops_the_others(pool, losses):
-    started = time.monotonic()
     first, other = pool.run(spec("RaisesOnRankOne"), CASE).ranks
-    assert time.monotonic() - started < 2.0 + 2.0
     assert other.ending == "raised"
     assert (other.raised.type, other.raised.message) == ("ValueError", "not on this rank")
     assert "subjects.py" in other.raised.traceback

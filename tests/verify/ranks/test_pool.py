@@ -286,9 +286,9 @@ def test_a_subject_that_cannot_be_loaded_is_one_line(pool, tmp_path, wanted, mes
 
 def test_the_first_case_of_a_subject_has_time_to_warm_up(losses):
     with RankPool(timeout=0.3, on_lost=losses.append) as pool:
-        assert pool.run(spec("Sleeps"), CASE).ranks[0].ending == "returned"
+        assert pool.run(spec("SleepsLonger"), CASE).ranks[0].ending == "returned"
         pool.timeout = 0.1
-        assert pool.run(spec("Sleeps"), CASE).ranks[0].ending == "timeout"
+        assert pool.run(spec("SleepsLonger"), CASE).ranks[0].ending == "timeout"
 
 
 def test_a_failure_of_our_own_is_a_rank_error_and_costs_the_group(pool, losses, monkeypatch):
