@@ -250,8 +250,7 @@ class Examiner:
     def hurried(self, share: float | None) -> Iterator[None]:
         """Give cases that share of their usual time on the ranks; None for all of it."""
         usual = self.ranks.hurry
-        if share is not None:
-            self.ranks.hurry = min(usual, share)
+        self.ranks.hurry = min(usual, 1.0 if share is None else share)
         try:
             yield
         finally:
