@@ -44,11 +44,12 @@ def period(case: Case, rank: int) -> int:
 def repeated(block: NDArray[T], shape: Shape) -> NDArray[T]:
     """Return a block of one period (1, C, period) as the whole one, of this shape; a whole one as it is.
 
-    An expanded one, (1, C, 1), stays so.
+    A period may be as long as the whole, which has another shape all the same. An expanded one, (1, C, 1),
+    stays so.
     """
     n, c, positions = shape
     held, count = block.shape[0] * block.shape[2], n * positions
-    if held == count or held <= 1:
+    if block.shape == shape or held <= 1:
         return block
     line = np.empty((c, count), block.dtype)
     full = count // held * held

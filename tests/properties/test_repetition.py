@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from properties import repetition, values
@@ -87,6 +87,9 @@ def whole_of(case, grade="A"):
         return expect(case, Contract(), grade)
 
 
+@example(11, 1, 1, 11)  # a period as long as the whole: the same elements in another shape
+@example(11, 3, 1, 11)
+@example(1, 2, 13, 13)
 @given(st.integers(1, 70), st.integers(1, 4), st.integers(1, 70), st.sampled_from([11, 13, 121]))
 def test_each_position_holds_what_its_number_modulo_the_period_holds(n, c, positions, held):
     if n * positions < held:

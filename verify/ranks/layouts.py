@@ -57,7 +57,7 @@ def lay_out(
     """
     plain = torch.from_numpy(values).to(device=device, dtype=dtype)
     period = None
-    if layout != "expanded" and plain.numel() < math.prod(shape):
+    if layout != "expanded" and (len(plain) != shape[0] or plain.numel() < math.prod(shape)):
         period = plain if layout == "contiguous" and shape[0] <= _SAMPLES_ONE_BY_ONE else None
         plain = _repeated(plain, shape)
     match layout:
