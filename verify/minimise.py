@@ -191,10 +191,14 @@ def minimise(
 
 
 def _explore(source: Source, function: Callable[[Case], None]) -> None:
-    """Have Hypothesis draw the cases of `source`, and shrink the first failure."""
+    """Have Hypothesis draw the cases of `source`, and shrink the first failure.
+
+    All settings that have a say are given: no profile of the user's, and no CI, changes what is drawn.
+    """
 
     @hypothesis.seed(source.seed)
     @hypothesis.settings(
+        backend="hypothesis",
         max_examples=max(1, source.limit),
         deadline=None,
         database=None,
