@@ -21,7 +21,7 @@ lint: $(VENV)/installed-lint
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt verify/entry.py
 	@.ci/install $(VENV) "torch, jax and this package (some minutes; 1.3 GB, or 6 GB with a CUDA build of torch)" .
 	@touch $@
 

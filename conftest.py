@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from verify.run import Run
 
-if not any(entry.value == "verify.plugin" for entry in entry_points(group="pytest11")):
-    pytest_plugins = ["verify.plugin"]
+if not any(entry.name == "syncbn-verify" for entry in entry_points(group="pytest11")):
+    pytest_plugins = ["verify.entry"]
 
 settings.register_profile(
     "syncbn-verify",

@@ -1,10 +1,13 @@
-"""The program `python -m verify`."""
+"""The program `python -m verify`.
+
+A `verify.py` in the current folder is run in its place; `syncbn-verify` always works.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from verify.cli import main
+from verify.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ from verify.arguments import UsageError, parse
 from verify.errors import SubjectError
 from verify.exits import INTERNAL, INTERRUPTED, USAGE
 from verify.interrupts import heeded
+from verify.launchers import launched
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(words)
         arguments.words = words
+        if refused := launched(os.environ):
+            raise UsageError(refused)
         with heeded():
             return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:

@@ -1,90 +1,40 @@
 """The pytest plugin: `--subject SPEC` runs a subject's campaign as items, `--case ID` replays one case.
 
-Light: importing it imports neither torch, jax nor hypothesis; an item does when it runs. With --subject and
-no paths on the command line only the subject's items run, so that the reproduce line of a failure does just
-that.
+`verify.entry` has the options, and registers this module where --subject is given: other test runs have
+nothing of it. Light: importing it imports neither torch, jax nor hypothesis; an item does when it runs. With
+--subject and no paths on the command line only the subject's items run, so that the reproduce line of a
+failure does just that.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from verify.entry import EXPECTED, bind, conflict
 from verify.environment import backend_words, one_line
+from verify.launchers import launched
 from verify.policy import DEFAULT_MIN_CASES
-from verify.shards import SHARDS, Check, Shard, Undecided, Violated, close_runs, default_seed, use_seed
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
-    group = parser.getgroup("syncbn-verify", "synchronized batch norm against its reference")
-    group.addoption(
-        "--subject", action="append", default=[], metavar="SPEC", help="judge this SyncBN; may be repeated"
-    )
-    group.addoption(
-        "--case", default=None, metavar="ID", help="with --subject: only this case (id, file or JSON)"
-    )
-    group.addoption(
-        "--verify-seed",
-        type=int,
-        default=None,
-        metavar="N",
-        help="with --subject: seed of the draws (random)",
-    )
-    group.addoption(
-        "--verify-cases",
-        type=int,
-        default=None,
-        metavar="N",
-        help="with --subject: cases of the whole campaign",
-    )
-    group.addoption(
-        "--verify-min-cases",
-        type=int,
-        default=DEFAULT_MIN_CASES,
-        metavar="N",
-        help=f"with --subject: cases of the whole campaign that a verdict HOLDS needs ({DEFAULT_MIN_CASES})",
-    )
-    group.addoption(
-        "--verify-device", choices=("cpu", "cuda"), default="cpu", help="with --subject: cpu or cuda"
-    )
-    group.addoption(
-        "--verify-backend", choices=("gloo", "nccl"), default=None, help="with --subject: gloo or nccl"
-    )
-    group.addoption(
-        "--verify-case-seconds",
-        type=float,
-        default=None,
-        metavar="S",
-        help="with --subject: seconds that one small case may take on the ranks (10)",
-    )
+from verify.shards import SHARDS, Check, Shard, Undecided, Violated
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fix what all workers of a distributed run must agree on: the seed, and whether other tests run."""
+    """Fix what all workers of a distributed run must agree on: whether other tests run."""
     option = config.option
-    if option.case is not None and not option.subject:
-        raise pytest.UsageError("Expected --subject with --case, but got none; say whose case it is.")
-    if option.verify_case_seconds is not None and not option.verify_case_seconds > 0:
-        raise pytest.UsageError(
-            f"Expected --verify-case-seconds above 0, but got {option.verify_case_seconds:g}; give seconds."
-        )
-    if option.verify_seed is None:
-        option.verify_seed = default_seed()
-    use_seed(option.verify_seed)
+    if refused := launched(os.environ):
+        raise pytest.UsageError(refused)
     if not hasattr(option, "verify_alone"):  # workers receive the controller's options, this one included
         paths_given = config.args_source is pytest.Config.ArgsSource.ARGS
-        option.verify_alone = bool(option.subject) and not paths_given
+        option.verify_alone = not paths_given
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Name subject, versions, device and backend."""
     option = config.option
-    if not option.subject:
-        return []
     backend = backend_words(option.verify_device, option.verify_backend)
     where = one_line(device=option.verify_device, backend=backend)
     return [where, f"subjects: {', '.join(option.subject)}; seed {option.verify_seed}"]
@@ -97,18 +47,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(
-    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
-) -> None:
-    """Add the items of the subjects asked for."""
-    if config.option.subject:
-        collector = Subjects.from_parent(session, name="syncbn-verify", nodeid="syncbn-verify")
-        items.extend(collector.collect())
-
-
-def pytest_unconfigure() -> None:
-    """End the ranks."""
-    close_runs()
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add the items of the subjects asked for, unless a test file has brought a package of our name along."""
+    collector = Subjects.from_parent(session, name="syncbn-verify", nodeid="syncbn-verify")
+    if words := conflict():
+        refused = f"{EXPECTED}{words}; run the subject without those tests."
+        if not hasattr(session.config, "workerinput"):
+            raise pytest.UsageError(refused)
+        # A worker of pytest-xdist cannot end the session with a message of its own: an item can.
+        items[:] = [Refused.from_parent(collector, name="packages", refused=refused)]
+        return
+    bind()
+    items.extend(collector.collect())
 
 
 class Subjects(pytest.Collector):
@@ -129,7 +79,7 @@ class Subjects(pytest.Collector):
                     number=number,
                     cases=option.verify_cases,
                     seed=option.verify_seed,
-                    min_cases=option.verify_min_cases,
+                    min_cases=option.verify_min_cases or DEFAULT_MIN_CASES,
                     device=option.verify_device,
                     backend=option.verify_backend,
                     case_seconds=option.verify_case_seconds,
@@ -153,6 +103,18 @@ class _Item(pytest.Item):
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in reports."""
         return self.config.rootpath, None, f"syncbn-verify {self.name}"
+
+
+class Refused(_Item):
+    """What stands in place of all tests where ours cannot run."""
+
+    def __init__(self, *, refused: str, **more: Any) -> None:
+        super().__init__(**more)
+        self._refused = refused
+
+    def runtest(self) -> None:
+        """Fail."""
+        raise Undecided(self._refused)
 
 
 class ShardItem(_Item):

@@ -12,6 +12,8 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from verify.entry import EXPECTED, bind, conflict
+from verify.launchers import launched
 from verify.policy import DEFAULT_MIN_CASES
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Check:
 
     def __call__(self) -> SubjectResult:
         """Run the shard; return its result if it holds."""
+        __tracebackhide__ = True
         result = run_shard(self.shard)
         judge_result(result)
         return result
@@ -111,7 +114,17 @@ def close_runs() -> None:
 
 
 def run_shard(shard: Shard) -> SubjectResult:
-    """Run the campaign of one shard and return its result."""
+    """Run the campaign of one shard and return its result.
+
+    Raises:
+        Undecided: If this process cannot have our packages, or is one of several that a launcher started.
+    """
+    __tracebackhide__ = True
+    if words := conflict():
+        raise Undecided(f"{EXPECTED}{words}.")
+    if refused := launched(os.environ):
+        raise Undecided(refused)
+    bind()
     from verify.campaign import Budget, Policy, derive
     from verify.floor import Floor
     from verify.run import Settings

@@ -11,7 +11,7 @@ import pytest
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
-INSTALLED = any(entry.value == "verify.plugin" for entry in entry_points(group="pytest11"))
+INSTALLED = any(entry.name == "syncbn-verify" for entry in entry_points(group="pytest11"))
 NO_CACHE = ("-p", "no:cacheprovider")
 CACHE = str(platformdirs.user_cache_path())
 FEW = ("--verify-cases=16", "--verify-min-cases=4", "--verify-seed=1", *NO_CACHE)
@@ -21,7 +21,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *arguments: 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XDG_CACHE_HOME", CACHE)  # pytester's home is empty: all would be compiled anew
     monkeypatch.setenv("SYNCBN_VERIFY_DATA", str(pytester.path / "data"))
-    plugin = () if INSTALLED else ("-p", "verify.plugin")
+    plugin = () if INSTALLED else ("-p", "verify.entry")
     return pytester.runpytest_subprocess(*plugin, *arguments, timeout=280)
 
 

@@ -43,7 +43,7 @@ def start(
     path = os.pathsep.join(path for path in (str(ROOT), *sys.path) if path)
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=errors,

@@ -18,7 +18,7 @@ from verify.environment import cores
 TARGET_BUSY, TARGET_GAIN, SHARE_OF_POSSIBLE = 0.85, 1.4, 0.9
 CASES = 1200
 SUBJECT = "aggregated"
-PLUGIN = "verify.plugin"
+PLUGIN = "verify.entry"
 SUITE = '''"""A suite of one subject."""
 
 import verify
@@ -67,7 +67,7 @@ def measure(effort: Effort, tell: Tell) -> tuple[Figure, ...]:
 
 def pytest_words(suite: Path, workers: str) -> tuple[str, ...]:
     """Return the words after `python` that run `suite` alone with so many workers."""
-    known = any(entry.value == PLUGIN for entry in entry_points(group="pytest11"))
+    known = any(entry.name == "syncbn-verify" for entry in entry_points(group="pytest11"))
     plugin = () if known else ("-p", PLUGIN)
     alone = ("-p", "no:cacheprovider", "--rootdir", str(suite.parent), "-c", os.devnull)
     return ("-m", "pytest", str(suite), "-q", "-n", workers, *plugin, *alone)

@@ -11,11 +11,9 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -25,6 +23,7 @@ from typing import IO, Self
 
 import msgspec
 
+from verify.entry import program
 from verify.errors import RankError
 from verify.power.outcome import Beat, Broken, Done, Message, Outcome, Ready
 from verify.power.units import Unit
@@ -33,9 +32,6 @@ SILENCE = 240.0
 """Seconds without a word after which a worker is given up; a minimising with hangs may take one of them."""
 MAX_STILLBORN = 3
 """Workers in a row that end before they are ready, after which it is not the units' fault."""
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from verify.power.worker import main; main()"
-)
 _LEAVE_SECONDS = 15.0
 _TAIL = 2000
 
@@ -110,7 +106,7 @@ class Crew:
 
     def __init__(self, workers: int, *, command: Sequence[str] = (), silence: float = SILENCE) -> None:
         self._size = workers
-        self._command = tuple(command) or (sys.executable, "-c", _START, json.dumps(sys.path))
+        self._command = tuple(command) or program("verify.power.worker")
         self._silence = silence
         self._decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
         self._workers: list[_Worker] = []

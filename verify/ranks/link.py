@@ -8,26 +8,24 @@ are read when they are needed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
+from verify.entry import program
 from verify.errors import RankError
 from verify.ranks.limit import Limit, Queues
 from verify.ranks.messages import Frames, FromServer, ToServer, frame, receive
 
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from verify.ranks.server import main; main()"
-)
+_LOADED = ("verify", "properties")
+"""Packages of ours that ranks have; a subject may have a `reference` of its own."""
 _BOOT_SECONDS = 120.0
 _LEAVE_SECONDS = 10.0
 
@@ -45,7 +43,7 @@ class Link:
         self._connection, theirs = socket.socketpair()
         with theirs, (self.folder / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(self.folder)],
+                program("verify.ranks.server", str(theirs.fileno()), str(self.folder), names=_LOADED),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

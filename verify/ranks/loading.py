@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from verify.entry import PACKAGES
 from verify.errors import SubjectError
 from verify.ranks.messages import Description, Target
 
@@ -99,9 +100,11 @@ def _place(target: Target) -> str:
 
 def _import_failed(target: Target, error: BaseException) -> str:
     lines = str(error).splitlines()
+    wanted = str(getattr(error, "name", None) or "").partition(".")[0]
+    ours = f"; `{wanted}` is a package of syncbn-verify here" if wanted in PACKAGES else ""
     return (
         f"Expected to import {_place(target)} for the subject {target.spec!r}, but it raised "
-        f"{type(error).__name__}{': ' + lines[0] if lines else ''}."
+        f"{type(error).__name__}{': ' + lines[0] if lines else ''}{ours}."
     )
 
 
