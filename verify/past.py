@@ -188,9 +188,9 @@ def _with_line(past: Past | None, journal: Journal, offset: int, text: bytes) ->
 
 def _opened(past: Past | None, text: bytes) -> Past:
     schema = msgspec.json.decode(text, type=_Schema).schema
-    if schema != SCHEMA:
+    if not 1 <= schema <= SCHEMA:
         raise ValueError(
-            f"Expected a record of schema {SCHEMA}, but got schema={schema!r}; record a new run."
+            f"Expected a record of schema 1 to {SCHEMA}, but got schema={schema!r}; record a new run."
         )
     opening = struct_from(text, Opening)
     if past is None:

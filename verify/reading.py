@@ -22,13 +22,16 @@ from verify.memory import Place, Recalled
 from verify.result import SubjectResult
 from verify.trial import Trial
 
-_FLOATS = frozenset({"max_ratio", "ratio", "ratios", "bound", "observed", "expected"})
+COUNTS = ("elements", "max_ratio", "undecided", "blind", "unjudged")
+"""What a property that holds is recorded by, in this order and without zeros at the end."""
+_FLOATS = frozenset({"max_ratio", "holds", "ratio", "ratios", "bound", "observed", "expected"})
 """Keys below which "nan", "inf" and "-inf" are numbers; see `verify.plain`."""
 _SPELLED = {name: float(name) for name in ("nan", "inf", "-inf")}
 _ENDINGS = ("", *get_args(Ending))
 _EXPECTATIONS = ("HOLDS", "VIOLATED")
 _STATES = ("seen", "stale", "not exercised")
 _SIZES = frozenset(map(str, range(1, MAX_WORLD_SIZE + 1)))
+_ORDER = {name: place for place, name in enumerate(PROPERTIES)}
 _Read = TypeVar("_Read")
 
 
@@ -60,6 +63,7 @@ class _Trial(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     case: Case
     place: Place
+    holds: tuple[tuple[str | int | float, ...], ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     excused: tuple[Excused, ...] = ()
     satisfied: Literal["A", "B", "C", "none", ""] = ""
@@ -82,12 +86,13 @@ def trial_from(text: bytes) -> tuple[str, Recalled]:
     """
     data = struct_from(text, _Trial)
     _require(data.id == data.case.id, "the id of its case", id=data.id)
-    for verdict in data.verdicts:
+    verdicts = (*(_verdict(one) for one in data.holds), *data.verdicts)
+    for verdict in verdicts:
         _check_verdict(verdict)
     _check_place(data.place)
     trial = Trial(
         case=data.case,
-        verdicts=data.verdicts,
+        verdicts=tuple(sorted(verdicts, key=lambda verdict: _ORDER[verdict.property])),
         excused=data.excused,
         observation=_observation(data.observation) if data.observation else None,
         satisfied=data.satisfied,
@@ -112,6 +117,13 @@ def check_result(result: SubjectResult) -> None:
     sizes = result.stands_on.world_sizes
     _require(all(size in _SIZES for size in sizes), "numbers of ranks", world_sizes=sorted(sizes))
     _require(all(known.state in _STATES for known in result.known), "known states", subject=result.subject)
+
+
+def _verdict(short: tuple[str | int | float, ...]) -> Verdict:
+    """Return the verdict that a line has in short: a property that holds, and its counts."""
+    _require(0 < len(short) <= 1 + len(COUNTS), "a property and its counts", holds=short)
+    fields = {"property": short[0], "outcome": Outcome.HOLDS, **dict(zip(COUNTS, short[1:], strict=False))}
+    return msgspec.convert(fields, type=Verdict)
 
 
 def _check_verdict(verdict: Verdict) -> None:

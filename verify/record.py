@@ -3,8 +3,8 @@
 Rules
 -----
 - `record.jsonl` is a journal (`verify.journal`) of runs, each from a line `environment` on. It holds one line
-  a trial with the case, its place in the campaign, its verdicts with their ratios; if it failed, the whole
-  observation. `verify.past` reads it.
+  a trial: of one that failed everything, with the whole observation; of any other the case, its place in the
+  campaign, and of each property the counts and the greatest ratio. `verify.past` reads it.
 - What cannot be written ends the recording, never the run: `Record.failed` says why.
 - Every failing case is a file of its own, `cases/<id>.json`: in the record, and in the user's data folder, so
   that `replay ID` works without --record.
@@ -23,15 +23,18 @@ import platformdirs
 
 from properties.case import MAX_JSON_BYTES, Case, CaseError, decode, encode, shorten
 from properties.observation import Observation, RankObservation, tensor_to_data
+from properties.verdict import Outcome
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureFound, FailureMinimised, GroupLost
 from verify.journal import Journal
 from verify.memory import Place
 from verify.plain import line, plain
+from verify.reading import COUNTS
 from verify.trial import Trial
 
 DATA_FOLDER = "SYNCBN_VERIFY_DATA"
 """Environment variable that names another data folder."""
-SCHEMA = 1
+SCHEMA = 2
+"""Since 2 a trial that did not fail is recorded in short, under `holds`; what 1 has is read as well."""
 MAX_TENSOR_BYTES = 1 << 28
 """Of the tensors of one observation; together with base64 and names well below `verify.journal.MAX_LINE`."""
 _ID_DIGITS = frozenset("0123456789abcdef")
@@ -135,18 +138,16 @@ class Record:
             "subject": self._subject,
             "id": trial.case.id,
             "case": plain(trial.case),
-            "verdicts": [plain(verdict) for verdict in trial.verdicts],
-            "excused": [{"entry": e.entry, "property": e.property} for e in trial.excused],
-            "satisfied": trial.satisfied,
-            "ratios": plain(trial.graded),
-            "seconds": trial.seconds,
         }
+        if trial.violated or trial.internal or not trial.endings <= {"returned", "raised"}:
+            entry |= _whole(trial)
+        else:
+            entry |= _short(trial)
+        if trial.excused:
+            entry["excused"] = [{"entry": e.entry, "property": e.property} for e in trial.excused]
+        entry |= {"satisfied": trial.satisfied, "seconds": round(trial.seconds, 4)}
         if place is not None:
-            entry["place"] = plain(place)
-        if trial.internal:
-            entry["internal"] = trial.internal
-        if trial.violated or trial.internal or trial.excused or not trial.endings <= {"returned", "raised"}:
-            entry["observation"] = observation_to_data(trial.observation) if trial.observation else None
+            entry["place"] = _place(place)
         if trial.violated:
             self._attempt(lambda: keep_case(trial.case, self.folder))
         self._attempt(lambda: self.journal.append(_bytes(entry)))
@@ -172,6 +173,38 @@ class Record:
                 action()
         except OSError as error:
             self.failed = error.strerror or str(error)
+
+
+def _whole(trial: Trial) -> dict[str, Any]:
+    """Return all that a failing trial said."""
+    whole: dict[str, Any] = {
+        "verdicts": [plain(verdict) for verdict in trial.verdicts],
+        "ratios": plain(trial.graded),
+        "observation": observation_to_data(trial.observation) if trial.observation else None,
+    }
+    return {**whole, "internal": trial.internal} if trial.internal else whole
+
+
+def _short(trial: Trial) -> dict[str, Any]:
+    """Return what counts of a trial that did not fail; verdicts that say more than counts are whole."""
+    said: dict[str, list[Any]] = {"holds": [], "verdicts": []}
+    for verdict in trial.verdicts:
+        if verdict.outcome is Outcome.HOLDS and not verdict.reason:
+            counts = [plain(getattr(verdict, name)) for name in COUNTS]
+            while counts and not counts[-1]:
+                counts.pop()
+            said["holds"].append([verdict.property, *counts])
+        else:
+            said["verdicts"].append(plain(verdict))
+    return {name: entries for name, entries in said.items() if entries}
+
+
+def _place(place: Place) -> dict[str, Any]:
+    """Return what `place` says beside its defaults, times in milliseconds."""
+    usual = Place(role=place.role)
+    given = {name: getattr(place, name) for name in Place.__slots__}
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in given.items()}
+    return {name: value for name, value in rounded.items() if name == "role" or value != getattr(usual, name)}
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:

@@ -138,8 +138,8 @@ def test_a_suite_with_the_mark_beside_such_a_package_says_so_where_it_is_used(tm
 def test_the_command_works_in_a_folder_that_has_all_three(tmp_path: Path) -> None:
     for name, place in zip(PACKAGES, PLACES, strict=True):
         put(tmp_path, name, place=place)
-    (tmp_path / "kernels.py").write_text("from verify.subjects.aggregated import \n")
-    mine = "import kernels\nclass Mine(kernels.): pass\n"
+    (tmp_path / "kernels.py").write_text("from verify.subjects.aggregated import Aggregated\n")
+    mine = "import kernels\nclass Mine(kernels.Aggregated): pass\n"
     (tmp_path / "mine.py").write_text(mine)
     # Ranks have no `reference` of ours: one that comes first on the path is the subject's to use.
     (tmp_path / "more.py").write_text("import reference\nassert reference.X == 2\n" + mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,18 @@ import pytest
 
 from properties.case import Case, CaseError, encode
 from properties.observation import Observation, RankObservation, tensor_from_data
+from properties.verdict import Outcome, Verdict, holds, undecided
 from tests.verify.fakes import FakeRanks, examiner, tensor
+from tests.verify.recorded import ARGUMENTS
+from verify.excuse import Excused
+from verify.journal import RecordError
+from verify.memory import Place
+from verify.past import read
+from verify.plain import line, plain
+from verify.reading import trial_from
 from verify.record import Record, data_folder, find_case, keep_case
+from verify.tally import Tally
+from verify.trial import Trial
 
 CASE = Case(batches=(1, 3), seed=4)
 
@@ -34,7 +45,7 @@ def test_a_failing_trial_is_recorded_whole_and_its_case_kept(tmp_path: Path) -> 
     record.keep(examiner({"forward": lambda case: True}, ranks=FakeRanks(observed)).examine(CASE))
     record.close()
     environment, trial = lines(tmp_path)
-    assert environment == {"kind": "environment", "schema": 1, "seed": 3}
+    assert environment == {"kind": "environment", "schema": 2, "seed": 3}
     assert trial["id"] == CASE.id
     assert trial["ratios"] == {"A": {"forward": 2.0}, "B": {"forward": 2.0}, "C": {"forward": 2.0}}
     stored = trial["observation"]["ranks"][0]["tensors"]["output.0"]  # type: ignore[index]
@@ -42,14 +53,89 @@ def test_a_failing_trial_is_recorded_whole_and_its_case_kept(tmp_path: Path) -> 
     assert find_case(CASE.id, (tmp_path,)) == CASE
 
 
-def test_a_passing_trial_is_recorded_by_its_ratios(tmp_path: Path) -> None:
+def test_a_passing_trial_is_recorded_by_its_counts_and_ratios(tmp_path: Path) -> None:
     record = Record(tmp_path, {})
     record.keep(examiner({"forward": lambda case: False}).examine(CASE))
     record.close()
     trial = lines(tmp_path)[1]
-    assert trial["verdicts"][0]["max_ratio"] == 0.5  # type: ignore[index]
-    assert "observation" not in trial
+    assert trial["holds"] == [["forward", 4, 0.5]]
+    assert not {"verdicts", "ratios", "observation", "excused"} & trial.keys()
     assert not (tmp_path / "cases").exists()
+
+
+def several() -> tuple[Verdict, ...]:
+    """Return verdicts that hold, with all kinds of counts, and one that is not decided."""
+    counted = {"elements": 9, "undecided": 2, "blind": 3, "unjudged": 10**7}
+    return (
+        Verdict(property="forward", outcome=Outcome.HOLDS, max_ratio=0.25, **counted),  # type: ignore[arg-type]
+        undecided("running_mean", "an overflow", elements=4),
+        Verdict(property="grad_input", outcome=Outcome.HOLDS, elements=5, max_ratio=math.inf),
+        holds("purity", elements=2),
+    )
+
+
+@pytest.mark.parametrize("excused", [(), (Excused("S1", "running_mean"),)])
+def test_what_a_campaign_counts_of_a_passing_trial_is_read_back(
+    tmp_path: Path, excused: tuple[Excused, ...]
+) -> None:
+    trial = Trial(
+        case=CASE, verdicts=several(), excused=excused, observation=observed(CASE), satisfied="A", seconds=0.5
+    )
+    place = Place(role="drawn", elapsed=1.5)
+    record = Record(tmp_path, {})
+    record.keep(trial, place)
+    record.close()
+    assert "observation" not in lines(tmp_path)[1]
+    _, recalled = trial_from((tmp_path / "record.jsonl").read_bytes().splitlines()[1])
+    assert recalled.place == place
+    tallies = [Tally(), Tally()]
+    for tally, one in zip(tallies, (trial, recalled.trial), strict=True):
+        tally.add(one)
+    assert vars(tallies[0]) == vars(tallies[1])
+    assert recalled.trial.verdicts == trial.verdicts
+    assert recalled.trial.case == CASE
+
+
+def test_a_trial_of_an_older_record_is_read(tmp_path: Path) -> None:
+    before = {
+        "kind": "trial",
+        "subject": "a",
+        "id": CASE.id,
+        "case": plain(CASE),
+        "satisfied": "A",
+        "verdicts": [plain(verdict) for verdict in several()],
+        "ratios": {"A": {"forward": 0.25}},
+        "excused": [],
+        "seconds": 0.5,
+        "place": {"role": "drawn", "elapsed": 1.5, "entry": "", "runs": 0},
+    }
+    _, recalled = trial_from(line(before).encode())
+    assert recalled.trial.verdicts == several()
+    opening = {"kind": "environment", "schema": 1, "arguments": plain(ARGUMENTS)}
+    (tmp_path / "record.jsonl").write_text(f"{line(opening)}\n{line(before)}\n")
+    record = Record(tmp_path)
+    past = read(record.journal)
+    record.close()
+    assert past is not None
+    assert past.cases == 1
+
+
+@pytest.mark.parametrize("schema", [0, 3])
+def test_a_record_of_another_kind_is_refused_in_one_line(tmp_path: Path, schema: int) -> None:
+    (tmp_path / "record.jsonl").write_text(line({"kind": "environment", "schema": schema}) + "\n")
+    record = Record(tmp_path)
+    with pytest.raises(RecordError, match=f"schema 1 to 2, but got schema={schema}; record a new run"):
+        read(record.journal)
+    record.close()
+
+
+@pytest.mark.parametrize(
+    "short", [[], [3], ["sing"], ["forward", -1], ["forward", "many"], ["forward", 1, 0.5, 0, 0, 0, 0]]
+)
+def test_counts_that_are_none_are_refused(short: list[object]) -> None:
+    entry = {"kind": "trial", "subject": "a", "id": CASE.id, "case": plain(CASE), "place": {"role": "drawn"}}
+    with pytest.raises((ValueError, CaseError)):
+        trial_from(line({**entry, "holds": [short]}).encode())
 
 
 def test_a_run_is_appended_to_those_that_a_record_holds(tmp_path: Path) -> None:
