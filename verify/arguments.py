@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
+from properties.descriptions import listing
 from properties.domain import Contract, Domain, keys_text
 from verify.policy import DEFAULT_BUDGET, DEFAULT_MIN_CASES
 
@@ -37,7 +38,12 @@ large, growth. Give the machine nothing else to do meanwhile. 0 means: every tar
 
 """
 
-COMMANDS = "run, replay, faults, bench, doctor"
+PLACES_TEXT = """environment:
+  SYNCBN_VERIFY_DATA  folder in which failing cases are kept, in place of the user's data folder
+
+"""
+
+COMMANDS = "run, replay, faults, bench, properties, doctor"
 LATER = ("recheck", "report", "baseline")
 """Commands that a later version will have."""
 
@@ -60,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     root = _Parser(
         prog="verify",
         description="Finds out whether a synchronized batch norm equals batch norm over the whole batch.",
-        epilog=EXIT_CODES,
+        epilog=PLACES_TEXT + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -73,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
         commands, "doctor", "tell versions, cores, shared memory, and whether rank groups start"
     )
     _add_device(doctor)
+    properties = _command(commands, "properties", "list what is judged, or write the page of it")
+    properties.add_argument("--table", metavar="FILE", help="write the page docs/properties.md")
     return root
 
 
@@ -157,7 +165,7 @@ def _add_run(commands: Commands) -> None:
         commands,
         "run",
         "draw cases and judge subjects; without --subject, the three built-in systems",
-        epilog=_keys(),
+        epilog=_keys() + _properties() + PLACES_TEXT,
     )
     command.add_argument(
         "--subject",
@@ -204,7 +212,10 @@ def _add_run(commands: Commands) -> None:
 
 def _add_replay(commands: Commands) -> None:
     command = _command(
-        commands, "replay", "run one case again and explain what it violates", epilog=_keys(domain=False)
+        commands,
+        "replay",
+        "run one case again and explain what it violates",
+        epilog=_keys(domain=False) + PLACES_TEXT,
     )
     command.add_argument("case", metavar="CASE", help="id of a kept case, a file, or the case as JSON")
     command.add_argument("--subject", required=True, metavar="SPEC", help="as for run")
@@ -269,6 +280,10 @@ def _keys(*, domain: bool = True) -> str:
         lines = keys_text(kind).replace("\n", "\n  ")
         text += f"keys of --{name}:\n  {lines}\n\n"
     return text
+
+
+def _properties() -> str:
+    return f"ids of --properties (docs/properties.md says when each is not judged):\n{listing()}\n\n"
 
 
 def _names(text: str) -> tuple[str, ...]:

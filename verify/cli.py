@@ -11,12 +11,13 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from properties.case import CaseError
 from properties.domain import DomainError
 from verify.arguments import UsageError, parse
 from verify.errors import SubjectError
-from verify.exits import INTERNAL, INTERRUPTED, USAGE
+from verify.exits import INTERNAL, INTERRUPTED, OK, USAGE
 from verify.interrupts import heeded
 from verify.launchers import launched
 
@@ -91,10 +92,26 @@ def _doctor(arguments: Namespace) -> int:
     return doctor_command(arguments)
 
 
+def _properties(arguments: Namespace) -> int:
+    from properties.descriptions import listing, page
+
+    if not arguments.table:
+        sys.stdout.write(f"{listing()}\n")
+        return OK
+    try:
+        Path(arguments.table).write_text(page(), "utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"Expected --table to be writable, but got {arguments.table!r}: {error.strerror}."
+        ) from None
+    return OK
+
+
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "replay": _replay,
     "faults": _faults,
     "bench": _bench,
+    "properties": _properties,
     "doctor": _doctor,
 }
