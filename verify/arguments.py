@@ -214,11 +214,16 @@ def _add_replay(commands: Commands) -> None:
     command = _command(
         commands,
         "replay",
-        "run one case again and explain what it violates",
+        "run one case again and explain what it violates, or all that failed",
         epilog=_keys(domain=False) + PLACES_TEXT,
     )
-    command.add_argument("case", metavar="CASE", help="id of a kept case, a file, or the case as JSON")
-    command.add_argument("--subject", required=True, metavar="SPEC", help="as for run")
+    command.add_argument(
+        "case", nargs="?", metavar="CASE", help="id of a kept case, a file, or the case as JSON"
+    )
+    command.add_argument(
+        "--all", metavar="DIR", help="every failing case of a record, or every case file of a folder"
+    )
+    command.add_argument("--subject", metavar="SPEC", help="as for run (with --all, the record's)")
     _add_device(command)
     _add_promise(command)
     command.add_argument("--record", metavar="DIR", help="look the id up here first")

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from properties.case import one_line
+from properties.case import Case, one_line
 from properties.domain import Grade
 from verify.events import CampaignEnded, CampaignStarted
 from verify.journal import Journal, RecordError
@@ -92,10 +92,12 @@ class Past:
     Attributes:
         opening: How it began.
         cases: How many drawn and stored cases it had judged.
+        failing: The cases that failed, drawn or minimal, by subject and id.
     """
 
     opening: Opening
     cases: int = 0
+    failing: defaultdict[str, dict[str, Case]] = field(default_factory=lambda: defaultdict(dict))
     _started: dict[str, CampaignStarted] = field(default_factory=dict)
     _results: dict[str, SubjectResult] = field(default_factory=dict)
     _judged: defaultdict[str, list[_Judged]] = field(default_factory=lambda: defaultdict(list))
@@ -134,7 +136,10 @@ class Past:
         if kind == "trial":
             subject, recalled = trial_from(text)
             load = partial(_load, journal, offset, len(text))
-            self._judged[subject].append((recalled.trial.case.id, recalled.place, load))
+            case = recalled.trial.case
+            self._judged[subject].append((case.id, recalled.place, load))
+            if recalled.trial.violated:
+                self.failing[subject][case.id] = case
             self.cases += recalled.place.role != "minimal"
         elif kind == "CampaignStarted":
             started = struct_from(text, CampaignStarted)

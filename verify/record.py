@@ -35,6 +35,8 @@ DATA_FOLDER = "SYNCBN_VERIFY_DATA"
 """Environment variable that names another data folder."""
 SCHEMA = 2
 """Since 2 a trial that did not fail is recorded in short, under `holds`; what 1 has is read as well."""
+JOURNAL = "record.jsonl"
+"""Name of the file in a record's folder."""
 MAX_TENSOR_BYTES = 1 << 28
 """Of the tensors of one observation; together with base64 and names well below `verify.journal.MAX_LINE`."""
 _ID_DIGITS = frozenset("0123456789abcdef")
@@ -77,10 +79,10 @@ def find_case(text: str, folders: tuple[Path, ...]) -> Case:
                 f"Expected one case, but the id {text!r} begins those of {len(found)}; give more digits."
             )
         if found:
-            return _read(found[0])
+            return read_case(found[0])
     try:
         if Path(text).is_file():
-            return _read(Path(text))
+            return read_case(Path(text))
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise CaseError(f"Expected a case, but {shorten(text)} cannot be read: {error.strerror}.") from None
     looked = ", ".join(str(folder) for folder in folders)
@@ -89,7 +91,12 @@ def find_case(text: str, folders: tuple[Path, ...]) -> Case:
     )
 
 
-def _read(path: Path) -> Case:
+def read_case(path: Path) -> Case:
+    """Return the case of a file.
+
+    Raises:
+        CaseError: If it cannot be read, or is not a case.
+    """
     try:
         with path.open("rb") as file:
             return decode(file.read(MAX_JSON_BYTES + 1))
@@ -118,7 +125,7 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.failed = ""
-        self.journal = Journal(folder / "record.jsonl")
+        self.journal = Journal(folder / JOURNAL)
         self._subject = ""
         if environment is not None:
             self.begin(environment)

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from properties.verdict import Outcome
 from verify import exits
+from verify.arguments import UsageError
 from verify.dossier import Diagnoses, dossier_of
 from verify.explain import Occurrence, explain
 from verify.record import data_folder, find_case
@@ -23,7 +24,19 @@ from verify.wording import case_words, of_a_sample, ratio
 
 
 def replay_command(arguments: Namespace) -> int:
-    """Do `python -m verify replay` and return its exit code."""
+    """Do `python -m verify replay` and return its exit code.
+
+    Raises:
+        UsageError: Unless the command line has one case with its subject, or `--all`.
+    """
+    if (arguments.case is None) == (arguments.all is None):
+        raise UsageError("Expected a case, or --all with a folder of cases, and not both; see replay --help.")
+    if arguments.all is not None:
+        from verify.replay_all import replay_all_command
+
+        return replay_all_command(arguments)
+    if arguments.subject is None:
+        raise UsageError("Expected --subject with a case, but got none; say what it is to be run on.")
     folders = ((Path(arguments.record),) if arguments.record else ()) + (data_folder(),)
     case = find_case(arguments.case, folders)
     with Run(settings_from(arguments)) as run:
