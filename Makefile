@@ -4,13 +4,17 @@ VENV ?= .venv
 SEED ?= 1
 BIN = $(VENV)/bin
 
-.PHONY: verify test lint clean
+.PHONY: verify test test-all lint clean
 
 verify: $(VENV)/installed
 	@$(BIN)/python -m verify run --seed $(SEED)
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto
+
+# What costs minutes besides, and pages older than what they speak of.
+test-all: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n auto -W error::verify.stamp.StalePage tests tests/hostile
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff format --check .

@@ -26,6 +26,7 @@ from verify.ranks.pool import RankPool
 from verify.sensitivity_cases import STRATA, Stratum, drawn
 from verify.sensitivity_measure import AIMS, Cell, Measured, Subject, cell
 from verify.sensitivity_table import Sensitivity, lines, page
+from verify.stamp import of_sensitivity, stamped
 
 SEEDS = 5
 CASES = 40
@@ -55,7 +56,7 @@ def sensitivity_command(arguments: Namespace) -> int:
     if getattr(arguments, "json", None):
         Path(arguments.json).write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     if getattr(arguments, "table", None):
-        Path(arguments.table).write_text(page(found), "utf-8")
+        Path(arguments.table).write_text(stamped(page(found), of_sensitivity()), "utf-8")
     return exits.NOT_MET if found.missed else exits.OK
 
 

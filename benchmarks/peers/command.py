@@ -18,6 +18,7 @@ from benchmarks.peers.ours import ours
 from benchmarks.peers.table import VERIFY, Row, missed, summary, table
 from verify.faults.cards import Card, cards, right_cards
 from verify.power.units import chosen
+from verify.stamp import of_faults, stamped
 from verify.subjects.catalogue import BUILTINS
 
 _PAGE = """# How it compares
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [*_explanations(), "", *table(rows), "", *summary(rows), "", *missed(rows), *rejected]
     sys.stdout.write("\n".join(lines) + "\n")
     if arguments.table:
-        Path(arguments.table).write_text(_PAGE + "\n".join(lines).rstrip() + "\n", "utf-8")
+        Path(arguments.table).write_text(stamped(_PAGE + "\n".join(lines), of_faults()), "utf-8")
     if arguments.json:
         Path(arguments.json).write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
     return 1 if rejected or list(missed(rows)) else 0

@@ -10,10 +10,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from catalogue import ENTRIES, TIMEOUT, Entry  # noqa: E402
+from catalogue import ENTRIES, TIMEOUT, Entry, made_of  # noqa: E402
 from striking import Strike, opened  # noqa: E402
 
 from verify.environment import one_line  # noqa: E402
+from verify.stamp import stamped  # noqa: E402
 
 _HEAD = """# Hostile subjects
 
@@ -46,7 +47,8 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stdout.write(rows[-1])
             sys.stdout.flush()
     where = one_line(device="cpu", backend="gloo").partition(": ")[2]
-    file.write_text(_HEAD.format(where=where, timeout=TIMEOUT) + "".join(rows))
+    page = _HEAD.format(where=where, timeout=TIMEOUT) + "".join(rows)
+    file.write_text(stamped(page, made_of()))
     return 1 if wrong else 0
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from properties.case import Case, Step
+from verify.stamp import digest
 
 HERE = Path(__file__).parent
 HARMLESS = Case(batches=(3, 2), channels=4, spatial=((2,),), seed=3)
@@ -75,6 +76,14 @@ def _docstrings(file: str) -> dict[str, str]:
     nodes = ast.parse((HERE / f"{file}.py").read_text()).body
     classes = [node for node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     return {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in classes}
+
+
+def made_of() -> dict[str, str]:
+    """Return what the page `docs/hostile.md` is made of."""
+    entries = (
+        f"{entry.id} {entry.does} {entry.endings} {entry.violated} {entry.case.id}" for entry in ENTRIES
+    )
+    return {"subjects": digest(entries)}
 
 
 def subjects_written() -> set[str]:

@@ -31,6 +31,7 @@ from verify.power.units import (
     fault_units,
     right_units,
 )
+from verify.stamp import of_faults, stamped
 
 SEEDS = 5
 RIGHT_CASES = 2000
@@ -113,7 +114,10 @@ def _written(score: Score, arguments: Namespace) -> Iterator[None]:
         if arguments.table:
             line = " ".join(["python -m verify", *_without("--json", arguments.words)])
             where = one_line(device="cpu", backend="gloo").partition(": ")[2]
-            Path(arguments.table).write_text(page(score, command=line, environment=where), "utf-8")
+            text = stamped(
+                page(score, command=line, environment=where), of_faults(row.card for row in score.rows)
+            )
+            Path(arguments.table).write_text(text, "utf-8")
 
 
 def _without(option: str, words: list[str]) -> list[str]:
