@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -40,13 +39,10 @@ def test_subject_is_reported_as_what_it_is_and_nothing_is_left(name, tmp_path):
     command = [sys.executable, "-m", "verify", "run", "--seed", "1", "--fail-fast", "--properties", "ending"]
     command += ["--subject", f"{ROOT}/tests/power/own_file_subjects.py:{name}"]
     environment = os.environ | {"XDG_DATA_HOME": str(tmp_path), "OWN_FILE_MARK": mark}
-    start = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=140, check=False
     )
-    seconds = time.monotonic() - start
     assert done.returncode == 1, done.stderr
     for words in ("VIOLATED ending", *WHAT[name]):
         assert words in done.stdout
-    assert seconds < 120  # 60 on an idle machine; tests share two cores
     assert processes_with(mark) == []

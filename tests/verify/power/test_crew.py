@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
 import pytest
 
@@ -108,8 +107,6 @@ def test_an_interrupt_leaves_no_worker_behind():
             raise KeyboardInterrupt
 
     pids = []
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Crew(1, command=COMMAND) as crew:
         interrupted(crew)
     assert gone(pids[0])
-    assert time.monotonic() - started < 20
