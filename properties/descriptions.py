@@ -116,8 +116,8 @@ DESCRIPTIONS: dict[str, Description] = {
     "scaling": Description(
         holds="Scaling cotangent and parameters by powers of two scales outputs and gradients exactly.",
         quantities="outputs, gradients and buffers of a second, scaled run",
-        not_judged="Cases that do not ask for it, and where the contract says `deterministic=no`. Elements "
-        "near the smallest normal or the largest number are undecided.",
+        not_judged="Cases that do not ask for it, and where the contract says `deterministic=no` or "
+        "`scaling=no`. Elements near the smallest normal or the largest number are undecided.",
     ),
     "conversion": Description(
         holds="Conversion changes nothing of a tree of modules but what normalises in it.",
