@@ -145,7 +145,19 @@ def test_the_command_works_in_a_folder_that_has_all_three(tmp_path: Path) -> Non
     # Ranks have no `reference` of ours: one that comes first on the path is the subject's to use.
     (tmp_path / "more.py").write_text("import reference\nassert reference.X == 2\n" + mine)
     for spec, path in (("./mine.py:Mine", ""), ("mine:Mine", ""), ("more:Mine", ".")):
-        words = ("run", "--subject", spec, "--cases", "2", "--seed", "1", "--world-sizes", "2")
+        words = (
+            "run",
+            "--subject",
+            spec,
+            "--cases",
+            "2",
+            "--min-cases",
+            "1",
+            "--seed",
+            "1",
+            "--world-sizes",
+            "2",
+        )
         found = done(tmp_path, SCRIPT, *words, **({"PYTHONPATH": path} if path else {}))
         assert found.returncode == exits.OK, found.stdout + found.stderr
         assert "not asked for" not in found.stdout
