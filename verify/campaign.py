@@ -9,9 +9,8 @@ smallest case violates is told with that same case. A trial that the memory of a
 run again (`verify.memory`).
 
 Some cases are in flight: while the ranks run them one by one, the parent judges those before and draws and
-expects the next. Cases are judged, counted and told in the order in which they were drawn. Those that are in
-flight when another fails, or ends the campaign, are judged and counted, too. Only the end of the campaign's
-time cuts a case short: that case says nothing, and is not counted.
+expects the next. Cases are judged and counted in the order in which they were drawn, also those in flight when
+another fails. Only the end of the campaign's time cuts a case short: it says nothing, and is not counted.
 """
 
 from __future__ import annotations

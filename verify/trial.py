@@ -300,8 +300,7 @@ class Examiner:
     def native(self, trial: Trial, property_id: str) -> tuple[Entry, ...]:
         """Return the discrepancies of torch's native batch norm that explain what `trial` violates.
 
-        They must explain all of it, and torch's own must violate the property on the same case, too. They are
-        those of the CPU; of a subject that has declared them nothing is said.
+        They explain all of it, and torch's own violates the property on the same case, too. On the CPU only.
         """
         shipped = load(SHIPPED["torch-native"])
         declared = {entry.id for entry in self.subject.known}

@@ -18,7 +18,7 @@ id = "one"
 reason = "Why."
 case = '{}'
 when = [{fact = "world_size", is = 2}]
-properties = ["forward"]
+properties = ["ending"]
 """
 
 

@@ -226,13 +226,17 @@ class _Fault:
         trained = isinstance(parameter, torch.nn.Parameter) and parameter.requires_grad and fits
         if trained and id(parameter) not in self.hooked:
             self.hooked.add(id(parameter))
-            parameter.register_hook(lambda grad: self.damage(grad) if self.acting(module) else grad)
+            parameter.register_hook(lambda grad: self.trained(module, grad))
         if self.stale and self.acts:
             self.seen = module.running_mean.clone()
         if self.quantity == "grad_input" and self.acts and x.requires_grad:
             acts = (lambda: self.acting(module)) if self.stale else (lambda: True)
             return (_Twist.apply(x, acts, self.damage),)
         return None
+
+    def trained(self, module: Any, grad: Tensor | None) -> Tensor | None:
+        """Return a parameter's gradient, damaged; a rank without values has none."""
+        return self.damage(grad) if grad is not None and self.acting(module) else grad
 
     def acting(self, module: Any) -> bool:
         """Return whether the damage is done in this backward."""
