@@ -9,7 +9,7 @@ smallest case violates is told with that same case. A trial that the memory of a
 run again (`verify.memory`).
 
 Some cases are in flight: while the ranks run them one by one, the parent judges those before and draws and
-expects the next. Cases are judged and counted in the order in which they were drawn, also those in flight when
+expects the next. Cases are judged and counted in the order of their draws, also those in flight when
 another fails. Only the end of the campaign's time cuts a case short: it says nothing, and is not counted.
 """
 
