@@ -75,23 +75,31 @@ def excuse(
         expected: What the verdicts were judged by.
         judges: Judges the case again, and predicts.
     """
-    violated = _violated(verdicts)
-    candidates = [entry for entry in known if violated & set(entry.properties)]
-    applicable = [_Applicable(entry, found) for entry in candidates if (found := extent(entry, case))]
-    if not applicable:
-        return verdicts, ()
     excused: list[Excused] = []
-    predictive = [a for a in applicable if a.entry.mechanism]
-    if predictive:
+    if predictive := _predictive(_violated(verdicts), known, case):
         verdicts, used = _by_prediction(verdicts, predictive, case, observation, expected, judges)
         excused.extend(used)
-    plain = [a for a in applicable if not a.entry.mechanism]
+    # Only now: where a prediction says that nothing is refused, more has been judged.
+    violated = _violated(verdicts)
+    named = [entry for entry in known if not entry.mechanism and violated & set(entry.properties)]
+    plain = [_Applicable(entry, where) for entry in named if (where := extent(entry, case))]
     kept = []
     for verdict in verdicts:
         rest, ids = _without(verdict, plain, observation)
         excused.extend(Excused(entry_id, verdict.property) for entry_id in ids)
         kept.append(rest)
     return tuple(kept), tuple(excused)
+
+
+def _predictive(violated: set[str], known: tuple[Entry, ...], case: Case) -> list[_Applicable]:
+    """Return the entries with a mechanism that may explain what is violated, and where they apply.
+
+    What is not refused although it must be has numbers that were not expected: any entry may be about them.
+    """
+    named = [entry for entry in known if entry.mechanism and violated & set(entry.properties)]
+    if named and "refusal" in violated:
+        named = [entry for entry in known if entry.mechanism]
+    return [_Applicable(entry, where) for entry in named if (where := extent(entry, case))]
 
 
 def _violated(verdicts: Sequence[Verdict]) -> set[str]:
