@@ -84,15 +84,15 @@ def _ambiguous_layout(case: Case, rank: int) -> bool:
 
 
 def _adds_one_by_one(case: Case, rank: int) -> bool:
-    """Whether torch's native kernel adds this rank's values up one by one in float32.
+    """Whether torch's native kernels add this rank's values up one by one in the accumulation dtype.
 
-    The channels-last kernel does, which also takes batches of one position, and so do all kernels of the half
-    dtypes; the others add float32 up in float64. A permuted sample may be contiguous in channels_last.
+    They add float32 up in float64, but for three: the channels-last kernel, which also takes batches of one
+    position; and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32,
+    and float64 in itself.
     """
-    if case.dtype != "float32":
-        return case.dtype != "float64"
-    lines = case.input_layout == "permuted" and case.batches[rank] == 1
-    return case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1 or lines
+    strided = case.input_layout in ("permuted", "sliced")
+    by_channels = case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1
+    return case.dtype != "float32" or strided or by_channels
 
 
 def _of_case(read: Callable[[Case], Any], text: str) -> Fact:
@@ -172,7 +172,7 @@ FACTS: dict[str, Fact] = {
     ),
     "adds_one_by_one": _of_group(
         lambda c, g: any(_adds_one_by_one(c, r) for r in g),
-        "torch's native kernel adds up one by one in float32: half dtypes, channels_last, a single position",
+        "torch's native kernel adds up one by one, in no wider dtype: all but dense float32 of several positions",
     ),
     "empty_ranks": _of_group(
         lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"
