@@ -68,6 +68,11 @@ class _Run:
         rows = np.asarray(self.given.parameters)
         return moments_of(data, (rows[2], rows[3]), (rows[4], rows[5]))
 
+    @property
+    def poisoned(self) -> Bools:
+        """The channels with an input that is not finite, which the program computes as zero, (C,)."""
+        return np.logical_or.reduce([mask.any(axis=(0, 2)) for mask in self.bad])
+
     def padded(self, channels: Bools) -> Bools:
         """Return a mask (C,) for the padded channels."""
         full = np.zeros(self.where.bucket.channels, np.bool_)
@@ -173,7 +178,7 @@ class MechanismFollower(Follower):
             return self._evaluated(k, run)
         infinite = run.padded(np.zeros_like(self._infinite))
         if len(run.members) > 1:
-            if (active := self._at("decoded-variance", k)).any():
+            if (active := self._at("decoded-variance", k) & ~run.poisoned).any():
                 run, infinite = self._decoded(k, run, run.padded(active))
             if self._at("rounded-counts", k).any():
                 run, infinite = self._counted(k, run)
