@@ -71,7 +71,8 @@ class _Run:
     @property
     def poisoned(self) -> Bools:
         """The channels with an input that is not finite, which the program computes as zero, (C,)."""
-        return np.logical_or.reduce([mask.any(axis=(0, 2)) for mask in self.bad])
+        channels: Bools = np.logical_or.reduce([mask.any(axis=(0, 2)) for mask in self.bad])
+        return channels
 
     def padded(self, channels: Bools) -> Bools:
         """Return a mask (C,) for the padded channels."""
