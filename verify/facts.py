@@ -86,9 +86,9 @@ def _ambiguous_layout(case: Case, rank: int) -> bool:
 def _adds_one_by_one(case: Case, rank: int) -> bool:
     """Whether torch's native kernels add this rank's values up one by one in the accumulation dtype.
 
-    They add float32 up in float64, but for three: the channels-last kernel, which also takes batches of one
-    position; and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32,
-    and float64 in itself.
+    They add float32 up in float64, but for the channels-last kernel, which also takes batches of one position,
+    and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32, and
+    float64 in itself.
     """
     strided = case.input_layout in ("permuted", "sliced")
     by_channels = case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1
@@ -172,7 +172,7 @@ FACTS: dict[str, Fact] = {
     ),
     "adds_one_by_one": _of_group(
         lambda c, g: any(_adds_one_by_one(c, r) for r in g),
-        "torch's native kernel adds up one by one, in no wider dtype: all but dense float32 of several positions",
+        "torch's native kernel adds up one by one, in no wider dtype: all but dense float32 with positions",
     ),
     "empty_ranks": _of_group(
         lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"
