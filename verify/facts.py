@@ -172,7 +172,7 @@ FACTS: dict[str, Fact] = {
     ),
     "adds_one_by_one": _of_group(
         lambda c, g: any(_adds_one_by_one(c, r) for r in g),
-        "torch's native kernel adds up one by one, in no wider dtype: all but dense float32 with positions",
+        "torch's native kernel adds up one by one, in no wider dtype: all but dense float32",
     ),
     "empty_ranks": _of_group(
         lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"
