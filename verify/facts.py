@@ -86,7 +86,7 @@ def _ambiguous_layout(case: Case, rank: int) -> bool:
 def _adds_one_by_one(case: Case, rank: int) -> bool:
     """Whether torch's native kernels add this rank's values up one by one in the accumulation dtype.
 
-    They add float32 up in float64, but for the channels-last kernel, which takes batches of one position, too,
+    They add float32 up in float64, but for the channels-last kernel, also taken by batches of one position,
     and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32, and
     float64 in itself.
     """
