@@ -67,7 +67,7 @@ def before_it_loads(pool: RankPool, kill: Kill) -> Observation:
     group = only_group(pool)
     group._await_pids()
     while not group._ranks[0].answers:
-        group._poll(0.1)
+        group._collector.poll(0.1)
     kill(pool, group)
     return pool.observation()
 

@@ -27,12 +27,12 @@ def diagnosed(run, sample):
 
 @pytest.mark.parametrize("start", range(2))
 def test_the_true_class_of_a_known_fault_is_named(real_run, start):
-    found = diagnosed(real_run, NAMEABLE[start * 10 :: 20])
+    found = diagnosed(real_run, NAMEABLE[start * 15 :: 30])
     unnamed = [card.id for card, outcome in found if card.number not in outcome.classes]
     assert len(unnamed) <= (1 - NAMED_TARGET) * len(found) + SLACK, unnamed
 
 
 def test_a_fault_outside_the_known_causes_is_rarely_named(real_run):
-    found = diagnosed(real_run, OUTSIDE[::3])
+    found = diagnosed(real_run, OUTSIDE[::4])
     named = [(card.id, outcome.causes) for card, outcome in found if outcome.causes]
     assert len(named) <= FALSELY_TARGET * len(found) + SLACK, named

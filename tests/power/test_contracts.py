@@ -10,6 +10,7 @@ import pytest
 from properties.case import decode
 from properties.domain import Contract
 from verify.faults.cards import CardError, ContractCard, contract_cards
+from verify.floor import Floor
 from verify.policy import Budget
 from verify.subject import Overrides
 
@@ -73,7 +74,7 @@ def test_a_subject_that_breaks_its_contract_is_reported_under_it(real_run, card)
 def test_drawn_cases_hold_under_the_contract_that_a_right_subject_declares(real_run, card):
     domain = {"world_sizes": "2"}
     subject = real_run.subject(card.spec, overrides=Overrides(domain=domain, contract={}, grade=None))
-    result = real_run.campaign(subject, settings=replace(real_run.settings, budget=FEW))
+    result = real_run.campaign(subject, settings=replace(real_run.settings, budget=FEW, floor=Floor(cases=1)))
     assert result.failures == ()
     assert result.verdict == "HOLDS"
     assert result.accounting.internal == 0
