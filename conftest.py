@@ -43,11 +43,11 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_run(data_folder: Path) -> Iterator[Run]:
     """An open run with seed 1 over real rank groups, for the tests of one module.
 
-    With less than the usual time limit: the faults that hang take longer than all others otherwise.
+    With half the usual time limit: the faults that hang take longer than all others otherwise.
     """
     from verify.run import Run, Settings
 
-    with Run(Settings(seed=1, timeout=3.0), keep=data_folder) as run:
+    with Run(Settings(seed=1, timeout=5.0), keep=data_folder) as run:
         yield run
 
 
