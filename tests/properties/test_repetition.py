@@ -165,8 +165,8 @@ def test_what_is_expected_of_one_period_is_what_is_expected_of_the_whole(name, g
             np.testing.assert_array_equal(full.overflows, wanted.overflows)
             np.testing.assert_array_equal(np.isinf(full.bound), np.isinf(wanted.bound))
             decided = np.isfinite(wanted.value) & np.isfinite(wanted.bound)
-            # Of subnormal numbers the allowances for flushing count the padding, too. Grade C takes the larger
-            # of two forms shard by shard: cut otherwise, their sum is another of two valid bounds.
+            # Of subnormal numbers the allowances for flushing count the padding, too. Grade C takes the
+            # larger of two forms shard by shard: cut otherwise, their sum is another of two valid bounds.
             near = 0.02 if case.values == "subnormal" else 0.05 if grade == "C" else 1e-3
             close = {"rtol": near, "atol": 0.0}
             np.testing.assert_allclose(full.bound[decided], wanted.bound[decided], **close)
