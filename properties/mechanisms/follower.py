@@ -89,6 +89,12 @@ class _Run:
         return replace(self, output=carried(self.data, self.output, self.moments, errors), errors=total)
 
 
+def _unmerged(output: StepOutput, channels: Bools) -> StepOutput:
+    """Return `output` with nothing decided in channels whose merged variance is not known."""
+    output = undecided(output, channels)
+    return output._replace(var_bound=np.where(channels, np.inf, output.var_bound))
+
+
 def _read_from_freed(run: _Run, step: RankStep) -> RankStep:
     """Return a rank's share whose gradients were computed with whatever lies in freed memory."""
     every = np.ones(run.where.bucket.channels, np.bool_)
@@ -182,7 +188,10 @@ class MechanismFollower(Follower):
             if (active := self._at("decoded-variance", k) & ~run.poisoned).any():
                 run, infinite = self._decoded(k, run, run.padded(active))
             if self._at("rounded-counts", k).any():
-                run, infinite = self._counted(k, run)
+                unknown = np.isinf(run.output.var_bound)
+                run, merged = self._counted(k, run)
+                infinite = infinite | merged
+                run = replace(run, output=_unmerged(run.output, unknown & ~infinite))
         if self._at("half-statistics", k).any():
             run = self._half_statistics(k, run)
         if infinite.any():
@@ -273,7 +282,9 @@ class MechanismFollower(Follower):
         mean, scale, var_error = half.statistics_errors(run.data, run.moments, case.dtype)
         run = run.widened(no_errors(len(mean))._replace(mean=mean, scale=scale))
         output = run.output
-        if case.input_layout in _STRIDED:
+        if (
+            case.input_layout in _STRIDED or case.strided_buffers
+        ):  # also in training the buffers' strides count
             output = half.element_errors(run.data, output, run.moments, case.dtype)
         self._moved.add(k)
         self._rounded.add(k)
