@@ -1,4 +1,4 @@
-"""Cases of torch's own SyncBatchNorm that were reported once: known discrepancies predict all that is seen there."""
+"""Cases of torch's SyncBatchNorm that were reported once: known discrepancies predict all that is seen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from properties.case import decode
 
 CASES = (
-    # A variance that underflows to zero, an infinite buffer that is used later, a NaN in one step and not in others.
+    # A variance that underflows to zero, an infinite buffer used later, a NaN in one step and not in others.
     '{"eps":0.0,"values":"subnormal"}',
     '{"batches":[1,2],"eps":0.0,"steps":[{},{"mode":"eval"}]}',
     '{"batches":[1,1],"eps":0.0,"specials":[{"kind":"nan"}],"steps":[{},{}]}',
