@@ -18,7 +18,7 @@ from verify.ranks.watch import look
 ROOT = Path(__file__).parents[3]
 LOOKS = 1500
 # With `faulthandler.dump_traceback_later(0.001, repeat=True)` in place of the watch this dies of SIGSEGV in a
-# second or two (CPython 3.11: of ten runs ten).
+# second or two (CPython 3.11: of three runs three).
 _STRESS = f"""
 import socket, sys, threading
 from verify.ranks import watch
