@@ -7,7 +7,7 @@ which the reference's bound holds already:
     gw' - gw    <= sum |g| (e_mean (s + e_s) + |x - mean| e_s)
     gx' - gx    <= |w| ((s + e_s) e_inner + |inner| e_s),      inner = g - mean(g) - xhat proj
 
-where s = 1 / sqrt(var + eps), and e_inner collects the errors of mean(g), of xhat and of the projection.
+where s = 1 / sqrt(var + eps), and e_inner collects the errors of xhat and of the projection.
 """
 
 from __future__ import annotations
@@ -36,15 +36,12 @@ class Errors(NamedTuple):
 
     Attributes:
         mean, scale: Of what it normalises with.
-        sum_g, sum_gx: Of the group's sums of g and of g xhat, before they are divided by n.
         elements: Of each inner element of grad_input, (shards, length, C).
         own_g, own_gx: Of a rank's gradients of bias and weight, (ranks, C).
     """
 
     mean: Floats
     scale: Floats
-    sum_g: Floats
-    sum_gx: Floats
     elements: Floats | float
     own_g: Floats | float
     own_gx: Floats | float
@@ -53,7 +50,7 @@ class Errors(NamedTuple):
 def no_errors(channels: int) -> Errors:
     """Return zeros."""
     zero = np.zeros(channels)
-    return Errors(zero, zero, zero, zero, 0.0, 0.0, 0.0)
+    return Errors(zero, zero, 0.0, 0.0, 0.0)
 
 
 def moments_of(data: StepData, mean: tuple[Floats, Floats], var: tuple[Floats, Floats]) -> Moments:
@@ -99,11 +96,10 @@ def _grad_input_error(
     if s.training > 0.5:
         projection = output.grad_weight.sum(axis=0) / s.n
         g_mean = output.grad_bias.sum(axis=0) / s.n
-        gx_error = (data.by_rank(np.abs(data.g) * xhat_error).sum(axis=0) + errors.sum_gx) / s.n
+        gx_error = data.by_rank(np.abs(data.g) * xhat_error).sum(axis=0) / s.n
         inner = data.g - g_mean - xhat * projection
         inner_error = (
-            errors.sum_g / s.n
-            + xhat_error * (np.abs(projection) + gx_error)
+            xhat_error * (np.abs(projection) + gx_error)
             + (np.abs(xhat) + xhat_error) * gx_error
             + errors.elements
         )

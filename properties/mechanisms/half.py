@@ -95,4 +95,4 @@ def sum_errors(
         greatest = np.maximum(greatest, data.greatest(np.abs(data.g) * centred))
         lost = (greatest * (1.0 + 8.0 * u) >= half.overflow).any(axis=0) | (training & (n >= half.overflow))
     zero = np.zeros_like(scale)
-    return Errors(zero, scale_error, zero, zero, elements, own_g, own_gx), lost
+    return Errors(zero, scale_error, elements, own_g, own_gx), lost
