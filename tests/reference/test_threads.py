@@ -17,10 +17,13 @@ if sys.argv[1] == "before":
 program.start(threads=1)
 import jax
 jax.local_devices(backend="cpu")
-jax_threads = [
-    open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")
-]
-print(sum(name.startswith("tf_XLAEigen") for name in jax_threads), os.environ.get("NPROC", "none"))
+names = []
+for task in os.listdir("/proc/self/task"):
+    try:
+        names.append(open(f"/proc/self/task/{task}/comm").read().strip())
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # a thread that ended since it was listed
+print(sum(name.startswith("tf_XLAEigen") for name in names), os.environ.get("NPROC", "none"))
 """
 
 
