@@ -94,10 +94,11 @@ def excuse(
 def _predictive(violated: set[str], known: tuple[Entry, ...], case: Case) -> list[_Applicable]:
     """Return the entries with a mechanism that may explain what is violated, and where they apply.
 
-    What is not refused although it must be has numbers that were not expected: any entry may be about them.
+    What is not refused although it must be has numbers that were not expected, and a second run is as all of
+    them together make it: any entry may be about them.
     """
     named = [entry for entry in known if entry.mechanism and violated & set(entry.properties)]
-    if named and "refusal" in violated:
+    if named and violated & {"refusal", *PROBES}:
         named = [entry for entry in known if entry.mechanism]
     return [_Applicable(entry, where) for entry in named if (where := extent(entry, case))]
 
@@ -158,10 +159,7 @@ def _mixed(
     for chosen in _combinations(applicable):
         if not open_:
             break
-        sites: dict[str, Extent] = {}
-        for a in chosen:
-            sites.setdefault(a.entry.mechanism, {}).update(a.extent)
-        predicted = predict(case, sites)
+        predicted = predict(case, _sites(chosen))
         for rank in sorted({rank for _, rank in open_}):
             if rank in refusals and rank not in predicted.refusals:  # accepted: all of it is predicted
                 refusals.pop(rank)
@@ -213,6 +211,14 @@ def _combinations(applicable: list[_Applicable]) -> Iterator[tuple[_Applicable, 
         yield from combinations(applicable, size)
 
 
+def _sites(chosen: Sequence[_Applicable]) -> dict[str, Extent]:
+    """Return where each mechanism of these entries may act."""
+    sites: dict[str, Extent] = {}
+    for a in chosen:
+        sites.setdefault(a.entry.mechanism, {}).update(a.extent)
+    return sites
+
+
 def _names(entry: Entry, name: str) -> bool:
     quantity = name.partition(".")[0]
     listed = PROPERTY_OF.get(quantity, quantity) in entry.properties
@@ -234,33 +240,37 @@ def _probes(
     """
     again, repeated = observation.again, second(case)
     failing = _violated(verdicts) & set(PROBES)
-    entries = [a for a in applicable if failing & set(a.entry.properties)]
-    if not entries or again is None or repeated is None:
+    if again is None or repeated is None:
         return verdicts, []
-    other = [
-        replaced for a in entries if (replaced := _Applicable(a.entry, extent(a.entry, repeated))).extent
-    ]
-    both = []
-    for ranks, subject_case, known in ((observation.ranks, case, entries), (again.ranks, repeated, other)):
-        sites: dict[str, Extent] = {}
-        for a in known:
-            sites.setdefault(a.entry.mechanism, {}).update(a.extent)
-        both.append((ranks, judges.predict(subject_case, sites)))
-    kept = []
     excused: list[Entry] = []
-    for verdict in verdicts:
-        if verdict.property not in failing:
-            kept.append(verdict)
+    for chosen in _combinations(applicable):
+        naming = [a.entry for a in chosen if failing & set(a.entry.properties)]
+        if not naming:
             continue
-        rest = tuple(
-            found
-            for found in verdict.discrepancies
-            if not all(_predicted(ranks, predicted, found.quantity) for ranks, predicted in both)
-        )
-        if len(rest) < len(verdict.discrepancies):
-            excused.extend(a.entry for a in entries)
-        kept.append(_left(verdict, rest))
-    return tuple(kept), excused
+        first = judges.predict(case, _sites(chosen))
+        other = [
+            replaced for a in chosen if (replaced := _Applicable(a.entry, extent(a.entry, repeated))).extent
+        ]
+        both = ((observation.ranks, first), (again.ranks, judges.predict(repeated, _sites(other))))
+        kept = tuple(_without_predicted(verdict, both, failing) for verdict in verdicts)
+        if kept != verdicts:
+            excused.extend(naming)
+            verdicts, failing = kept, _violated(kept) & set(PROBES)
+    return verdicts, excused
+
+
+def _without_predicted(
+    verdict: Verdict, both: Sequence[tuple[Sequence[RankObservation], Expected]], failing: set[str]
+) -> Verdict:
+    """Return what remains of a probe's verdict without the tensors that are as predicted in both runs."""
+    if verdict.property not in failing:
+        return verdict
+    rest = tuple(
+        found
+        for found in verdict.discrepancies
+        if not all(_predicted(ranks, predicted, found.quantity) for ranks, predicted in both)
+    )
+    return _left(verdict, rest)
 
 
 def _predicted(ranks: Sequence[RankObservation], predicted: Expected, name: str) -> bool:

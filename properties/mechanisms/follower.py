@@ -246,9 +246,10 @@ class MechanismFollower(Follower):
         lost = ~np.isfinite(merged.mean) | np.isnan(var)
         infinite = np.isinf(var) & ~lost
         known = ~(lost | infinite)
+        summed = known & np.isfinite(run.output.mean_bound)  # no sum of a rank can overflow
         moments = moments_of(
             data,
-            (np.where(known, merged.mean, 0.0), np.where(known, merged.mean_error, np.inf)),
+            (np.where(known, merged.mean, 0.0), np.where(summed, merged.mean_error, np.inf)),
             (np.where(known, var, 1.0), np.where(known, var_error, np.inf)),
         )
         rows, scalars = np.array(run.given.parameters), np.array(run.given.scalars)

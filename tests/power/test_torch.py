@@ -23,6 +23,12 @@ CASES = (
     # Rounded counts in one channel, a variance of zero in the other.
     '{"batches":[99,1,1],"channels":2,"dtype":"bfloat16","eps":0.0,"last_values":"constant",'
     '"param_dtype":"bfloat16","spatial":[[1,1,3]]}',
+    # Rounded counts where a rank's sum overflows.
+    '{"batches":[73,46],"channels":2,"dtype":"bfloat16","param_dtype":"bfloat16","seed":2021192138,'
+    '"spatial":[[1,3]],"values":"near_overflow"}',
+    # Half statistics in what a second run scales, next to half sums.
+    '{"batches":[2],"cotangent_layout":"permuted","dtype":"float16","param_dtype":"float16","probe":"scaling",'
+    '"seed":3759743040,"spatial":[[1,2]],"steps":[{},{},{}],"values":"tiny_spread"}',
 )
 
 

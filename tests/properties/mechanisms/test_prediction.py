@@ -1,0 +1,56 @@
+"""Predictions: what cannot be decided of a right subject is not decided of one with a mechanism either."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from properties.case import Case, Step
+from properties.domain import Contract
+from properties.expectation import expect
+from properties.mechanisms.catalogue import MECHANISMS
+from properties.mechanisms.prediction import predict
+
+ROUNDING = (
+    "half-evaluation",
+    "half-statistics",
+    "half-sums",
+    "misread-layout",
+    "rounded-counts",
+    "sequential-sums",
+    "stale-buffers",
+)
+"""Mechanisms that compute with the same data; the others put a constant in its place."""
+CASES = tuple(
+    Case(
+        batches=(73, 46),
+        channels=3,
+        spatial=((1, 3),),
+        dtype=dtype,
+        param_dtype="bfloat16" if dtype == "bfloat16" else "float32",
+        values="near_overflow",
+        cotangent_layout="permuted",
+        steps=(Step(), Step(mode="eval")),
+        seed=seed,
+    )
+    for dtype in ("float32", "bfloat16")
+    for seed in (1, 2, 3)
+)
+
+
+@pytest.mark.parametrize("mechanism", ROUNDING)
+def test_an_overflow_that_is_possible_stays_possible(mechanism: str) -> None:
+    assert mechanism in MECHANISMS
+    unbounded = 0
+    for case in CASES:
+        everywhere = {
+            (rank, k): np.ones(case.channels, np.bool_) for rank in range(2) for k in range(len(case.steps))
+        }
+        right = expect(case, Contract(), "A")
+        changed = predict(case, Contract(), "A", sites={mechanism: everywhere})
+        for name, by_rank in right.tensors.items():
+            for rank, interval in by_rank.items():
+                possible = np.isinf(interval.bound)
+                unbounded += int(possible.sum())
+                assert np.isinf(changed.tensors[name][rank].bound)[possible].all(), (case.seed, name)
+    assert unbounded > 0
