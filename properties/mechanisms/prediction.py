@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from properties import values
 from properties.case import Case
 from properties.domain import Contract, Grade
@@ -26,7 +28,8 @@ def predict(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu"
     tracked: dict[str, dict[int, int]] = {}
     if not case.ragged_grad and not case.wrong:
         drawn = values.drawn(case, range(case.world_size), channels_last=True)
-        with precise():
+        # What overflows on the way is infinite or NaN, and told by that; warnings would reach the user.
+        with precise(), np.errstate(all="ignore"):
             for group in case.process_groups:
                 if any(rank in refusing for rank in group):
                     continue

@@ -38,19 +38,37 @@ CASES = tuple(
 )
 
 
+def everywhere(case: Case) -> dict[tuple[int, int], np.typing.NDArray[np.bool_]]:
+    """Return all channels of all ranks and steps."""
+    steps = range(len(case.steps))
+    return {(rank, k): np.ones(case.channels, np.bool_) for rank in range(case.world_size) for k in steps}
+
+
 @pytest.mark.parametrize("mechanism", ROUNDING)
 def test_an_overflow_that_is_possible_stays_possible(mechanism: str) -> None:
     assert mechanism in MECHANISMS
     unbounded = 0
     for case in CASES:
-        everywhere = {
-            (rank, k): np.ones(case.channels, np.bool_) for rank in range(2) for k in range(len(case.steps))
-        }
         right = expect(case, Contract(), "A")
-        changed = predict(case, Contract(), "A", sites={mechanism: everywhere})
+        changed = predict(case, Contract(), "A", sites={mechanism: everywhere(case)})
         for name, by_rank in right.tensors.items():
             for rank, interval in by_rank.items():
                 possible = np.isinf(interval.bound)
                 unbounded += int(possible.sum())
                 assert np.isinf(changed.tensors[name][rank].bound)[possible].all(), (case.seed, name)
     assert unbounded > 0
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_what_overflows_on_the_way_warns_nobody(mechanism: str) -> None:
+    case = Case(
+        batches=(3, 2),
+        dtype="float64",
+        param_dtype="float64",
+        eps=0.0,
+        values="near_overflow",
+        steps=(Step(), Step(mode="eval")),
+        seed=1,
+    )
+    predicted = predict(case, Contract(), "A", sites={mechanism: everywhere(case)})
+    assert predicted.tensors["output.0"]
