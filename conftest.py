@@ -1,8 +1,8 @@
 """Fixtures that all test folders share: a run with real ranks, and a data folder that is not the user's.
 
-Also registers the project's own pytest plugin when the tests run from a checkout that is not installed, and
-says by which settings Hypothesis draws: the same everywhere. By its own it draws no new examples where the
-variable CI is set, and fails elsewhere what takes more than 200 ms.
+Also registers the project's own pytest plugin when the tests run from a checkout that is not installed, says
+which tests are left out of the everyday run, and by which settings Hypothesis draws: the same everywhere.
+By its own it draws no new examples where the variable CI is set, and fails elsewhere what takes long.
 """
 
 from __future__ import annotations
@@ -31,6 +31,29 @@ settings.register_profile(
     suppress_health_check=(HealthCheck.too_slow,),
 )
 settings.load_profile("syncbn-verify")
+
+
+TESTS = Path(__file__).parent / "tests"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer what is costly."""
+    parser.addoption("--costly", action="store_true", help="run the tests, too, that cost minutes together")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is costly, unless it is asked for, or the command line names its file or folder."""
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args} - {TESTS, TESTS.parent}
+    left = [
+        item
+        for item in items
+        if item.get_closest_marker("costly")
+        and not config.getoption("costly")
+        and not named & {item.path, *item.path.parents}
+    ]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")

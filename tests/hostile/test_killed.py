@@ -120,7 +120,7 @@ def bits(seen: Observation) -> list[dict[str, bytes]]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.hostile_costly
+@pytest.mark.costly
 @pytest.mark.parametrize("kill", [kill_a_rank, kill_all_ranks, kill_the_server], ids=lambda one: one.__name__)
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda one: one.__name__)
 def test_a_case_survives_that_its_ranks_are_killed(
@@ -135,7 +135,11 @@ def test_a_case_survives_that_its_ranks_are_killed(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("moment", [before_it_joins, before_it_loads], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "moment",
+    [before_it_joins, pytest.param(before_it_loads, marks=pytest.mark.costly)],
+    ids=lambda one: one.__name__,
+)
 def test_a_group_whose_rank_was_killed_on_its_way_is_told_as_dead(
     pool: RankPool, losses: list[LostGroup], moment: Callable[..., Observation]
 ) -> None:
@@ -143,7 +147,11 @@ def test_a_group_whose_rank_was_killed_on_its_way_is_told_as_dead(
     assert [loss.reason for loss in losses] == ["died"]
 
 
-@pytest.mark.parametrize("kill", [kill_a_rank, kill_the_server], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "kill",
+    [kill_a_rank, pytest.param(kill_the_server, marks=pytest.mark.costly)],
+    ids=lambda one: one.__name__,
+)
 def test_a_subject_is_described_though_its_rank_is_killed(
     pool: RankPool, kill: Kill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +177,7 @@ def test_a_subject_that_kills_is_run_once_more_and_no_more(pool: RankPool, losse
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.costly
 def test_a_server_that_is_killed_again_and_again_is_our_failure(
     pool: RankPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +200,13 @@ def test_a_server_that_is_killed_again_and_again_is_our_failure(
     assert {seen.ending for seen in pool.run(RIGHT, HARMLESS).ranks} == {"returned"}
 
 
-@pytest.mark.parametrize("kill", [kill_a_rank, kill_all_ranks, kill_the_server])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        kill_a_rank,
+        *(pytest.param(kill, marks=pytest.mark.costly) for kill in (kill_all_ranks, kill_the_server)),
+    ],
+)
 def test_a_kill_before_the_next_case_is_sent_ahead_swaps_no_cases(pool: RankPool, kill: Kill) -> None:
     first, following = (msgspec.structs.replace(HARMLESS, seed=seed) for seed in (5, 6))
     alone = [pool.run(RIGHT, one).ranks[0].digest for one in (first, following)]

@@ -98,7 +98,9 @@ def _runs(pid: int) -> bool:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "seconds", [0.0, pytest.param(0.7, marks=pytest.mark.hostile_costly), 2.5], ids="after {} s".format
+    "seconds",
+    [*(pytest.param(seconds, marks=pytest.mark.costly) for seconds in (0.0, 0.7)), 2.5],
+    ids="after {} s".format,
 )
 def test_no_rank_outlives_a_parent_that_is_killed(seconds: float, tmp_path: Path) -> None:
     with started(RUN, tmp_path) as parent:
@@ -111,6 +113,7 @@ def test_no_rank_outlives_a_parent_that_is_killed(seconds: float, tmp_path: Path
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.costly
 def test_no_rank_outlives_a_parent_that_is_killed_while_they_hang(tmp_path: Path) -> None:
     case = '{"batches":[3,2],"channels":4,"spatial":[[2]],"momentum":0.75}'
     with started(command("replay", case, "--subject", HANGS), tmp_path) as parent:
@@ -124,10 +127,9 @@ def test_no_rank_outlives_a_parent_that_is_killed_while_they_hang(tmp_path: Path
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "seconds",
-    [pytest.param(seconds, marks=pytest.mark.hostile_costly) for seconds in (0.3, 1.0, 1.7, 2.4, 3.3)]
-    + [5.0],
+    [pytest.param(seconds, marks=pytest.mark.costly) for seconds in (0.3, 1.0, 1.7, 2.4, 3.3)] + [5.0],
 )
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.hostile_costly)])
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.costly)])
 def test_ctrl_c_at_any_time_ends_with_130_and_leaves_nothing(
     seconds: float, times: int, tmp_path: Path
 ) -> None:
@@ -163,7 +165,7 @@ def test_ctrl_c_tells_what_was_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.hostile_costly
+@pytest.mark.costly
 def test_a_lost_worker_of_xdist_costs_its_item_and_leaves_no_rank(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--subject", "aggregated"]
     with started([*words, "--verify-cases=80", "--verify-seed=1"], tmp_path) as parent:
@@ -213,7 +215,7 @@ FAILING = command("run", "--subject", "local", "--cases", "3", "--seed", "1", "-
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.hostile_costly
+@pytest.mark.costly
 def test_one_core_is_enough(tmp_path: Path) -> None:
     taskset = shutil.which("taskset")
     if taskset is None:
@@ -223,7 +225,7 @@ def test_one_core_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.hostile_costly
+@pytest.mark.costly
 @pytest.mark.parametrize("home", ["", "/proc/none"], ids=["no home", "a home that cannot be written"])
 def test_no_home_is_needed(home: str, tmp_path: Path) -> None:
     kept = {
@@ -244,7 +246,7 @@ def test_no_home_is_needed(home: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.hostile_costly
+@pytest.mark.costly
 def test_folders_of_cache_and_data_that_cannot_be_written_cost_nothing(tmp_path: Path) -> None:
     code, output = finished(tmp_path, FAILING, XDG_CACHE_HOME="/proc/none", SYNCBN_VERIFY_DATA="/proc/none")
     assert code == exits.NOT_MET, output
@@ -252,7 +254,7 @@ def test_folders_of_cache_and_data_that_cannot_be_written_cost_nothing(tmp_path:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.hostile_costly
+@pytest.mark.costly
 def test_shared_memory_of_a_few_kilobytes_is_enough(tmp_path: Path) -> None:
     mount = "mount -t tmpfs -o size=16k tmpfs /dev/shm && exec "
     unshare = shutil.which("unshare")
@@ -266,6 +268,7 @@ def test_shared_memory_of_a_few_kilobytes_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.costly
 def test_nothing_listens_beyond_loopback(tmp_path: Path) -> None:
     with started(RUN, tmp_path) as parent:
         found = family(parent.pid, ranks=2)

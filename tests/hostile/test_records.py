@@ -103,6 +103,7 @@ def stop_midway(folder: Path, how: signal.Signals) -> int:
             run.kill()
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("how", "end"),
     [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, exits.INTERRUPTED)],
@@ -133,6 +134,7 @@ def test_a_run_that_is_stopped_midway_ends_as_in_one_go(
     assert [failure["property"] for failure in resumed[0]["failures"]] == ["forward"]
 
 
+@pytest.mark.costly
 def test_a_second_run_on_a_record_is_refused_until_the_first_is_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_second_run_on_a_record_is_refused_until_the_first_is_gone(
     assert main(["run", *line]) == exits.UNDECIDED  # one case
 
 
+@pytest.mark.costly
 @pytest.mark.skipif(
     os.getuid() != 0
     or shutil.which("unshare") is None

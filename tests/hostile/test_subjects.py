@@ -19,7 +19,7 @@ def shooting_range() -> Iterator[striking.Range]:
 
 
 def parameters() -> list[object]:
-    marks = {True: [pytest.mark.hostile_costly], False: []}
+    marks = {True: [pytest.mark.costly], False: []}
     return [pytest.param(entry, id=entry.id, marks=marks[entry.costly]) for entry in ENTRIES]
 
 
@@ -71,7 +71,7 @@ def test_a_subject_that_sees_its_process_changed_says_so(shooting_range: strikin
     assert "random" in str(examiner.examine(other).observation)
 
 
-@pytest.mark.hostile_costly
+@pytest.mark.costly
 def test_processes_that_a_rank_has_disowned_go_when_the_next_group_does(
     shooting_range: striking.Range,
 ) -> None:

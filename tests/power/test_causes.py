@@ -1,6 +1,6 @@
 """Causes: of a sample of the catalogue the true class is named, and of faults outside it none.
 
-The whole measurement is `python -m verify faults`.
+The whole measurement is `python -m verify faults`; the sample takes minutes, and so runs with `--costly`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from verify.faults.cards import cards
 from verify.power.score import FALSELY_TARGET, NAMED_TARGET
 from verify.power.units import Effort, FaultUnit
 from verify.power.worker import judge
+
+pytestmark = pytest.mark.costly
 
 EFFORT = Effort(seconds=None, tries=200, tries_total=400)
 SLACK = 2

@@ -12,11 +12,13 @@ from verify.faults.cards import cards
 from verify.power.units import Effort, FaultUnit
 from verify.power.worker import judge
 
-SMALL = ("tutorial-unweighted-ranks", "backward-local-sums", "variance-local-bessel", "group-forgotten")
+SMALL = ("backward-local-sums", "tutorial-unweighted-ranks", "variance-local-bessel", "group-forgotten")
 PATIENT = Effort(cases=200, seconds=None, tries=600, tries_total=1200)
 
 
-@pytest.mark.parametrize("fault", SMALL)
+@pytest.mark.parametrize(
+    "fault", [SMALL[0], *(pytest.param(fault, marks=pytest.mark.costly) for fault in SMALL[1:])]
+)
 def test_minimal_case_has_two_ranks_and_one_channel(real_run, fault):
     (card,) = (card for card in cards() if card.id == fault)
     outcome = judge(FaultUnit(card=card, seed=1, effort=PATIENT), real_run)
@@ -36,6 +38,7 @@ def test_detached_statistics_have_a_right_forward(real_run):
     assert [failure.property for failure in result.failures] == ["grad_input"]
 
 
+@pytest.mark.costly
 def test_control_is_reported_with_a_minimal_case_that_replays(real_run):
     result = campaign(real_run, "local")
     case = result.failures[0].case
