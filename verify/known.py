@@ -12,7 +12,7 @@ A file of known discrepancies is TOML data, validated on reading:
     mechanism = "half-sums"                     # what it gives instead; needed for every property of numbers
     quantities = ["output", "running_var"]      # optional: prefixes of names of tensors, or of facts
     endings = ["died", "raised", "timeout"]     # optional: for the property `ending`
-    observed = ["builtins.RuntimeError"]        # optional: what is observed there (`Discrepancy.observed`)
+    observed = ["RuntimeError"]                 # optional: what is observed there (`Discrepancy.observed`)
 
 A file may `include = ["torch-native"]`, the entries of torch's native batch norm, which are shipped.
 
