@@ -92,7 +92,8 @@ def sum_errors(
         greatest = np.maximum(
             sum_g, np.maximum(dot + dot_error, (dot + dot_error) * np.maximum(scale, scale**2))
         )
-        greatest = np.maximum(greatest, data.greatest(np.abs(data.g) * centred))
+        # x - mean overflows by itself, too, where it is rounded.
+        greatest = np.maximum(greatest, data.greatest(np.maximum(more, np.abs(data.g)) * centred))
         lost = (greatest * (1.0 + 8.0 * u) >= half.overflow).any(axis=0) | (training & (n >= half.overflow))
     zero = np.zeros_like(scale)
     return Errors(zero, scale_error, elements, own_g, own_gx), lost

@@ -33,7 +33,10 @@ def processes_with(text: str) -> list[int]:
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("name", WHAT)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "AbortsInBackward" else pytest.param(name, marks=pytest.mark.costly) for name in WHAT],
+)
 def test_subject_is_reported_as_what_it_is_and_nothing_is_left(name, tmp_path):
     mark = f"syncbn-verify-test-{name}-{os.getpid()}"
     command = [sys.executable, "-m", "verify", "run", "--seed", "1", "--fail-fast", "--properties", "ending"]

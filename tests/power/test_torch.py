@@ -29,6 +29,13 @@ CASES = (
     # Half statistics in what a second run scales, next to half sums.
     '{"batches":[2],"cotangent_layout":"permuted","dtype":"float16","param_dtype":"float16","probe":"scaling",'
     '"seed":3759743040,"spatial":[[1,2]],"steps":[{},{},{}],"values":"tiny_spread"}',
+    # An evaluation that reads freed buffers, run twice, before a single value that is accepted.
+    '{"affine":"weight","batches":[1,0],"channels":33,"eps":0.0,"input_layout":"permuted","momentum":0.3,'
+    '"probe":"scaling","random_parameters":true,"rank_offset":16,"seed":3936730175,'
+    '"steps":[{"mode":"eval"},{"recompute":true},{}],"strided_buffers":true,"values":"mixed"}',
+    # x - mean overflows in float16, though neither its product with the cotangent nor the sum does.
+    '{"batches":[2],"channels":12,"dtype":"float16","input_layout":"channels_last",'
+    '"last_values":"near_overflow","param_dtype":"float16","seed":2563028714,"spatial":[[3,4]],"values":"mixed"}',
 )
 
 
