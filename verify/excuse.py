@@ -25,8 +25,8 @@ from properties.probe import second
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.known import Entry, Extent, extent
 
-MAX_TOGETHER = 4
-"""Mechanisms of one case that are tried in every combination; of more, only each alone and all together."""
+MAX_TOGETHER = 6
+"""Mechanisms of one case that are tried in every combination; of more, all but few, and few."""
 PROPERTY_OF = {"output": "forward"}
 """The property that judges a quantity, where it has another name."""
 PROBES = ("repeatable", "scaling")
@@ -204,10 +204,9 @@ def _unmet(case: Case, ranks: Sequence[RankObservation], expected: Expected) -> 
 
 def _combinations(applicable: list[_Applicable]) -> Iterator[tuple[_Applicable, ...]]:
     """Yield sets of entries, the largest first."""
-    sizes = range(len(applicable), 0, -1)
-    if len(applicable) > MAX_TOGETHER:
-        sizes = (len(applicable), 1)  # type: ignore[assignment]
-    for size in sizes:
+    number = len(applicable)
+    sizes = range(number, 0, -1)
+    for size in sizes if number <= MAX_TOGETHER else (*sizes[:3], 2, 1):
         yield from combinations(applicable, size)
 
 

@@ -7,7 +7,6 @@ Adding a fact is one entry in `FACTS`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case
+from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous
 from properties.values import tensors
 
 Floats = NDArray[np.float64]
@@ -66,33 +66,6 @@ def _stale_buffers(case: Case, k: int) -> bool:
     step, later = case.steps[k], case.steps[k + 1 :]
     deferred = step.mode == "eval" and step.backward == "deferred"
     return case.tracking and deferred and bool(later) and later[0].mode == "train"
-
-
-def _ambiguous_layout(case: Case, rank: int) -> bool:
-    """Whether one of input and cotangent is permuted, the other contiguous, and the permuted one is a line.
-
-    A single sample (1, C, 3, 1) with reversed strides (1, 1, C, 3 C) is contiguous in channels_last as well.
-    """
-    lines = sum(size > 1 for size in case.spatial_of(rank))
-    return (
-        {case.input_layout, case.cotangent_layout} == {"contiguous", "permuted"}
-        and case.batches[rank] == 1
-        and case.channels > 1
-        and len(case.spatial_of(rank)) >= 2
-        and lines == 1
-    )
-
-
-def _adds_one_by_one(case: Case, rank: int) -> bool:
-    """Whether torch's native kernels add this rank's values up one by one in the accumulation dtype.
-
-    They add float32 up in float64, but for the channels-last kernel, also taken by batches of one position,
-    and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32, and
-    float64 in itself.
-    """
-    strided = case.input_layout in ("permuted", "sliced")
-    by_channels = case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1
-    return case.dtype != "float32" or strided or by_channels
 
 
 def _of_case(read: Callable[[Case], Any], text: str) -> Fact:
@@ -167,11 +140,11 @@ FACTS: dict[str, Fact] = {
         "a rank normalises by its own batch: training in a group of one rank, evaluation without buffers",
     ),
     "ambiguous_layout": _of_group(
-        lambda c, g: any(_ambiguous_layout(c, r) for r in g),
+        lambda c, g: any(is_ambiguous(c, r) for r in g),
         "input and cotangent are contiguous in different memory formats that one sample does not tell apart",
     ),
     "adds_one_by_one": _of_group(
-        lambda c, g: any(_adds_one_by_one(c, r) for r in g),
+        lambda c, g: any(adds_one_by_one(c, r) for r in g),
         "torch's native kernel adds up one by one, in no wider dtype: all but dense float32",
     ),
     "empty_ranks": _of_group(

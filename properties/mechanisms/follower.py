@@ -19,7 +19,7 @@ from properties import values
 from properties.expectation import Follower
 from properties.mechanisms import decoding, half
 from properties.mechanisms.carrying import Errors, Moments, carried, moments_of, no_errors, scale_of
-from properties.mechanisms.native_kernels import may_go_by_channels
+from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous, may_go_by_channels
 from properties.mechanisms.revisions import constant, finite, gradients_of, training_gradient, undecided
 from properties.mechanisms.step_data import Bools, StepData
 from properties.misread import cotangent_like_input
@@ -171,7 +171,8 @@ class MechanismFollower(Follower):
 
     def _run(self, k: int, members: tuple[int, ...], *, training: bool) -> _Run:
         walk, grade = self.walk, self.walk.grade
-        if grade == "A" and self._at("sequential-sums", k).any():
+        one_by_one = any(adds_one_by_one(walk.case, rank) for rank in members)
+        if grade == "A" and one_by_one and self._at("sequential-sums", k).any():
             walk.grade = "B"
         try:
             where, given, bad = step_input(walk, k, members, training=training)
@@ -364,7 +365,9 @@ class MechanismFollower(Follower):
         cotangents = []
         for rank in run.members:
             x, g = values.complete(case, (rank,))[rank, k]
-            cotangents.append(np.broadcast_to(cotangent_like_input(case, rank, x, g)[1], x.shape))
+            if is_ambiguous(case, rank):
+                _, g = cotangent_like_input(case, rank, x, g)
+            cotangents.append(np.broadcast_to(g, x.shape))
         return given._replace(g=pack(run.where, cotangents))
 
     def _half_sums(self, run: _Run, output: StepOutput) -> StepOutput:

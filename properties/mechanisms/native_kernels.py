@@ -26,6 +26,33 @@ def may_go_by_channels(case: Case, rank: int) -> bool:
     return inputs == cotangents == "channels_last"
 
 
+def is_ambiguous(case: Case, rank: int) -> bool:
+    """Return whether a permuted input or cotangent is a line, and the other of them is contiguous.
+
+    A single sample (1, C, 3, 1) with reversed strides (1, 1, C, 3 C) is contiguous in channels_last as well.
+    """
+    lines = sum(size > 1 for size in case.spatial_of(rank))
+    return (
+        {case.input_layout, case.cotangent_layout} == {"contiguous", "permuted"}
+        and case.batches[rank] == 1
+        and case.channels > 1
+        and len(case.spatial_of(rank)) >= 2
+        and lines == 1
+    )
+
+
+def adds_one_by_one(case: Case, rank: int) -> bool:
+    """Return whether torch's native kernels add this rank's values up one by one in the accumulation dtype.
+
+    They add float32 up in float64, but for the channels-last kernel, also taken by batches of one position,
+    and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32, and
+    float64 in itself.
+    """
+    strided = case.input_layout in ("permuted", "sliced")
+    by_channels = case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1
+    return case.dtype != "float32" or strided or by_channels
+
+
 def _dense(case: Case, rank: int, layout: str) -> bool:
     """Whether a tensor with one position a sample lies without gaps in the order of samples and channels."""
     if layout == "permuted":

@@ -36,6 +36,10 @@ CASES = (
     # x - mean overflows in float16, though neither its product with the cotangent nor the sum does.
     '{"batches":[2],"channels":12,"dtype":"float16","input_layout":"channels_last",'
     '"last_values":"near_overflow","param_dtype":"float16","seed":2563028714,"spatial":[[3,4]],"values":"mixed"}',
+    # Five mechanisms, of which one acts on one rank only.
+    '{"batches":[1,2],"channels":2,"cotangent_layout":"permuted","dtype":"bfloat16","param_dtype":"bfloat16",'
+    '"random_parameters":true,"spatial":[[1,2]],"steps":[{"backward":"deferred","mode":"eval"},{}],'
+    '"strided_buffers":true}',
 )
 
 
