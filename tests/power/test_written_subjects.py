@@ -11,7 +11,7 @@ from verify.power.units import RightUnit
 from verify.subject import Overrides
 
 WRITTEN = tuple(card for card in right_cards() if card.spec.startswith("verify.faults.written:"))
-CASES = 20
+CASES = 10
 EXTREMES = "constant,subnormal,near_overflow,tiny_spread,large_offset"
 
 

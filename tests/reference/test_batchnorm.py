@@ -144,6 +144,7 @@ sys.stdout.write(repr(worst))
 """
 
 
+@pytest.mark.costly
 def test_vmap_and_shard_map_over_four_devices_agree():
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -60,6 +60,7 @@ def test_a_refused_case_is_not_timed() -> None:
         run.once("aggregated", Case(batches=(1, 0)))
 
 
+@pytest.mark.costly
 @pytest.mark.usefixtures("no_reference")
 def test_the_harness_ratio_is_the_worst_of_its_places() -> None:
     (figure,) = harness.measure(QUICK, ignore)
@@ -73,15 +74,18 @@ def test_a_draw_costs_cpu_time() -> None:
     assert 0.01 < figure.value < 100
 
 
+@pytest.mark.costly
 def test_a_process_per_rank_test_takes_as_long_as_starting_processes_does() -> None:
     assert spawn.process_per_rank(spawn.CASE) > 0.5
 
 
+@pytest.mark.costly
 def test_a_process_per_rank_test_that_fails_is_told() -> None:
     with pytest.raises(RankError, match=r"end with 0, but got \[1"):
         spawn.process_per_rank(Case(batches=(1, 0)))
 
 
+@pytest.mark.costly
 def test_what_was_compiled_is_not_compiled_again(tmp_path: Path) -> None:
     words = ("-m", "verify.bench.compilations", "2")
     first, again = (
@@ -94,6 +98,7 @@ def test_what_was_compiled_is_not_compiled_again(tmp_path: Path) -> None:
     assert again["hits"] <= first["misses"] + first["hits"]  # what is kept as an executable is not asked for
 
 
+@pytest.mark.costly
 @pytest.mark.usefixtures("no_reference")
 def test_memory_is_that_of_the_parent_and_four_ranks() -> None:
     seen = memory.watch(4)
@@ -102,6 +107,7 @@ def test_memory_is_that_of_the_parent_and_four_ranks() -> None:
     assert all(300e6 < peak < 10e9 for peak in seen["peaks"])
 
 
+@pytest.mark.costly
 def test_the_suite_of_the_parallel_gain_runs_under_pytest(tmp_path: Path) -> None:
     suite = tmp_path / "test_subject.py"
     suite.write_text(parallel.SUITE.format(subject="aggregated", cases=4))
