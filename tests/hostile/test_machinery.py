@@ -140,7 +140,7 @@ def test_ctrl_c_at_any_time_ends_with_130_and_leaves_nothing(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(parent.pid, signal.SIGINT)
             time.sleep(0.05)
-        output, _ = parent.communicate(timeout=60)
+        output, _ = parent.communicate(timeout=140)
         assert parent.returncode in (exits.INTERRUPTED, -signal.SIGINT)
         assert "Traceback" not in output
         below |= striking.descendants(parent.pid)
@@ -156,7 +156,7 @@ def test_ctrl_c_tells_what_was_judged(tmp_path: Path) -> None:
         judged = lambda: lines.exists() and lines.read_text().count('"kind":"trial"') >= 3  # noqa: E731
         assert wait_for(judged, 90.0)
         os.kill(parent.pid, signal.SIGINT)
-        output, _ = parent.communicate(timeout=60)
+        output, _ = parent.communicate(timeout=140)
     assert parent.returncode == exits.INTERRUPTED
     assert "interrupted" in output
     assert "cases" in output.splitlines()[-2] or any("cases" in line for line in output.splitlines()[1:]), (

@@ -130,7 +130,7 @@ def imported_by(statement: str) -> set[str]:
     """Return the heavy modules that `statement` imports, in a fresh interpreter."""
     code = f"import sys\n{statement}\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240
     )
     return set(done.stdout.split())
 
@@ -170,7 +170,7 @@ def test_a_bad_argument_leaves_nothing_of_the_server_that_was_started(tmp_path, 
         [sys.executable, "-m", "verify", "run", *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (64, 1)

@@ -188,7 +188,7 @@ def test_children_find_ours_in_spite_of_the_path(tmp_path: Path, monkeypatch: py
         put(tmp_path, name)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    found = subprocess.run(program("verify.doctor"), capture_output=True, text=True, timeout=60, check=False)
+    found = subprocess.run(program("verify.doctor"), capture_output=True, text=True, timeout=240, check=False)
     assert "cannot import name 'main' from 'verify.doctor'" in found.stderr
     assert str(ROOT) in found.stderr
 
