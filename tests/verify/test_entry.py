@@ -75,8 +75,14 @@ def pytest_in(
 
 
 @needs_installation
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [  # One of each everyday: each is a test run, and starts as such.
+        pytest.param(name, place, marks=pytest.mark.costly if i % len(PLACES) != j else ())
+        for i, name in enumerate(PACKAGES)
+        for j, place in enumerate(PLACES)
+    ],
+)
 def test_a_test_run_that_has_nothing_to_do_with_us_is_left_alone(
     tmp_path: Path, name: str, place: str
 ) -> None:
