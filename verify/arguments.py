@@ -237,7 +237,10 @@ def _add_faults(commands: Commands) -> None:
         epilog=FAULTS_TEXT,
     )
     command.add_argument(
-        "names", nargs="*", metavar="ID|FAMILY", help="these faults only, without right subjects (all)"
+        "names",
+        nargs="*",
+        metavar="ID|FAMILY",
+        help="these faults and right subjects only, `right` and `written` being families of the latter (all)",
     )
     command.add_argument(
         "--seeds", type=_at_least(1), metavar="N", help="judge each fault on the seeds 1 to N (5)"
@@ -247,7 +250,13 @@ def _add_faults(commands: Commands) -> None:
     )
     command.add_argument("--seconds", type=_positive, metavar="S", help="seconds a fault and seed")
     command.add_argument(
-        "--right", type=_at_least(0), metavar="N", help="cases over all right subjects (2000; 0 with names)"
+        "--right",
+        type=_at_least(0),
+        metavar="N",
+        help="cases over all right subjects that are named, or all (2000; 0 where only faults are named)",
+    )
+    command.add_argument(
+        "--domain", action="append", default=[], metavar="K=V", help="narrow the domain of right subjects"
     )
     command.add_argument("--quick", action="store_true", help="one seed, little minimising, 400 right cases")
     command.add_argument("--workers", type=_at_least(1), metavar="N", help="worker processes (one a core)")

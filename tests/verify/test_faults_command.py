@@ -17,7 +17,7 @@ from properties.catalogue import PROPERTIES
 from tests.power.test_own_file import processes_with
 from tests.verify.power.samples import RIGHT, acquitted, card, caught, units
 from verify import exits
-from verify.arguments import parse
+from verify.arguments import UsageError, parse
 from verify.cli import main
 from verify.faults.cards import cards, right_cards
 from verify.power import command
@@ -54,6 +54,21 @@ def test_names_restrict_the_faults_and_leave_the_right_subjects_out():
     assert {unit.seed for unit in faults} == {1, 2}
     assert {(unit.effort.cases, unit.effort.seconds) for unit in faults} == {(7, None)}
     assert right == []
+
+
+def test_right_subjects_are_judged_alone_where_only_they_are_named():
+    faults, right = asked("right written --domain values=constant")
+    assert faults == []
+    assert {unit.card for unit in right} == set(right_cards())
+    assert sum(unit.cases for unit in right) == command.RIGHT_CASES
+    assert {unit.domain["values"] for unit in right} == {"constant"}
+    (one,) = asked("SumsRsqrt --right 9")[1]
+    assert (one.card.spec, one.cases) == ("verify.faults.written:SumsRsqrt", 9)
+
+
+def test_an_unknown_domain_of_right_subjects_is_a_wrong_use():
+    with pytest.raises(UsageError, match="constants"):
+        asked("right --domain values=constants")
 
 
 def test_the_right_subjects_can_be_given_any_number_of_cases():

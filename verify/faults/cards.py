@@ -88,6 +88,12 @@ class RightCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     spec: str
     differs: str
     grade: str = "A"
+    family: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name among the right subjects."""
+        return self.spec.rpartition(":")[2]
 
 
 class ContractCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,7 +162,11 @@ def right_cards() -> tuple[RightCard, ...]:
         CardError: If the file is not as expected.
     """
     paths = [_FOLDER / f"{family}.toml" for family in RIGHT_FAMILIES]
-    return tuple(_converted(path, entry, RightCard) for path in paths for entry in _tables(path, "right"))
+    return tuple(
+        _converted(path, {**entry, "family": path.stem}, RightCard)
+        for path in paths
+        for entry in _tables(path, "right")
+    )
 
 
 def _tables(path: Path, name: str) -> list[dict[str, Any]]:

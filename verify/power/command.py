@@ -11,7 +11,8 @@ from typing import Protocol, TextIO
 
 import msgspec
 
-from verify.arguments import UsageError
+from properties.domain import DomainError, Promise, override
+from verify.arguments import UsageError, pairs
 from verify.environment import cores, environment, one_line
 from verify.faults.cards import cards, right_cards
 from verify.policy import Budget
@@ -25,6 +26,7 @@ from verify.power.table import FOOTNOTE, conclusion, right_lines, totals
 from verify.power.units import (
     QUICK_TRIES,
     Effort,
+    RightUnit,
     SelectionError,
     Unit,
     chosen,
@@ -53,10 +55,11 @@ def faults_command(arguments: Namespace) -> int:
     for option in ("json", "table"):
         _check_writable(option, getattr(arguments, option))
     workers = max(1, min(arguments.workers or cores(), len(score.units)))
-    sys.stdout.write(
-        f"{one_line(device='cpu', backend='gloo')}; {score.faults} faults, {score.seeds} seeds, "
-        f"{workers} workers\n"
-    )
+    counts = [f"{score.faults} faults, {score.seeds} seeds"] if score.faults else []
+    if right := sum(unit.cases for unit in score.units if isinstance(unit, RightUnit)):
+        counts.append(f"{right} cases of right subjects")
+    words = "; ".join([one_line(device="cpu", backend="gloo"), *counts, f"{workers} workers"])
+    sys.stdout.write(words + "\n")
     with _written(score, arguments), Crew(workers) as crew:
         judge(score, crew, sys.stdout)
     return score.exit_code
@@ -66,12 +69,14 @@ def units(arguments: Namespace) -> Iterator[Unit]:
     """Yield what a command line asks for.
 
     Raises:
-        UsageError: If it names no fault.
+        UsageError: If it names no fault and no right subject, or no domain.
     """
     quick, names = arguments.quick, arguments.names
+    domain = pairs(arguments.domain, "--domain")
     try:
-        selected = chosen(cards(), names)
-    except SelectionError as error:
+        selected, passing = chosen(cards(), right_cards(), names)
+        override(Promise(), domain=domain, contract={}, grade=None)
+    except (SelectionError, DomainError) as error:
         raise UsageError(str(error)) from None
     budget = Budget.of(arguments.cases, arguments.seconds)
     effort = Effort(cases=budget.cases, seconds=budget.seconds, net=budget.net)
@@ -79,10 +84,10 @@ def units(arguments: Namespace) -> Iterator[Unit]:
         effort = msgspec.structs.replace(effort, tries=QUICK_TRIES, tries_total=QUICK_TRIES)
     right = arguments.right
     if right is None:
-        right = 0 if names else QUICK_RIGHT_CASES if quick else RIGHT_CASES
+        right = 0 if not passing else QUICK_RIGHT_CASES if quick else RIGHT_CASES
     yield from fault_units(selected, seeds=arguments.seeds or (1 if quick else SEEDS), effort=effort)
     if right:
-        yield from right_units(right_cards(), cases=right)
+        yield from right_units(passing or right_cards(), cases=right, domain=domain)
 
 
 def judge(score: Score, crew: Works, stream: TextIO) -> None:
@@ -96,8 +101,8 @@ def judge(score: Score, crew: Works, stream: TextIO) -> None:
                 score.add(done)
                 told.tell(done)
     finally:
-        lines = [*totals(score), *right_lines(score.right)]
-        stream.write("\n".join([FOOTNOTE, "", *lines, conclusion(score)]) + "\n")
+        faults = [FOOTNOTE, "", *totals(score)] if score.faults else []
+        stream.write("\n".join([*faults, *right_lines(score.right), conclusion(score)]) + "\n")
         stream.flush()
 
 

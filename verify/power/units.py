@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -53,11 +53,12 @@ class FaultUnit(msgspec.Struct, frozen=True, kw_only=True, tag_field="unit", tag
 
 
 class RightUnit(msgspec.Struct, frozen=True, kw_only=True, tag_field="unit", tag="right"):
-    """Some cases of a right subject, which must not be accused."""
+    """Some cases of a right subject, which must not be accused, in its domain as `domain` narrows it."""
 
     card: RightCard
     seed: int
     cases: int
+    domain: dict[str, str] = {}
 
     @property
     def title(self) -> str:
@@ -72,19 +73,25 @@ class SelectionError(ValueError):
     """Names that select no fault; the message is one line."""
 
 
-def chosen(cards: Sequence[Card], names: Collection[str]) -> tuple[Card, ...]:
-    """Return the cards whose id or family is in `names`; all of them if `names` is empty.
+def chosen(
+    cards: Sequence[Card], right: Sequence[RightCard], names: Collection[str]
+) -> tuple[tuple[Card, ...], tuple[RightCard, ...]]:
+    """Return the faults whose id or family is in `names`, and right subjects likewise; all if it is empty.
 
     Raises:
-        SelectionError: If a name is that of no fault and no family.
+        SelectionError: If a name is that of no fault, no right subject and no family.
     """
-    known = {card.id for card in cards} | {card.family for card in cards}
+    families = {card.family for card in cards} | {card.family for card in right}
+    known = families | {card.id for card in cards} | {card.name for card in right}
     if unknown := sorted(set(names) - known):
-        families = ", ".join(sorted({card.family for card in cards}))
         raise SelectionError(
-            f"Expected ids of faults, or families among {families}, but got {', '.join(unknown)}."
+            f"Expected ids of faults, right subjects, or families among {', '.join(sorted(families))}, "
+            f"but got {', '.join(unknown)}."
         )
-    return tuple(card for card in cards if not names or card.id in names or card.family in names)
+    return (
+        tuple(card for card in cards if not names or {card.id, card.family} & set(names)),
+        tuple(card for card in right if not names or {card.name, card.family} & set(names)),
+    )
 
 
 def fault_units(cards: Sequence[Card], *, seeds: int, effort: Effort) -> Iterator[FaultUnit]:
@@ -99,10 +106,12 @@ def fault_units(cards: Sequence[Card], *, seeds: int, effort: Effort) -> Iterato
             yield FaultUnit(card=card, seed=seed, effort=quick if seed > 1 or card.masked else effort)
 
 
-def right_units(cards: Sequence[RightCard], *, cases: int, chunk: int = CHUNK) -> Iterator[RightUnit]:
+def right_units(
+    cards: Sequence[RightCard], *, cases: int, chunk: int = CHUNK, domain: Mapping[str, str] | None = None
+) -> Iterator[RightUnit]:
     """Yield units that together have `cases` cases, spread over the subjects; every unit has its own seed."""
     shares = [cases // len(cards) + (index < cases % len(cards)) for index in range(len(cards))]
     for index, (card, share) in enumerate(zip(cards, shares, strict=True)):
         for number, begin in enumerate(range(0, share, chunk)):
             seed = 1 + number * len(cards) + index
-            yield RightUnit(card=card, seed=seed, cases=min(chunk, share - begin))
+            yield RightUnit(card=card, seed=seed, cases=min(chunk, share - begin), domain=dict(domain or {}))

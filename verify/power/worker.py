@@ -107,7 +107,7 @@ def judge(unit: Unit, run: Run, *, beat: Callable[[], None] = lambda: None) -> O
     """
     if isinstance(unit, FaultUnit):
         return judge_fault(unit, run.examiner(run.subject(unit.card.spec)), beat=beat)
-    overrides = Overrides(domain={}, contract={}, grade=unit.card.grade)
+    overrides = Overrides(domain=unit.domain, contract={}, grade=unit.card.grade)
     subject = run.subject(unit.card.spec, overrides=overrides)
     return judge_right(unit, run.examiner(subject), keep=run.keep, beat=beat)
 

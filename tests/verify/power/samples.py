@@ -8,7 +8,10 @@ from verify.faults.cards import Card, RightCard
 from verify.power.outcome import Done, FaultOutcome, RightOutcome, Smallest
 from verify.power.units import FaultUnit, RightUnit
 
-RIGHT = (RightCard(spec="right:A", differs=""), RightCard(spec="right:B", differs="", grade="B"))
+RIGHT = (
+    RightCard(spec="right:A", differs="", family="right"),
+    RightCard(spec="right:B", differs="", grade="B", family="written"),
+)
 
 
 def card(name: str = "fault", **more: Any) -> Card:

@@ -23,12 +23,25 @@ CARDS = (card("a", family="one"), card("b", family="one"), card("c", family="two
     ("names", "ids"), [([], "abc"), (["one"], "ab"), (["c"], "c"), (["c", "two", "a"], "ac")]
 )
 def test_faults_are_chosen_by_id_or_family_in_the_order_of_the_catalogue(names, ids):
-    assert [one.id for one in chosen(CARDS, names)] == list(ids)
+    assert [one.id for one in chosen(CARDS, RIGHT, names)[0]] == list(ids)
 
 
 def test_an_unknown_name_is_refused_with_the_families():
-    with pytest.raises(SelectionError, match=r"families among one, two, but got x, y\."):
-        chosen(CARDS, ["y", "a", "x"])
+    with pytest.raises(SelectionError, match=r"families among one, right, two, written, but got x, y\."):
+        chosen(CARDS, RIGHT, ["y", "a", "x"])
+
+
+@pytest.mark.parametrize(
+    ("names", "right"),
+    [([], "AB"), (["one"], ""), (["written"], "B"), (["A", "two"], "A"), (["right", "B"], "AB")],
+)
+def test_right_subjects_are_chosen_by_name_or_family(names, right):
+    assert [one.name for one in chosen(CARDS, RIGHT, names)[1]] == list(right)
+
+
+def test_units_of_right_subjects_have_the_domain_asked_for():
+    (unit,) = right_units(RIGHT[:1], cases=3, domain={"values": "constant"})
+    assert unit.domain == {"values": "constant"}
 
 
 def test_each_fault_has_a_unit_for_each_seed():
