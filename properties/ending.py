@@ -52,9 +52,13 @@ def ending(case: Case, observation: Observation, expected: Expected, contract: C
 
 
 def describe_ending(seen: RankObservation) -> str:
-    """Return how a rank ended, as a predicate: `died in backward 0 (signal SIGABRT)`."""
+    """Return how a rank ended, as a predicate: `died in backward 0 (signal SIGABRT)`.
+
+    Of an exception's message the first line; a compiled module's goes on with a traceback of its own.
+    """
     if seen.ending == "raised" and seen.raised is not None:
-        return f"raised {seen.raised.type} in {seen.raised.phase}: {seen.raised.message}"
+        first, _, rest = seen.raised.message.strip().partition("\n")
+        return f"raised {seen.raised.type} in {seen.raised.phase}: {first}{' [...]' if rest else ''}"
     frame = innermost_frame(seen.stack)
     where = f", at {frame}" if frame else ""
     if seen.ending == "died":

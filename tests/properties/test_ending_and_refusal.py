@@ -38,6 +38,14 @@ def test_every_way_to_end_is_reported_with_what_it_was(scene):
     assert "mine.Error in forward 0: bad luck" in threw
 
 
+def test_of_a_message_of_many_lines_the_first_is_told(scene):
+    one = scene(batches=(2, 2))
+    for rank in (0, 1):
+        one.change(rank, **raised(message="\nbad shape\n\nWhile executing %reshape\nOriginal traceback:\n"))
+    (discrepancy,) = one.verdicts()["ending"].discrepancies
+    assert discrepancy.message.endswith("raised RuntimeError in forward 0: bad shape [...]")
+
+
 def test_a_case_that_took_too_long_decides_nothing_and_says_what_to_do(scene):
     one = scene(batches=(2, 2))
     for rank in (0, 1):
