@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from properties.case import encode
@@ -188,21 +188,26 @@ def _endings(observation: Observation | None, property_id: str) -> Iterator[str]
     mismatch = first_mismatch(observation)
     if mismatch and property_id != "collectives":
         yield f"Ledger   {mismatch}"
-    for rank in observation.ranks:
-        yield from _stack(rank)
+    yield from _stacks(observation.ranks)
 
 
-def _stack(rank: RankObservation) -> Iterator[str]:
-    text = rank.stack or (rank.raised.traceback if rank.raised else "")
-    if rank.ending in ("returned", "stopped") or not text:
-        return
-    lines = _own_frames(text.rstrip().splitlines())
-    yield f"Stack of rank {rank.rank}"
-    if len(lines) > _MAX_STACK_LINES:
-        # faulthandler writes the innermost frame first, a traceback last: keep both ends.
-        half = _MAX_STACK_LINES // 2
-        lines = [*lines[:half], f"... {len(lines) - 2 * half} lines left out ...", *lines[-half:]]
-    yield from (textwrap.indent(line, "  ") for line in lines)
+def _stacks(observed: Sequence[RankObservation]) -> Iterator[str]:
+    """Yield the stacks of ranks that did not return; of those in the same places, one rank's."""
+    alike: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
+    for rank in observed:
+        text = rank.stack or (rank.raised.traceback if rank.raised else "")
+        if text and rank.ending not in ("returned", "stopped"):
+            lines = _own_frames(text.rstrip().splitlines())
+            places = tuple(line.strip() for line in lines if line.lstrip().startswith('File "'))
+            alike.setdefault((rank.ending, *(places or lines)), []).append((rank.rank, lines))
+    for stacks in alike.values():
+        numbers, (lines, *_) = zip(*stacks, strict=True)
+        yield f"Stack of {ranks(numbers)}"
+        if len(lines) > _MAX_STACK_LINES:
+            # faulthandler writes the innermost frame first, a traceback last: keep both ends.
+            half = _MAX_STACK_LINES // 2
+            lines = [*lines[:half], f"... {len(lines) - 2 * half} lines left out ...", *lines[-half:]]
+        yield from (textwrap.indent(line, "  ") for line in lines)
 
 
 def _own_frames(lines: list[str]) -> list[str]:

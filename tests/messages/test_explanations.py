@@ -126,6 +126,21 @@ def test_an_aborted_rank_with_its_ledger(snapshot: SnapshotAssertion) -> None:
     assert text(trial(violated("ending", [found]), case=case, observation=seen)) == snapshot
 
 
+def test_ranks_that_hang_in_the_same_place_share_a_stack() -> None:
+    def hangs(rank: int, line: int) -> RankObservation:
+        stack = f'Thread 0x{rank} (most recent call first):\n  File "mine.py", line {line} in forward\n'
+        return RankObservation(rank=rank, ending="timeout", stack=stack)
+
+    seen = Observation(ranks=(hangs(0, 6), hangs(1, 9), hangs(2, 6)))
+    found = Discrepancy(
+        quantity="ending", rank=0, observed="timeout", expected="returned", message="all", ending="timeout"
+    )
+    told = text(trial(violated("ending", [found]), case=Case(batches=(2, 2, 2)), observation=seen))
+    assert told.count("Stack of ") == 2
+    assert "Stack of ranks 0 and 2\n" in told
+    assert "Stack of rank 1\n" in told
+
+
 def test_a_hang_and_an_exception(snapshot: SnapshotAssertion) -> None:
     seen = Observation(
         ranks=(
