@@ -187,14 +187,19 @@ def _mixed(
 
 
 def _unmet(case: Case, ranks: Sequence[RankObservation], expected: Expected) -> set[tuple[str, int]]:
-    """Return tensors (name, rank) that are not as expected, and ("", rank) of ranks that did not refuse."""
+    """Return tensors (name, rank) that are not as expected, and ("", rank) of ranks that did not refuse.
+
+    Tensors only of groups that returned; that a rank did not refuse is so whatever its peers did.
+    """
     found: set[tuple[str, int]] = set()
     for group in case.process_groups:
-        if any(ranks[rank].ending != "returned" for rank in group):
-            continue
+        whole = all(ranks[rank].ending == "returned" for rank in group)
         for rank in group:
             if rank in expected.refusals:
-                found.add(("", rank))
+                if ranks[rank].ending == "returned":
+                    found.add(("", rank))
+                continue
+            if not whole:
                 continue
             for name, by_rank in expected.tensors.items():
                 if rank in by_rank and not meets(ranks[rank].tensors.get(name), by_rank[rank]):

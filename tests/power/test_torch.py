@@ -40,6 +40,8 @@ CASES = (
     '{"batches":[1,2],"channels":2,"cotangent_layout":"permuted","dtype":"bfloat16","param_dtype":"bfloat16",'
     '"random_parameters":true,"spatial":[[1,2]],"steps":[{"backward":"deferred","mode":"eval"},{}],'
     '"strided_buffers":true}',
+    # A single value that is accepted, and refused later by the rank that has it, alone.
+    '{"batches":[1,0],"steps":[{},{"mode":"eval"}],"tracking":false}',
 )
 
 
