@@ -121,11 +121,13 @@ def put(
 ) -> None:
     """Put the expected tensor `name` of `rank`, stored in `dtype`, among the walk's tensors.
 
-    If it `repeats`, value and bound are those of one period.
+    If it `repeats`, value and bound are those of one period. What may be stored as an infinity of either sign
+    may be any number between them, and is not decided.
     """
     facts = FACTS[dtype]
     with np.errstate(invalid="ignore"):
         overflows = np.abs(value) + bound >= facts.overflow
+        bound = np.where(bound - np.abs(value) >= facts.overflow, np.inf, bound)
     interval = Interval(
         value=value,
         bound=bound,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from properties.case import decode
 from verify.campaign import Budget
 from verify.faults.cards import right_cards
 from verify.power.units import right_units
@@ -30,6 +31,16 @@ def test_right_subject_is_not_accused_at_the_grade_of_its_card(real_run, unit):
     assert outcome.internal == 0
     assert outcome.cases == unit.cases
     assert {cell.property for cell in outcome.cells} >= {"forward", "running_var", "grad_input", "ending"}
+
+
+def test_a_gradient_that_may_overflow_either_way_is_not_decided(real_run):
+    """Equal and large values, and a tiny eps: the bound reaches beyond float16 both ways."""
+    case = decode(
+        '{"batches":[2,1],"channels":32,"dtype":"float16","eps":1e-12,"rank_offset":1,"seed":498176092,'
+        '"values":"large_offset"}'
+    )
+    for spec in ("torch", "aggregated", "verify.faults.right:TwoPass"):
+        assert real_run.examiner(real_run.subject(spec)).examine(case).violated == ()
 
 
 @pytest.mark.parametrize("card", right_cards(), ids=lambda card: card.spec)
