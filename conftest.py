@@ -62,9 +62,9 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cases")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def real_run(data_folder: Path) -> Iterator[Run]:
-    """An open run with seed 1 over real rank groups, for the tests of one module.
+    """An open run with seed 1 over real rank groups: one for all tests, since it starts for seconds.
 
     With half the usual time limit: the faults that hang take longer than all others otherwise.
     """

@@ -44,7 +44,7 @@ HEAVY = ("torch", "jax", "hypothesis", "numpy.testing", "rich")
         (["replay", "feedfeedfeed", "--subject", "local"], "id of a kept case"),
         (["replay", '{"batches":[]}', "--subject", "local"], "1 to 64 ranks"),
         (["faults", "--seeds", "0"], "integer of 1 or more"),
-        (["faults", "no-such-fault"], "ids of faults, or families among"),
+        (["faults", "no-such-fault"], "right subjects, or families among"),
         (["faults", "--json", "/nowhere/at/all.json"], "--json to be writable"),
         *([[name], "not in this version yet"] for name in LATER),
     ],

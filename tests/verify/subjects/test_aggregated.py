@@ -1,7 +1,5 @@
 """Tests of the aggregation of statistics: merging in one process, the whole of it on real ranks."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,12 +9,6 @@ from verify.ranks.pool import RankPool
 from verify.subjects.aggregated import Aggregated, Moments, inverse_deviation, local_moments, merge
 
 SPEC = "verify.subjects.aggregated:Aggregated"
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as ranks:
-        yield ranks
 
 
 def test_merged_moments_are_those_of_the_whole_batch() -> None:

@@ -1,7 +1,5 @@
 """Tests of the negative control: batch norm on each rank, which raises nowhere in the domain."""
 
-from collections.abc import Iterator
-
 import msgspec
 import numpy as np
 import pytest
@@ -13,12 +11,6 @@ from verify.subjects.local import Local
 
 SPEC = "verify.subjects.local:Local"
 AGGREGATED = "verify.subjects.aggregated:Aggregated"
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as ranks:
-        yield ranks
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Tests of torch's SyncBatchNorm over stand-in kernels, and of the file of its known discrepancies."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from verify.subjects.catalogue import BUILTINS
 from verify.subjects.torch_syncbn import SyncBatchNorm
 
 KNOWN = Path(kernels.__file__).parent / "known" / "torch.toml"
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as ranks:
-        yield ranks
 
 
 def test_the_catalogue_names_what_the_ranks_can_load(pool: RankPool) -> None:
