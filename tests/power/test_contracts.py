@@ -70,7 +70,13 @@ def test_a_subject_that_breaks_its_contract_is_reported_under_it(real_run, card)
     assert violated(real_run, card, {}) >= set(card.reported_by)
 
 
-@pytest.mark.parametrize("card", RIGHT, ids=lambda card: card.subject)
+@pytest.mark.parametrize(
+    "card",
+    [  # What accumulates in another dtype has programs of its own, each compiled for ten seconds.
+        pytest.param(card, id=card.subject, marks=pytest.mark.costly if "accumulate" in card.key else ())
+        for card in RIGHT
+    ],
+)
 def test_drawn_cases_hold_under_the_contract_that_a_right_subject_declares(real_run, card):
     domain = {"world_sizes": "2"}
     subject = real_run.subject(card.spec, overrides=Overrides(domain=domain, contract={}, grade=None))

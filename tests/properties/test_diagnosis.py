@@ -106,8 +106,8 @@ def named(variant, **more):
 
 @pytest.mark.parametrize(
     "cause",
-    [  # A fourth of them everyday: each compiles the variants of all causes for a case or more.
-        pytest.param(cause, id=cause.id, marks=pytest.mark.costly if number % 4 else ())
+    [  # An eighth of them everyday: each compiles the variants of all causes for a case or more.
+        pytest.param(cause, id=cause.id, marks=pytest.mark.costly if number % 8 else ())
         for number, cause in enumerate(cause for cause in ALL if cause.id not in SKIPPED)
     ],
 )
