@@ -256,7 +256,7 @@ def _probes(
             replaced for a in chosen if (replaced := _Applicable(a.entry, extent(a.entry, repeated))).extent
         ]
         both = ((observation.ranks, first), (again.ranks, judges.predict(repeated, _sites(other))))
-        kept = tuple(_without_predicted(verdict, both, failing) for verdict in verdicts)
+        kept = tuple(_without_predicted(verdict, both, naming) for verdict in verdicts)
         if kept != verdicts:
             excused.extend(naming)
             verdicts, failing = kept, _violated(kept) & set(PROBES)
@@ -264,15 +264,20 @@ def _probes(
 
 
 def _without_predicted(
-    verdict: Verdict, both: Sequence[tuple[Sequence[RankObservation], Expected]], failing: set[str]
+    verdict: Verdict, both: Sequence[tuple[Sequence[RankObservation], Expected]], naming: Sequence[Entry]
 ) -> Verdict:
-    """Return what remains of a probe's verdict without the tensors that are as predicted in both runs."""
-    if verdict.property not in failing:
+    """Return what remains of a probe's verdict without the tensors that are as predicted in both runs.
+
+    Only tensors of an entry that names the probe, too: what is right in both runs is as predicted as well.
+    """
+    mine = [entry for entry in naming if verdict.property in entry.properties]
+    if verdict.property not in PROBES or not mine:
         return verdict
     rest = tuple(
         found
         for found in verdict.discrepancies
-        if not all(_predicted(ranks, predicted, found.quantity) for ranks, predicted in both)
+        if not any(_names(entry, found.quantity) for entry in mine)
+        or not all(_predicted(ranks, predicted, found.quantity) for ranks, predicted in both)
     )
     return _left(verdict, rest)
 

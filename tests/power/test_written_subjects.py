@@ -11,23 +11,26 @@ from verify.power.units import RightUnit
 from verify.subject import Overrides
 
 WRITTEN = tuple(card for card in right_cards() if card.spec.startswith("verify.faults.written:"))
-CASES = 10
 EXTREMES = "constant,subnormal,near_overflow,tiny_spread,large_offset"
 
 
-def judged(run, card, seed, **domain):
+def judged(run, card, seed, cases, **domain):
     overrides = Overrides(domain=domain, contract={}, grade=card.grade)
-    unit = RightUnit(card=card, seed=seed, cases=CASES)
+    unit = RightUnit(card=card, seed=seed, cases=cases)
     return judge_right(unit, run.examiner(run.subject(card.spec, overrides=overrides)))
 
 
 @pytest.mark.parametrize("card", WRITTEN, ids=lambda card: card.spec.partition(":")[2])
-def test_a_subject_in_plain_torch_is_not_reported(real_run, card):
+@pytest.mark.parametrize("cases", [10, pytest.param(20, marks=pytest.mark.costly)])
+def test_a_subject_in_plain_torch_is_not_reported(real_run, card, cases):
     seed = 1 + WRITTEN.index(card)
-    for outcome in (judged(real_run, card, seed), judged(real_run, card, 100 + seed, values=EXTREMES)):
+    for outcome in (
+        judged(real_run, card, seed, cases),
+        judged(real_run, card, 100 + seed, cases, values=EXTREMES),
+    ):
         assert outcome.accusations == ()
         assert outcome.internal == 0
-        assert outcome.cases == CASES
+        assert outcome.cases == cases
         assert {cell.property for cell in outcome.cells} >= {"forward", "running_var", "grad_input"}
 
 

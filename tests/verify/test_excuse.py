@@ -15,7 +15,7 @@ from properties.expected import Expected, Interval
 from properties.observation import Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict, violated
 from tests.verify.fakes import interval, tensor
-from verify.excuse import Excused, excuse
+from verify.excuse import Excused, _without_predicted, excuse
 from verify.known import Clause, Entry, Extent
 
 CASE = Case(batches=(1, 1), channels=3, seed=1)
@@ -131,6 +131,28 @@ def test_a_nan_that_is_predicted_is_excused_and_a_number_in_its_place_is_not() -
     wrong, _ = judged((ONES, [7.0] * 3), (entry(),), nan)
     assert excused_verdict.outcome is not Outcome.VIOLATED
     assert wrong.outcome is Outcome.VIOLATED
+
+
+@pytest.mark.parametrize(
+    ("properties", "outcome"),
+    [
+        (("forward", "scaling"), Outcome.UNDECIDED),
+        (
+            ("grad_input", "scaling"),
+            Outcome.VIOLATED,
+        ),  # not an entry about the output, though it is as predicted
+        (("forward",), Outcome.VIOLATED),
+    ],
+)
+def test_a_second_run_is_excused_for_tensors_of_an_entry_that_names_the_probe(
+    properties: tuple[str, ...], outcome: Outcome
+) -> None:
+    found = Discrepancy(quantity="output.0", rank=0, message="not scaled")
+    ranks = (RankObservation(rank=0, ending="returned", tensors={"output.0": tensor(np.array([ONES]))}),)
+    predicted = Expected(tensors={"output.0": {0: outputs(ONES)[0]}})
+    both = ((ranks, predicted), (ranks, predicted))
+    rest = _without_predicted(violated("scaling", [found]), both, [entry(properties=properties)])
+    assert rest.outcome is outcome
 
 
 def test_an_entry_for_another_property_excuses_nothing() -> None:

@@ -69,6 +69,8 @@ def test_right_subjects_are_judged_alone_where_only_they_are_named():
 def test_an_unknown_domain_of_right_subjects_is_a_wrong_use():
     with pytest.raises(UsageError, match="constants"):
         asked("right --domain values=constants")
+    with pytest.raises(UsageError, match="right subjects with --domain"):
+        asked("tutorial --domain values=constant")
 
 
 def test_the_right_subjects_can_be_given_any_number_of_cases():

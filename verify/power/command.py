@@ -85,6 +85,10 @@ def units(arguments: Namespace) -> Iterator[Unit]:
     right = arguments.right
     if right is None:
         right = 0 if not passing else QUICK_RIGHT_CASES if quick else RIGHT_CASES
+    if domain and not right:
+        raise UsageError(
+            "Expected right subjects with --domain, but got none; name `right`, or give --right N."
+        )
     yield from fault_units(selected, seeds=arguments.seeds or (1 if quick else SEEDS), effort=effort)
     if right:
         yield from right_units(passing or right_cards(), cases=right, domain=domain)
