@@ -18,7 +18,7 @@ from properties.expected import Expected, Interval
 from properties.running import update_buffers
 from properties.step import run_step
 from properties.walk import Bools, Buffers, Estimate, RankStep, Walk, decided, put
-from reference.program import precise
+from reference.host import precise
 from reference.shards import lines, unpack
 
 Floats = NDArray[np.float64]

@@ -23,7 +23,7 @@ from properties.running import right_momentum, updated
 from properties.step import numbers, shares, step_input
 from properties.variant import Ranks, Variant
 from properties.walk import Buffers, Estimate, RankStep, Walk, put
-from reference.program import precise
+from reference.host import precise
 from reference.shards import Layout
 from reference.step import StepOutput, StepScalars
 from reference.variants import ROOTS, Formula, Weights, compiled_variant

@@ -7,27 +7,22 @@ persistent compilation cache in the user's cache folder.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import platformdirs
 
 from reference import batchnorm, forms
 from reference.bounds import Pair, bound, error_of, exact, undecided_beyond
 from reference.executables import Executable
+from reference.host import configure_cache, precise
 from reference.rounding import Arithmetic
 from reference.shards import COMMON, Bucket
 from reference.step import StepInput, StepOutput, StepScalars
 
 Array = jax.Array
-CACHE_OPTION = "jax_compilation_cache_dir"
-_THREADS = "NPROC"
 
 
 def merge(*pairs: Pair) -> Pair:
@@ -349,45 +344,3 @@ def _update(given: BufferInput) -> tuple[Array, Array]:
 def compiled_update(size: int) -> Any:
     """Return the compiled function of `BufferInput` for arrays (size,); it wants the `precise` context."""
     return Executable(_update, f"update-{size}", like=(0, 0), folder=configure_cache())
-
-
-def start(*, threads: int) -> None:
-    """Have jax compute on so many threads of the CPU in this process, unless it has begun to compute.
-
-    A step is small: more threads take more of the cores' time, and hardly less of the clock's. XLA reads the
-    number once, from the environment; if that names one, it stands.
-    """
-    if _THREADS in os.environ:
-        return
-    os.environ[_THREADS] = str(threads)
-    try:
-        jax.local_devices(backend="cpu")
-    finally:
-        del os.environ[_THREADS]
-
-
-@contextlib.contextmanager
-def precise() -> Iterator[None]:
-    """Let jax compute in float64 on the CPU inside, whatever devices it finds and the caller configured."""
-    double = True
-    with jax.enable_x64(double), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        yield
-
-
-@cache
-def configure_cache() -> Path:
-    """Switch jax's persistent compilation cache on, in the user's cache folder, and return the folder.
-
-    A cache folder that the user has configured for jax is left alone.
-    """
-    configured: str | None = getattr(jax.config, CACHE_OPTION)
-    folder = Path(configured) if configured else Path(platformdirs.user_cache_dir("syncbn-verify")) / "jax"
-    if not configured and os.access(_nearest_existing(folder), os.W_OK):
-        jax.config.update(CACHE_OPTION, str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return folder
-
-
-def _nearest_existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())

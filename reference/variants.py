@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from reference.executables import Executable
-from reference.program import configure_cache
+from reference.host import configure_cache
 from reference.shards import Bucket
 from reference.step import StepInput, StepOutput, StepScalars
 

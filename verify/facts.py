@@ -16,6 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case
+from properties.mechanisms.cuda_kernels import (
+    halves_moments,
+    halves_partial_sums,
+    loses_strided_update,
+    narrow_blocks,
+)
 from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous
 from properties.values import tensors
 
@@ -66,6 +72,12 @@ def _stale_buffers(case: Case, k: int) -> bool:
     step, later = case.steps[k], case.steps[k + 1 :]
     deferred = step.mode == "eval" and step.backward == "deferred"
     return case.tracking and deferred and bool(later) and later[0].mode == "train"
+
+
+def _halves_partial_sums(case: Case, group: Group, rank: int, k: int) -> bool:
+    training = case.steps[k].mode == "train"
+    synchronised = training and len(group) > 1
+    return halves_partial_sums(case, rank, synchronised=synchronised, training=training or not case.tracking)
 
 
 def _of_case(read: Callable[[Case], Any], text: str) -> Fact:
@@ -146,6 +158,22 @@ FACTS: dict[str, Fact] = {
     "adds_one_by_one": _of_group(
         lambda c, g: any(adds_one_by_one(c, r) for r in g),
         "torch's native kernel adds up one by one, in no wider dtype: all but dense float32",
+    ),
+    "half_partial_sums": _of_step(
+        lambda c, g, k: any(_halves_partial_sums(c, g, r, k) for r in g),
+        "a block's threads pass partial sums of the backward on in the input's half dtype",
+    ),
+    "half_moments": _of_group(
+        lambda c, g: any(halves_moments(c, r) for r in g),
+        "torch gives the moments of a strided half input, where a rank is alone, to var_mean on CUDA",
+    ),
+    "loses_strided_update": _of_group(
+        lambda c, g: any(loses_strided_update(c, r) for r in g),
+        "torch gives the step to cuDNN, where a rank is alone, and its running buffers are strided",
+    ),
+    "narrow_blocks": _of_group(
+        lambda c, g: any(narrow_blocks(c, r) for r in g),
+        "few threads of a block of torch's CUDA kernels have values, and add up many",
     ),
     "empty_ranks": _of_group(
         lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"

@@ -13,6 +13,8 @@ A file of known discrepancies is TOML data, validated on reading:
     quantities = ["output", "running_var"]      # optional: prefixes of names of tensors, or of facts
     endings = ["died", "raised", "timeout"]     # optional: for the property `ending`
     observed = ["RuntimeError"]                 # optional: what is observed there (`Discrepancy.observed`)
+    devices = ["cuda"]                          # optional: where it is so, among cpu and cuda
+    torch_below = "2.13"                        # optional: the first version of torch without it
 
 A file may `include = ["torch-native"]`, the entries of torch's native batch norm, which are shipped.
 
@@ -29,8 +31,9 @@ Rules
 from __future__ import annotations
 
 import operator
+import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from numpy.typing import NDArray
 
 from properties.case import Case, CaseError, decode, one_line
 from properties.mechanisms.catalogue import MECHANISMS
+from verify.environment import version
 from verify.facts import FACTS, Group
 
 SHIPPED = {"torch-native": Path(__file__).parent / "subjects" / "known" / "torch_native.toml"}
@@ -59,8 +63,10 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "above": operator.gt,
     "below": operator.lt,
 }
+_RELEASE = re.compile(r"\d+")
 _ORDERING = ("at_least", "at_most", "above", "below")
 _ENDINGS = ("died", "raised", "timeout")
+_DEVICES = ("cpu", "cuda")
 _KEYS = {
     "id",
     "reason",
@@ -72,6 +78,8 @@ _KEYS = {
     "quantities",
     "endings",
     "observed",
+    "devices",
+    "torch_below",
 }
 _WITHOUT_MECHANISM = ("ending", "refusal", "collectives", "conversion")
 
@@ -108,6 +116,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     quantities: tuple[str, ...] = ()
     endings: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
+    devices: tuple[str, ...] = _DEVICES
+    torch_below: tuple[int, ...] = ()
+
+    def concerns(self, *, device: str, torch: str) -> bool:
+        """Return whether it may be seen on `device`, cpu or cuda, with the version `torch`."""
+        release = tuple(int(part) for part in _RELEASE.findall(torch.partition("+")[0])[:2])
+        return device in self.devices and (not self.torch_below or release < self.torch_below)
 
     @property
     def deadly(self) -> bool:
@@ -138,6 +153,12 @@ def extent(entry: Entry, case: Case) -> Extent:
             if channels.any():
                 found.update({(rank, step): channels for rank in group})
     return found
+
+
+def concerned(entries: Iterable[Entry], *, device: str) -> tuple[Entry, ...]:
+    """Return the entries that may be seen on `device`, cpu or cuda, with the torch that is installed."""
+    release = version("torch")
+    return tuple(entry for entry in entries if entry.concerns(device=device, torch=release))
 
 
 def load(path: Path) -> tuple[Entry, ...]:
@@ -238,6 +259,15 @@ def _entry(table: Any, source: str) -> Entry:
     _require(
         mechanism or not numbers, where, f"a mechanism, or no property beside {without}", properties=numbers
     )
+    devices = _texts(table, "devices", where)
+    _require(set(devices) <= set(_DEVICES), where, f"devices among {', '.join(_DEVICES)}", devices=devices)
+    below = table.get("torch_below", "")
+    _require(
+        isinstance(below, str) and (not below or re.fullmatch(r"\d+\.\d+", below)),
+        where,
+        'a version of torch such as "2.13"',
+        torch_below=below,
+    )
     entry = Entry(
         id=table["id"],
         reason=table["reason"],
@@ -249,6 +279,8 @@ def _entry(table: Any, source: str) -> Entry:
         quantities=_texts(table, "quantities", where),
         endings=endings,
         observed=_texts(table, "observed", where),
+        devices=devices or _DEVICES,
+        torch_below=tuple(map(int, _RELEASE.findall(below))),
     )
     try:
         own = extent(entry, case)

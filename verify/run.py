@@ -35,7 +35,7 @@ class Settings:
         only: Ids of the properties to judge; None for all.
         timeout: Seconds that a case may take on the ranks.
         every_element: Judge large tensors whole, in place of a sample (`properties.sampling`).
-        threads: That jax computes on in this process; None for as many as there are cores.
+        threads, cpu_only: How jax computes in this process, see `reference.host.start`.
     """
 
     seed: int
@@ -49,6 +49,7 @@ class Settings:
     timeout: float = 10.0
     every_element: bool = False
     threads: int | None = None
+    cpu_only: bool = False
 
 
 class Run:
@@ -109,7 +110,7 @@ class Run:
     def parts(self) -> Machinery:
         """The reference and the properties, imported on first use."""
         if self._parts is None:
-            self._parts = machinery(threads=self.settings.threads)
+            self._parts = machinery(threads=self.settings.threads, cpu_only=self.settings.cpu_only)
         return self._parts
 
     def subject(

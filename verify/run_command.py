@@ -103,6 +103,7 @@ def settings_from(arguments: Namespace) -> Settings:
         only=_properties(arguments.properties),
         every_element=arguments.every_element,
         threads=1,
+        cpu_only=True,
     )
 
 

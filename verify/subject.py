@@ -16,7 +16,7 @@ import msgspec
 from properties.case import Case
 from properties.domain import Domain, DomainError, Promise, override, promise_from
 from verify.environment import backend_words
-from verify.known import SHIPPED, Entry, KnownError, load
+from verify.known import SHIPPED, Entry, KnownError, concerned, load
 
 DEFAULT_PROMISE = Promise()
 KEYWORDS = ("eps", "momentum", "affine", "track_running_stats", "process_group", "bias")
@@ -135,7 +135,7 @@ def subject_from(
         spec=spec,
         label=label or spec,
         promise=msgspec.structs.replace(promise, domain=_within(promise.domain, lacking)),
-        known=_known(promise.known, description.file),
+        known=concerned(_known(promise.known, description.file), device=device),
         expectation=expectation,
         device=device,
         backend=backend_words(device, backend),

@@ -21,7 +21,7 @@ from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.errors import RankError
 from verify.excuse import Excused, excuse
 from verify.interrupts import put_off
-from verify.known import SHIPPED, Entry, Extent, load
+from verify.known import SHIPPED, Entry, Extent, concerned, load
 from verify.subject import Subject
 
 TORCH = "torch"
@@ -122,11 +122,12 @@ class Machinery:
         return not self.objections(domain, case)
 
 
-def machinery(*, threads: int | None = None) -> Machinery:
+def machinery(*, threads: int | None = None, cpu_only: bool = False) -> Machinery:
     """Return the real parts; importing them imports jax and hypothesis.
 
     Args:
-        threads: That jax shall compute on, if it has not begun to; None for as many as there are cores.
+        threads: Of the CPU.
+        cpu_only: Both as `reference.host.start` takes them.
     """
     with put_off():
         from properties import diagnosis
@@ -135,10 +136,10 @@ def machinery(*, threads: int | None = None) -> Machinery:
         from properties.expectation import expect
         from properties.mechanisms.prediction import predict
         from properties.strategies import cases, excluded_share
-        from reference.program import preload, start
+        from reference.host import start
+        from reference.program import preload
 
-        if threads is not None:
-            start(threads=threads)
+        start(threads=threads, cpu_only=cpu_only)
     return Machinery(
         expect=expect,
         judge=judge,
@@ -300,12 +301,12 @@ class Examiner:
     def native(self, trial: Trial, property_id: str) -> tuple[Entry, ...]:
         """Return the discrepancies of torch's native batch norm that explain what `trial` violates.
 
-        They explain all of it, and torch's own violates the property on the same case, too. On the CPU only.
+        They explain all of it, and torch's own violates the property on the same case, too.
         """
-        shipped = load(SHIPPED["torch-native"])
+        shipped = concerned(load(SHIPPED["torch-native"]), device=self.subject.device)
         declared = {entry.id for entry in self.subject.known}
         known = tuple(entry for entry in shipped if entry.id not in declared)
-        if not known or self.subject.device != "cpu" or trial.observation is None or trial.expected is None:
+        if not known or trial.observation is None or trial.expected is None:
             return ()
         examiner = replace(self, subject=replace(self.subject, known=known), only=(property_id,))
         verdicts, excused = examiner._judge(trial.case, trial.observation, trial.expected)

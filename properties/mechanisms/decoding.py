@@ -1,9 +1,9 @@
 """Decoding: moments of ranks that travel as mean, 1 / sqrt(var + eps) and count, as in torch.
 
 A variance is decoded as 1 / s^2 - eps, which errs by some u (var + eps); with eps = 0 a variance that was
-computed as zero is sent as s = 0 and decoded as infinite. Counts are added up in the dtype of the buffers,
-and the sum so far is cut to an integer (`batch_norm_reduce_statistics_kernel` in
-aten/src/ATen/native/cuda/Normalization.cuh).
+computed as zero is sent as s = 0 and decoded as infinite. Counts come in the dtype of the buffers, and the
+sum that divides a merge is of it, too; the one that divides the squares is an integer, added up in float32
+(`batch_norm_reduce_statistics_kernel` in aten/src/ATen/native/cuda/Normalization.cuh).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def merged_by_counts(local: LocalMoments, data: StepData, dtype: Dtype) -> Merge
             old, new = count * factor * mean, weight * factor * local.mean[r]
             mean_error = count * factor * mean_error + weight * factor * local.mean_error[r]
             mean_error = mean_error + 6.0 * u * (np.abs(old) + np.abs(new))
-            mean, count = old + new, _truncated(total)
+            mean, count = old + new, _truncated(float(np.float32(count) + np.float32(weight)))
     return Merged(mean, mean_error, squares, squares_error, count)
 
 

@@ -11,17 +11,19 @@ undecided.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from properties import values
 from properties.expectation import Follower
 from properties.mechanisms import decoding, half
-from properties.mechanisms.carrying import Errors, Moments, carried, moments_of, no_errors, scale_of
+from properties.mechanisms.carrying import carried, moments_of, no_errors, scale_of
+from properties.mechanisms.cuda_kernels import halves_partial_sums, levels, narrow_blocks
 from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous, may_go_by_channels
 from properties.mechanisms.revisions import constant, finite, gradients_of, training_gradient, undecided
-from properties.mechanisms.step_data import Bools, StepData
+from properties.mechanisms.step_data import Bools
+from properties.mechanisms.step_run import StepRun
 from properties.misread import cotangent_like_input
 from properties.running import right_momentum, update_buffers, updated
 from properties.step import numbers, shares, step_input
@@ -36,66 +38,13 @@ Sites = Mapping[str, Mapping[tuple[int, int], Bools]]
 _STRIDED = ("permuted", "sliced")
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One call of the reference's program for a step: over whom, with what, and its output as it was revised.
-
-    Attributes:
-        training: It is normalised with the members' batch.
-        bad: What is not finite in the members' input, or is made so.
-        errors: Of mean and scale, beyond those of a right subject.
-    """
-
-    members: tuple[int, ...]
-    training: bool
-    where: Layout
-    given: StepInput
-    output: StepOutput
-    bad: tuple[Bools, ...]
-    errors: Errors
-
-    @property
-    def data(self) -> StepData:
-        """The step's data."""
-        return StepData.of(self.given, self.where)
-
-    @property
-    def moments(self) -> Moments:
-        """What the step is normalised with by a right subject."""
-        output, data = self.output, self.data
-        if self.training:
-            return moments_of(data, (output.mean, output.mean_bound), (output.var, output.var_bound))
-        rows = np.asarray(self.given.parameters)
-        return moments_of(data, (rows[2], rows[3]), (rows[4], rows[5]))
-
-    @property
-    def poisoned(self) -> Bools:
-        """The channels with an input that is not finite, which the program computes as zero, (C,)."""
-        channels: Bools = np.logical_or.reduce([mask.any(axis=(0, 2)) for mask in self.bad])
-        return channels
-
-    def padded(self, channels: Bools) -> Bools:
-        """Return a mask (C,) for the padded channels."""
-        full = np.zeros(self.where.bucket.channels, np.bool_)
-        full[: len(channels)] = channels
-        return full
-
-    def widened(self, errors: Errors) -> _Run:
-        """Return the run with additional errors of its mean and scale, carried to its output."""
-        errors = finite(errors)
-        total = self.errors._replace(
-            mean=self.errors.mean + errors.mean, scale=self.errors.scale + errors.scale
-        )
-        return replace(self, output=carried(self.data, self.output, self.moments, errors), errors=total)
-
-
 def _unmerged(output: StepOutput, channels: Bools) -> StepOutput:
     """Return `output` with nothing decided in channels whose merged variance is not known."""
     output = undecided(output, channels)
     return output._replace(var_bound=np.where(channels, np.inf, output.var_bound))
 
 
-def _read_from_freed(run: _Run, step: RankStep) -> RankStep:
+def _read_from_freed(run: StepRun, step: RankStep) -> RankStep:
     """Return a rank's share whose gradients were computed with whatever lies in freed memory."""
     every = np.ones(run.where.bucket.channels, np.bool_)
     output = undecided(step.output, every, names=("grad_input", "grad_weight"))
@@ -112,7 +61,7 @@ class MechanismFollower(Follower):
     def __init__(self, walk: Walk, sites: Sites) -> None:
         super().__init__(walk)
         self._sites = sites
-        self._runs: dict[int, list[_Run]] = {}
+        self._runs: dict[int, list[StepRun]] = {}
         self._moved: set[int] = set()
         self._rounded: set[int] = set()
         nowhere = np.zeros(walk.case.channels, np.bool_)
@@ -130,6 +79,9 @@ class MechanismFollower(Follower):
     def update(self, k: int, *, again: bool = False) -> None:
         """Update the buffers in training step k, as the mechanisms have it."""
         walk, total = self.walk, self.walk.case.total_of(self.walk.group)
+        if self._at("lost-update", k).any():
+            walk.buffers.tracked += 1
+            return
         if total == 0:
             if self._at("decayed-buffers", k).any():
                 self._decay()
@@ -149,13 +101,15 @@ class MechanismFollower(Follower):
         stale = buffers and self._at("stale-buffers", k).any()
         freed = buffers and self._at("freed-buffers", k).any()
         misread = self._at("misread-layout", k).any()
-        halved = self._at("half-sums", k).any()
-        for run in self._runs[k] if stale or freed or misread or halved else ():
+        halved, partly = self._at("half-sums", k).any(), self._at("half-partial-sums", k).any()
+        for run in self._runs[k] if stale or freed or misread or halved or partly else ():
             output = run.output
             if stale or misread:
                 run, output = self._read_again(k, run, stale=bool(stale), misread=bool(misread))
             if halved:
                 output = self._half_sums(run, output)
+            if partly:
+                output = self._half_partial_sums(run, output)
             for rank in run.members:
                 step = replace(walk.steps[k][rank], output=output)
                 if freed and may_go_by_channels(case, rank):
@@ -169,9 +123,11 @@ class MechanismFollower(Follower):
 
     # The forward
 
-    def _run(self, k: int, members: tuple[int, ...], *, training: bool) -> _Run:
+    def _run(self, k: int, members: tuple[int, ...], *, training: bool) -> StepRun:
         walk, grade = self.walk, self.walk.grade
-        one_by_one = any(adds_one_by_one(walk.case, rank) for rank in members)
+        one_by_one = any(
+            (adds_one_by_one if walk.device == "cpu" else narrow_blocks)(walk.case, rank) for rank in members
+        )
         if grade == "A" and one_by_one and self._at("sequential-sums", k).any():
             walk.grade = "B"
         try:
@@ -179,9 +135,9 @@ class MechanismFollower(Follower):
         finally:
             walk.grade = grade
         errors = no_errors(where.bucket.channels)
-        return _Run(members, training, where, given, _computed(where, given), tuple(bad), errors)
+        return StepRun(members, training, where, given, _computed(where, given), tuple(bad), errors)
 
-    def _revised(self, k: int, run: _Run) -> _Run:
+    def _revised(self, k: int, run: StepRun) -> StepRun:
         if not run.training:
             return self._evaluated(k, run)
         infinite = run.padded(np.zeros_like(self._infinite))
@@ -195,12 +151,15 @@ class MechanismFollower(Follower):
                 run = replace(run, output=_unmerged(run.output, unknown & ~infinite))
         if self._at("half-statistics", k).any():
             run = self._half_statistics(k, run)
+        if self._at("half-moments", k).any():
+            run, beyond = self._half_moments(k, run)
+            infinite = infinite | beyond
         if infinite.any():
             run = replace(run, output=constant(run.data, run.output, infinite))
             self._batch_infinite[k] = infinite[: self.walk.case.channels]
         return run
 
-    def _evaluated(self, k: int, run: _Run) -> _Run:
+    def _evaluated(self, k: int, run: StepRun) -> StepRun:
         case = self.walk.case
         if self._at("half-evaluation", k).any():
             moments, facts = run.moments, FACTS[case.dtype]
@@ -215,7 +174,7 @@ class MechanismFollower(Follower):
             run = replace(run, bad=tuple(mask | lost for mask in run.bad))
         return run
 
-    def _decoded(self, k: int, run: _Run, active: Bools) -> tuple[_Run, Bools]:
+    def _decoded(self, k: int, run: StepRun, active: Bools) -> tuple[StepRun, Bools]:
         """Return the run with the error of decoded variances, and the channels in which one is infinite."""
         data, walk = run.data, self.walk
         local = decoding.local_moments(data)
@@ -238,7 +197,7 @@ class MechanismFollower(Follower):
         self._moved.add(k)
         return replace(run, output=run.output._replace(var_bound=run.output.var_bound + error)), infinite
 
-    def _counted(self, k: int, run: _Run) -> tuple[_Run, Bools]:
+    def _counted(self, k: int, run: StepRun) -> tuple[StepRun, Bools]:
         """Return the run of a merge with rounded counts, and the channels whose variance is infinite."""
         data, case = run.data, self.walk.case
         merged = decoding.merged_by_counts(decoding.local_moments(data), data, case.param_dtype)
@@ -279,7 +238,7 @@ class MechanismFollower(Follower):
             factor = corrected / (divided * n)
             return merged.squares * factor, merged.squares_error * abs(factor)
 
-    def _half_statistics(self, k: int, run: _Run) -> _Run:
+    def _half_statistics(self, k: int, run: StepRun) -> StepRun:
         case = self.walk.case
         mean, scale, var_error = half.statistics_errors(run.data, run.moments, case.dtype)
         run = run.widened(no_errors(len(mean))._replace(mean=mean, scale=scale))
@@ -292,6 +251,17 @@ class MechanismFollower(Follower):
         self._rounded.add(k)
         bounds = {"mean_bound": output.mean_bound + mean, "var_bound": output.var_bound + var_error}
         return replace(run, output=output._replace(**bounds))
+
+    def _half_moments(self, k: int, run: StepRun) -> tuple[StepRun, Bools]:
+        """Return the run with mean and variance rounded to a half dtype, and where that is infinite."""
+        facts, moments = FACTS[self.walk.case.dtype], run.moments
+        mean_error, var_error, surely, possibly = half.moments_errors(moments, facts)
+        _, widest = scale_of(run.data, moments.var, moments.var_error + var_error)
+        run = run.widened(no_errors(len(widest))._replace(mean=mean_error, scale=widest))
+        output = undecided(run.output, possibly & ~surely)
+        self._moved.add(k)
+        bounds = {"mean_bound": output.mean_bound + mean_error, "var_bound": output.var_bound + var_error}
+        return replace(run, output=output._replace(**bounds)), surely
 
     # The buffers
 
@@ -339,7 +309,7 @@ class MechanismFollower(Follower):
 
     # The backward
 
-    def _read_again(self, k: int, run: _Run, *, stale: bool, misread: bool) -> tuple[_Run, StepOutput]:
+    def _read_again(self, k: int, run: StepRun, *, stale: bool, misread: bool) -> tuple[StepRun, StepOutput]:
         """Return the run and its output with gradients of other buffers, or of a cotangent read otherwise."""
         walk, c = self.walk, self.walk.case.channels
         rows = np.array(run.given.parameters)
@@ -358,7 +328,7 @@ class MechanismFollower(Follower):
             output = constant(again.data, output, run.padded(self._infinite))
         return again, run.output._replace(**gradients_of(output))
 
-    def _misread(self, k: int, run: _Run, given: StepInput) -> StepInput:
+    def _misread(self, k: int, run: StepRun, given: StepInput) -> StepInput:
         case = self.walk.case
         if any(held < case.count_of(rank) for rank, held in zip(run.members, run.where.counts, strict=True)):
             return given  # of a block that repeats, one period is there
@@ -370,9 +340,19 @@ class MechanismFollower(Follower):
             cotangents.append(np.broadcast_to(g, x.shape))
         return given._replace(g=pack(run.where, cotangents))
 
-    def _half_sums(self, run: _Run, output: StepOutput) -> StepOutput:
+    def _half_sums(self, run: StepRun, output: StepOutput) -> StepOutput:
         case, data, moments = self.walk.case, run.data, run.moments
         mixed = case.param_dtype != case.dtype and (case.has_weight or case.tracking)
         errors, lost = half.sum_errors(data, output, moments, case.dtype, mixed=mixed)
         changed = undecided(carried(data, output, moments, finite(errors)), lost)
+        return output._replace(**gradients_of(changed))
+
+    def _half_partial_sums(self, run: StepRun, output: StepOutput) -> StepOutput:
+        case, data, together = self.walk.case, run.data, run.training and len(run.members) > 1
+        passed = np.full((data.ranks, 1), -1.0)
+        for row, rank in enumerate(run.members):
+            if halves_partial_sums(case, rank, synchronised=together, training=run.training):
+                passed[row] = levels(case, rank)
+        errors, lost = half.partial_sum_errors(data, run.moments, case.dtype, passed)
+        changed = undecided(carried(data, output, run.moments, finite(errors)), lost)
         return output._replace(**gradients_of(changed))

@@ -11,8 +11,11 @@ import numpy as np
 
 from properties.mechanisms.carrying import Errors, Moments, scale_of
 from properties.mechanisms.step_data import Bools, Floats, StepData
-from reference.rounding import FACTS
+from reference.rounding import FACTS, DtypeFacts
 from reference.step import StepOutput
+
+MOST_THREADS = 512
+"""Of a block, each of which hands one partial sum on at most."""
 
 
 def statistics_errors(data: StepData, moments: Moments, dtype: str) -> tuple[Floats, Floats, Floats]:
@@ -27,6 +30,19 @@ def statistics_errors(data: StepData, moments: Moments, dtype: str) -> tuple[Flo
     var_error = var_error + half.underflow * (1.0 + 1.0 / n)
     _, widest = scale_of(data, moments.var, moments.var_error + var_error)
     return mean_error, widest + half.u * (moments.scale + widest) + half.underflow, var_error
+
+
+def moments_errors(moments: Moments, half: DtypeFacts) -> tuple[Floats, Floats, Bools, Bools]:
+    """Return errors (C,) of a mean and variance that are rounded once, and where they overflow.
+
+    The third is where the variance surely does, alone; the fourth is where either may.
+    """
+    mean_error = half.u * (np.abs(moments.mean) + moments.mean_error) + half.underflow
+    var_error = half.u * (moments.var + moments.var_error) + half.underflow
+    mean, var = np.abs(moments.mean), moments.var
+    surely = (var - moments.var_error >= half.overflow) & (mean + moments.mean_error < half.overflow)
+    possibly = (var + moments.var_error >= half.overflow) | (mean + moments.mean_error >= half.overflow)
+    return mean_error, np.where(possibly, np.inf, var_error), surely, possibly
 
 
 def buffer_error(new: Floats, old: Floats, momentum: float, dtype: str) -> Floats:
@@ -97,3 +113,33 @@ def sum_errors(
         lost = (greatest * (1.0 + 8.0 * u) >= half.overflow).any(axis=0) | (training & (n >= half.overflow))
     zero = np.zeros_like(scale)
     return Errors(zero, scale_error, elements, own_g, own_gx), lost
+
+
+def partial_sum_errors(data: StepData, moments: Moments, dtype: str, levels: Floats) -> tuple[Errors, Bools]:
+    """Return the errors of a backward that passes partial sums on in a half `dtype`, and what may overflow.
+
+    The terms g (x - mean) are rounded, and at each level what a thread hands to another: a term goes through
+    all of them at most. Threads add up in the accumulation dtype between.
+
+    Args:
+        data: The step of the group.
+        moments: What it is normalised with.
+        dtype: The half dtype.
+        levels: On each rank, (ranks, 1); negative where a rank's kernel rounds nothing.
+    """
+    half, s = FACTS[dtype], data.scalars
+    rounds, handed = levels >= 0, np.minimum(data.counts, MOST_THREADS)
+    grown, grown_more = ((1.0 + half.u) ** (np.maximum(levels, 0.0) + more) - 1.0 for more in (0.0, 1.0))
+    with np.errstate(all="ignore"):
+        centred = np.abs(data.x - moments.mean) + moments.mean_error
+        magnitudes, terms = data.by_rank(np.abs(data.g)), data.by_rank(np.abs(data.g) * centred)
+        own_g = np.where(rounds, grown * magnitudes + half.underflow * handed, 0.0)
+        dot = np.where(rounds, grown_more * terms + half.underflow * (handed + data.counts), 0.0)
+        scale = moments.scale + moments.scale_error
+        elements = own_g.sum(axis=0) / s.n + centred * (dot.sum(axis=0) * scale**2 / s.n)
+        elements = elements if s.training > 0.5 else np.zeros_like(elements)
+        beyond = np.maximum(magnitudes * (levels > 0), terms) * (1.0 + grown_more) >= half.overflow
+    zero = np.zeros_like(moments.scale)
+    stored = 1.0 + 4.0 * half.u  # what errs more may be stored one step farther
+    lost = np.logical_or.reduce(beyond & rounds, axis=0)
+    return Errors(zero, zero, elements, own_g * stored, dot * scale * stored), lost

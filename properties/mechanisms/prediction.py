@@ -10,7 +10,7 @@ from properties.domain import Contract, Grade
 from properties.expectation import refusals, start
 from properties.expected import Expected, Interval
 from properties.mechanisms.follower import MechanismFollower, Sites
-from reference.program import precise
+from reference.host import precise
 
 
 def predict(case: Case, contract: Contract, grade: Grade, *, device: str = "cpu", sites: Sites) -> Expected:

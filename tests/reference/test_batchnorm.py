@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from reference import batchnorm
-from reference.program import precise
+from reference.host import precise
 
 EPS = 1e-3
 
@@ -123,7 +123,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_platforms", "cpu")
 import numpy as np, jax.numpy as jnp
 from reference import batchnorm
-from reference.program import precise
+from reference.host import precise
 
 rng = np.random.Generator(np.random.Philox(11))
 mask = np.arange(5)[None, :] < np.array([5, 0, 1, 3])[:, None]

@@ -14,7 +14,7 @@ import pytest
 import reference
 from reference import executables
 from reference.executables import Executable
-from reference.program import precise
+from reference.host import precise
 
 
 class Result(NamedTuple):
@@ -109,7 +109,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from reference.executables import Executable
-from reference.program import precise
+from reference.host import precise
 
 jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "/jax")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

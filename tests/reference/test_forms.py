@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reference import batchnorm, forms
 from reference.bounds import Pair, bound, exact
-from reference.program import precise
+from reference.host import precise
 from reference.rounding import arithmetic
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from reference import batchnorm
-from reference.program import precise
+from reference.host import precise
 
 EPS, RANKS, N, C = 1e-3, 3, 4, 5
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from reference.program import compiled_step, configure_cache, precise
+from reference.host import configure_cache, precise
+from reference.program import compiled_step
 from reference.rounding import FACTS, arithmetic, depth
 from reference.shards import layout, pack
 from reference.step import StepInput, StepOutput, StepScalars

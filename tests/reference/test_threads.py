@@ -10,11 +10,11 @@ import pytest
 
 COUNT = """
 import os, sys
-from reference import program
+from reference import host
 if sys.argv[1] == "before":
     import jax
     jax.local_devices(backend="cpu")
-program.start(threads=1)
+host.start(threads=1)
 import jax
 jax.local_devices(backend="cpu")
 names = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reference.program import compiled_step, precise
+from reference.host import precise
+from reference.program import compiled_step
 from reference.rounding import arithmetic
 from reference.shards import layout, pack
 from reference.step import StepInput, StepScalars

@@ -36,6 +36,23 @@ def test_an_entry_is_read() -> None:
     assert (found.quantities, found.endings, found.link) == (("output",), ("died",), "https://example.org")
 
 
+@pytest.mark.parametrize(
+    ("changes", "device", "release", "concerned"),
+    [
+        ({}, "cuda", "2.13.0", True),
+        ({"devices": '["cpu"]'}, "cuda", "2.13.0", False),
+        ({"devices": '["cpu", "cuda"]'}, "cuda", "2.13.0", True),
+        ({"torch_below": '"2.13"'}, "cpu", "2.13.0+cpu", False),
+        ({"torch_below": '"2.13"'}, "cpu", "2.12.1+cu130", True),
+        ({"torch_below": '"2.13"'}, "cpu", "2.9.0a0", True),
+        ({"torch_below": '"2.13"'}, "cpu", "3.0.0", False),
+    ],
+)
+def test_an_entry_concerns_a_device_and_versions_of_torch(changes, device, release, *, concerned) -> None:
+    (found,) = parse(text(**changes))
+    assert found.concerns(device=device, torch=release) == concerned
+
+
 def test_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "known.toml").write_text(text(), encoding="utf-8")
     assert load(tmp_path / "known.toml")[0].id == "one"
@@ -67,6 +84,9 @@ def test_an_empty_file_has_no_entries() -> None:
         ({"endings": '["exploded"]'}, "endings among"),
         ({"mechanism": ""}, "a mechanism, or no property beside"),
         ({"mechanism": '"magic"'}, "a mechanism among"),
+        ({"devices": '["tpu"]'}, "devices among cpu, cuda"),
+        ({"torch_below": '"two"'}, "a version of torch"),
+        ({"torch_below": "2.13"}, "a version of torch"),
     ],
 )
 def test_a_wrong_entry_is_refused_in_one_line(changes: dict[str, str], expected: str) -> None:

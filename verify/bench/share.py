@@ -36,7 +36,7 @@ class _Meter:
 def measure(effort: Effort, tell: Tell) -> tuple[Figure, ...]:
     """Return the figure: the median over rounds of default cases of `torch`, once everything is compiled."""
     rounds, cases = effort.of(4, 1), effort.of(150, 8)
-    parts, reference, judge = machinery(threads=1), _Meter(), _Meter()
+    parts, reference, judge = machinery(threads=1, cpu_only=True), _Meter(), _Meter()
     parts = dataclasses.replace(parts, expect=reference.wrap(parts.expect), judge=judge.wrap(parts.judge))
     shares, told = [], []
     with bench_run(parts) as run:

@@ -113,6 +113,11 @@ def half_sums(module: Any, x: Tensor) -> bool:
     return x.dtype in _HALF and _strided(x) and (not module.training or _group_size(module) == 1)
 
 
+def half_partial_sums(module: Any, x: Tensor) -> bool:
+    """Return whether a half input has its synchronised backward in blocks that sum over positions."""
+    return x.dtype in _HALF and _synchronised(module, x) and x.dim() > 2 and x[:, 0].numel() > len(x)
+
+
 def sequential_sums(module: Any, x: Tensor) -> bool:
     """Return whether float32 values are added up one by one without other ranks."""
     alone = _group_size(module) == 1 if module.training else module.running_mean is None
@@ -353,6 +358,14 @@ MASKS: dict[str, tuple[Any, dict[str, Any], tuple[tuple[str, Damage], ...]]] = {
         (
             *(("grad_input", negated), ("grad_input", zero), ("grad_input", doubled)),
             *(("weight", doubled), ("bias", zero), ("weight", negated)),
+        ),
+    ),
+    "HalfPartialSums": (
+        half_partial_sums,
+        {"world_sizes": [2, 3], "dtypes": _HALVES, "groups": ["world"], "layouts": ["contiguous"]},
+        (
+            *(("grad_input", negated), ("grad_input", zero), ("grad_input", doubled)),
+            *(("weight", doubled), ("bias", half_more), ("bias", zero)),
         ),
     ),
     "SequentialSums": (

@@ -46,7 +46,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, leave)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    machinery(threads=1)
+    machinery(threads=1, cpu_only=True)
     try:
         with Run(Settings(seed=0)) as run:
             leave.at_once()

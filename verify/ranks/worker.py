@@ -106,6 +106,7 @@ class Worker:
         self._device = torch.device(setup.device)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+            torch.zeros(1, device=self._device)  # makes the context, which takes seconds: no part of a case
         torch.set_num_threads(1)
         dist.init_process_group(
             setup.backend,

@@ -7,7 +7,7 @@ Rules
 -----
 - Each follows what its CUDA kernel computes (aten/src/ATen/native/cuda/Normalization.cuh, by the names given
   below): the same formulas in the same dtypes and the same dtype checks. Only the order of summation is
-  torch's on the CPU.
+  torch's on the CPU, but where it decides about roundings to a half dtype.
 - The kernels index without a bounds check. What they would read beyond a tensor's end is NaN here, what they
   would write there is dropped.
 - A result about a kernel on the CPU is a result about its stand-in, and reports say so.
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verify.subjects.block_sums import added_by_a_block
 from verify.subjects.channels import accumulation_dtype, across, columns, native_layout, uncolumns
 
 _INT_MAX = 2**31 - 1
@@ -60,8 +61,8 @@ def batch_norm_gather_stats_with_counts(
 ) -> tuple[Tensor, Tensor]:
     """Merge mean and invstd (world, C) by `counts` (world,), update the buffers, return the merged (C,).
 
-    `batch_norm_reduce_statistics_kernel`: variances are decoded from invstd; n is an int, count is in the
-    dtype of the buffers, and so is their sum.
+    `batch_norm_reduce_statistics_kernel`: variances are decoded from invstd; count is in the dtype of the
+    buffers, and so is n + count; `n += count`, where n is an int, is added up in float32.
     """
     stored = input.dtype if running_mean is None else running_mean.dtype
     acc = accumulation_dtype(stored)
@@ -75,7 +76,7 @@ def batch_norm_gather_stats_with_counts(
         weight, v = count.to(acc), 1.0 / s
         var_n = var_n + ((v * v - epsilon) * weight + (avg - m) * (avg - m) * n * weight * factor)
         avg = n * factor * avg + weight * factor * m
-        n = _truncate(float(total))
+        n = _truncate(float(torch.tensor(float(n), dtype=acc) + weight))
     step = torch.tensor(momentum, dtype=acc)
     _update(running_mean, avg, step)
     _update(running_var, var_n / (n - 1), step)
@@ -111,15 +112,20 @@ def batch_norm_backward_reduce(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return sum dy, sum dy (x - mean), and the gradients of weight and bias; empty where not asked for.
 
-    `batch_norm_backward_reduce_kernel`.
+    `batch_norm_backward_reduce_kernel`, where `Float2` takes the input's type in its constructor: products
+    and what threads pass on are rounded to it. The kernel for channels_last rounds neither.
     """
     del bias_g
     stored = _parameter_dtype(input, weight, None)
     _expect(input.dtype, grad_output=grad_out)
     _expect(stored, weight=weight)
     _expect(accumulation_dtype(stored), mean=mean, invstd=invstd)
-    g = columns(grad_out)
-    sum_dy, sum_dy_xmu = g.sum(1), (g * (columns(input) - mean[:, None])).sum(1)
+    g, xmu = columns(grad_out), columns(input) - mean[:, None]
+    if g.dtype == input.dtype or (_by_channels(grad_out) and _by_channels(input)):
+        sum_dy, sum_dy_xmu = g.sum(1), (g * xmu).sum(1)
+    else:
+        sum_dy = added_by_a_block(g, input)
+        sum_dy_xmu = added_by_a_block((g * xmu).to(input.dtype).to(g.dtype), input)
     nothing = mean.new_empty(0)
     grad_weight = (sum_dy_xmu * invstd).to(stored) if weight_g else nothing
     return (*((sum_dy, sum_dy_xmu) if input_g else (nothing, nothing)), grad_weight, sum_dy.to(stored))
@@ -175,6 +181,15 @@ def _expect(dtype: torch.dtype, **tensors: Tensor | None) -> None:
         if tensor is not None and tensor.dtype != dtype:
             given = _NAMES.get(tensor.dtype, str(tensor.dtype))
             raise RuntimeError(f"Expected {name} to have type {_NAMES.get(dtype, dtype)} but got {given}")
+
+
+def _by_channels(tensor: Tensor) -> bool:
+    """Return what `batch_norm_use_channels_last_kernels` does."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensor.dim())
+    if last is not None and tensor.is_contiguous(memory_format=last):
+        return True
+    return bool(tensor.is_contiguous() and tensor.stride(1) == 1)
 
 
 def _parameter_dtype(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:

@@ -89,11 +89,14 @@ def test_small_counts_merge_to_the_moments_of_the_whole_batch(dtype: str) -> Non
 def test_counts_beyond_a_half_dtype_weigh_ranks_otherwise() -> None:
     case = Case(batches=(259, 777), dtype="bfloat16", param_dtype="bfloat16", rank_offset=1, seed=2)
     data = step_of(case)
-    merged = merged_by_counts(local_moments(data), data, "bfloat16")
-    assert merged.total != 1036
+    local = local_moments(data)
+    merged = merged_by_counts(local, data, "bfloat16")
+    assert merged.mean[0] == pytest.approx((260 * local.mean[0, 0] + 776 * local.mean[1, 0]) / 1040)
+    assert merged.total == 260 + 776  # an int, whatever bfloat16 makes of 1036
 
 
-def test_a_total_beyond_float16_makes_the_mean_zero() -> None:
+def test_a_total_beyond_float16_makes_the_mean_zero_and_counts_on() -> None:
     case = Case(batches=(40000, 40000), dtype="float16", param_dtype="float16")
     data = step_of(case)
-    assert merged_by_counts(local_moments(data), data, "float16").mean[0] == 0.0
+    merged = merged_by_counts(local_moments(data), data, "float16")
+    assert (merged.mean[0], merged.total) == (0.0, 80000)

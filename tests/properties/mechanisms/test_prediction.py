@@ -13,6 +13,7 @@ from properties.mechanisms.prediction import predict
 
 ROUNDING = (
     "half-evaluation",
+    "half-partial-sums",
     "half-statistics",
     "half-sums",
     "misread-layout",

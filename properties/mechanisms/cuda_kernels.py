@@ -1,0 +1,100 @@
+"""CUDA kernels: which of torch's batch norm kernels takes a rank's tensors, and how its threads share them.
+
+After aten/src/ATen/native/cuda/Normalization.cu and .cuh, `_select_batch_norm_backend` in
+aten/src/ATen/native/Normalization.cpp, and the module's own Python, which makes input and cotangent of a
+synchronised step contiguous unless they are channels_last. What a layout does not tell for sure counts as the
+kernel that rounds more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from properties.case import Case
+
+_BLOCK, _WARP = 512, 32
+_CUDNN_EPS = 1e-5
+_MERGES = 10
+"""Levels of the two shuffles that add up a block's threads: 5 each."""
+
+
+def halves_partial_sums(case: Case, rank: int, *, synchronised: bool, training: bool) -> bool:
+    """Return whether a rank's backward passes partial sums between threads in a half input's dtype.
+
+    `Float2` takes the input's type in its constructor, by which a block's shuffles return what they shift.
+    The kernels for channels_last have their own reduction, and so has cuDNN.
+    """
+    if case.dtype not in ("float16", "bfloat16") or case.count_of(rank) == 0:
+        return False
+    if training and not synchronised and goes_to_cudnn(case, rank, training=True):
+        return False  # of an evaluation it has no backward
+    layouts = (case.input_layout, case.cotangent_layout)
+    return not all(_by_channels(case, rank, layout, copied=synchronised) for layout in layouts)
+
+
+def halves_moments(case: Case, rank: int) -> bool:
+    """Return whether a rank's own moments are those of `var_mean`, which rounds them to a half dtype."""
+    strided = case.input_layout in ("permuted", "sliced")
+    return case.dtype in ("float16", "bfloat16") and strided and not goes_to_cudnn(case, rank, training=True)
+
+
+def levels(case: Case, rank: int) -> int:
+    """Return how often a value of a rank is passed on between threads, rounded each time, at most."""
+    samples, positions = case.batches[rank], math.prod(case.spatial_of(rank))
+    within = min(math.ceil(math.log2(max(positions, 1))), 5)
+    warps = min(samples * math.ceil(positions / _WARP), _BLOCK // _WARP)
+    return within + math.ceil(math.log2(max(warps, 1)))
+
+
+def narrow_blocks(case: Case, rank: int) -> bool:
+    """Return whether a thread adds up more values than grade A admits: few of a block's threads have any.
+
+    Threads in a row take the positions of a sample, and rows of threads the samples. The kernels for
+    channels_last spread over blocks.
+    """
+    samples, positions = case.batches[rank], math.prod(case.spatial_of(rank))
+    n = samples * positions
+    if n == 0 or _by_channels(case, rank, case.input_layout, copied=True):
+        return False
+    columns = next((size for size in (32, 64, 128, 256) if positions <= size), _BLOCK)
+    rows = _BLOCK // columns
+    if samples >= 16:  # the backward's own launch prefers rows
+        rows, columns = max(rows, 16), min(columns, _WARP)
+    terms = math.ceil(samples / rows) * math.ceil(positions / columns)
+    return terms + _MERGES > min(n, n / _BLOCK + 8 * math.log2(n + 1) + 8)
+
+
+def loses_strided_update(case: Case, rank: int) -> bool:
+    """Return whether cuDNN updates contiguous copies of a rank's strided buffers, and not the buffers."""
+    return case.strided_buffers and case.tracking and goes_to_cudnn(case, rank, training=True)
+
+
+def goes_to_cudnn(case: Case, rank: int, *, training: bool) -> bool:
+    """Return whether torch gives an unsynchronised step to cuDNN."""
+    samples = case.batches[rank]
+    return (
+        case.dtype != "bfloat16"
+        and (case.dtype != "float16" or case.param_dtype == "float32")
+        and case.affine == "both"
+        and (case.tracking or training)
+        and len(case.spatial_of(rank)) >= 1
+        and 0 < samples <= (880801 if training else 65535)
+        and case.eps >= _CUDNN_EPS
+    )
+
+
+def _by_channels(case: Case, rank: int, layout: str, *, copied: bool) -> bool:
+    """Return whether a tensor surely goes to the kernels for channels_last.
+
+    Args:
+        case: The case.
+        rank: Whose tensor.
+        layout: Of the tensor.
+        copied: It was made contiguous, unless it is channels_last.
+    """
+    positions: Sequence[int] = case.spatial_of(rank)
+    if layout == "channels_last":
+        return len(positions) >= 2 or math.prod(positions) == 1
+    dense = copied or layout == "contiguous"
+    return dense and (math.prod(positions) == 1 or (len(positions) >= 2 and case.channels == 1))

@@ -1,0 +1,89 @@
+"""Recorded observations: what a GPU gave once is judged here, where there is none.
+
+A record's failing trials of `torch`, as `verify run --record` wrote them on an H200 (torch 2.11.0 with CUDA
+13), without stacks. Each violated something, and is explained by what the CUDA kernels are known to do.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from properties.case import encode
+from properties.domain import Contract
+from properties.verdict import Outcome
+from verify.excuse import excuse
+from verify.known import load
+from verify.reading import trial_from
+from verify.trial import machinery
+
+RECORD = Path(__file__).parent / "recorded" / "h200-torch-2.11.jsonl"
+KNOWN = Path("verify/subjects/known/torch.toml")
+EVERYDAY = 8
+
+
+@cache
+def recorded():
+    return tuple(trial_from(line)[1].trial for line in RECORD.read_bytes().splitlines())
+
+
+@cache
+def known():
+    entries = load(KNOWN)
+    return tuple(entry for entry in entries if entry.concerns(device="cuda", torch="2.11.0"))
+
+
+class OnCuda:
+    """Judges a recorded trial as on the GPU that it ran on."""
+
+    def __init__(self, trial):
+        self.trial, self.parts = trial, machinery()
+
+    def judge(self, expected):
+        return self.parts.judge(self.trial.case, self.trial.observation, expected, Contract(), only=None)
+
+    def predict(self, case, sites):
+        return self.parts.predict(case, Contract(), "A", device="cuda", sites=sites)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(n, marks=() if n < EVERYDAY else pytest.mark.costly)
+        for n in range(len(RECORD.read_bytes().splitlines()))
+    ],
+)
+def test_what_a_gpu_gave_is_explained(number):
+    trial = recorded()[number]
+    judging = OnCuda(trial)
+    expected = judging.parts.expect(trial.case, Contract(), "A", device="cuda")
+    verdicts = judging.judge(expected)
+    assert any(verdict.outcome is Outcome.VIOLATED for verdict in verdicts)
+    left, excused = excuse(
+        verdicts, known(), case=trial.case, observation=trial.observation, expected=expected, judges=judging
+    )
+    assert [verdict.property for verdict in left if verdict.outcome is Outcome.VIOLATED] == []
+    assert excused
+
+
+def test_the_cpu_entries_of_kernels_do_not_excuse_what_a_gpu_gave():
+    names = {entry.id for entry in known()}
+    assert {"N4-low-precision-statistics", "N5-low-precision-backward"}.isdisjoint(names)
+    assert {"N10-half-partial-sums", "N11-strided-buffers-not-updated"} <= names
+
+
+def test_a_record_names_no_place_on_its_machine():
+    assert all("stack" not in rank for rank in _ranks())
+
+
+def _ranks():
+    for line in RECORD.read_text("utf-8").splitlines():
+        yield from json.loads(line)["observation"]["ranks"]
+
+
+def test_recorded_cases_are_each_another():
+    cases = [encode(trial.case) for trial in recorded()]
+    assert len(set(cases)) == len(cases)
