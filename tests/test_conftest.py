@@ -1,4 +1,4 @@
-"""What Hypothesis draws does not depend on where: neither in our tests nor in a campaign."""
+"""What our tests draw does not depend on where they run, and what is costly runs where it is asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,3 +70,34 @@ def test_a_campaign_draws_the_same_wherever_it_runs_and_by_any_profile() -> None
     drawn = {told("-c", CAMPAIGN.replace("PROFILE", profile), ci=ci) for profile, ci in profiles}
     assert len(drawn) == 1
     assert drawn.pop().startswith("40 ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "dear"),
+    [
+        ((), False, False),
+        (("tests",), False, False),
+        (("tests",), True, True),
+        (("tests/part",), False, True),
+        (("tests/part/test_one.py",), False, True),
+        (("tests/part/test_one.py::test_dear",), False, True),
+        (("tests/other",), False, False),
+    ],
+)
+def test_what_is_costly_runs_where_it_is_asked_for_or_named(pytestconfig, arguments, *, asked, dear) -> None:
+    items = [
+        SimpleNamespace(path=ROOT / path, get_closest_marker=lambda name, marks=marks: name in marks)
+        for path, marks in (("tests/part/test_one.py", ("costly",)), ("tests/other/test_two.py", ()))
+    ]
+    left: list[object] = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left.extend(items))
+    config = SimpleNamespace(
+        args=[str(ROOT / one) for one in arguments], hook=hook, getoption=lambda name: asked
+    )
+    rule = next(
+        plugin
+        for plugin in pytestconfig.pluginmanager.get_plugins()
+        if getattr(plugin, "__file__", "") == str(ROOT / "conftest.py")
+    )
+    rule.pytest_collection_modifyitems(config, items)
+    assert [len(items), len(left)] == ([2, 0] if dear else [1, 1])

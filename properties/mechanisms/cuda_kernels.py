@@ -96,5 +96,10 @@ def _by_channels(case: Case, rank: int, layout: str, *, copied: bool) -> bool:
     positions: Sequence[int] = case.spatial_of(rank)
     if layout == "channels_last":
         return len(positions) >= 2 or math.prod(positions) == 1
-    dense = copied or layout == "contiguous"
-    return dense and (math.prod(positions) == 1 or (len(positions) >= 2 and case.channels == 1))
+    if not (copied or layout == "contiguous"):
+        return False
+    if case.channels > 1:
+        return math.prod(positions) == 1
+    # One channel: it is contiguous in both formats. One position a sample, too: it may be contiguous by its
+    # sizes alone; nothing is copied then, and the stride of channels, which is asked for, may be any.
+    return len(positions) >= 2 or (math.prod(positions) == 1 and layout == "contiguous")

@@ -42,6 +42,12 @@ CASES = (
     '"strided_buffers":true}',
     # A single value that is accepted, and refused later by the rank that has it, alone.
     '{"batches":[1,0],"steps":[{},{"mode":"eval"}],"tracking":false}',
+    # One value a channel is contiguous whatever its strides, and goes to the kernel for strides.
+    '{"batches":[1,1,3],"dtype":"float16","input_layout":"sliced","momentum":0.3,"param_dtype":"float16",'
+    '"random_parameters":true,"rank_offset":1,"seed":3767602870,"specials":[{"kind":"inf"}],"steps":[{},{}]}',
+    # Partial sums are handed on in the half dtype.
+    '{"batches":[133,152],"channels":9,"cotangent_layout":"permuted","dtype":"bfloat16","input_layout":"sliced",'
+    '"momentum":0.3,"rank_offset":1,"seed":180293491,"spatial":[[3,1]]}',
 )
 
 

@@ -31,6 +31,8 @@ HALF = {"batches": (4,), "channels": 3, "spatial": ((2, 2),), "dtype": "float16"
         ({"param_dtype": "float32"}, False, False),  # cuDNN
         ({"param_dtype": "float32"}, True, True),
         ({"channels": 1}, True, False),  # contiguous in both formats
+        ({"channels": 1, "spatial": ((),)}, True, False),
+        ({"channels": 1, "spatial": ((),), "input_layout": "sliced"}, True, True),  # no copy, any stride
         ({"batches": (0,)}, True, False),
     ],
 )
