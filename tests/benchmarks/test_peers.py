@@ -9,6 +9,7 @@ from benchmarks.peers.judging import judged
 from benchmarks.peers.table import VERIFY, Row, missed, table
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", ["verify.subjects.aggregated:Aggregated", "verify.faults.right:AllReduce"])
 def test_a_right_subject_passes_every_check(name):
     assert judged(name).caught == {}

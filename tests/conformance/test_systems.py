@@ -10,6 +10,7 @@ from verify.run import Run, Settings
 from verify.subjects.catalogue import BUILTINS
 
 
+@pytest.mark.costly  # what is here of 20 cases, the command that CI begins with does of 500
 @pytest.mark.parametrize("name", BUILTINS)
 def test_a_system_meets_its_expectation_and_nothing_hangs(name: str) -> None:
     settings = Settings(

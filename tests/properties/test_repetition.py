@@ -146,8 +146,10 @@ def test_the_first_period_is_what_a_block_without_repetition_holds(name, monkeyp
             np.testing.assert_array_equal(once.transpose(0, 2, 1).reshape(-1, case.channels), flat)
 
 
-@pytest.mark.parametrize("grade", ["A", "C"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("grade", ["A", pytest.param("C", marks=pytest.mark.costly)])
+@pytest.mark.parametrize(
+    "name", [name if name == "uneven" else pytest.param(name, marks=pytest.mark.costly) for name in CASES]
+)
 def test_what_is_expected_of_one_period_is_what_is_expected_of_the_whole(name, grade):
     case = CASES[name]
     once, whole = expect(case, Contract(), grade), whole_of(case, grade)

@@ -163,7 +163,14 @@ def test_the_test_of_light_imports_sees_heavy_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--domain", "dims=77"), ("--resume",), ("--properties", "nonsense"), ("--subject", "no:thing")]
+    "words",
+    [
+        ("--subject", "no:thing"),
+        *(
+            pytest.param(words, marks=pytest.mark.costly)
+            for words in (("--domain", "dims=77"), ("--resume",), ("--properties", "nonsense"))
+        ),
+    ],
 )
 def test_a_bad_argument_leaves_nothing_of_the_server_that_was_started(tmp_path, words) -> None:
     done = subprocess.run(

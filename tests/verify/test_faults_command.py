@@ -127,6 +127,7 @@ def test_sensitivity_is_another_modules_work(monkeypatch):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.costly
 def test_two_faults_and_the_right_subjects_on_real_ranks(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SYNCBN_VERIFY_DATA", str(tmp_path))
     names = ["tutorial-detached-statistics", "tutorial-no-running-buffers"]

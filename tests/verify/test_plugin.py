@@ -48,6 +48,7 @@ def test_a_wrong_subject_fails_with_a_section_a_property_and_its_case_replays(
     again.stdout.fnmatch_lines(["VIOLATED *"])
 
 
+@pytest.mark.costly
 def test_each_shard_has_its_share_of_the_floor(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_subject_that_cannot_be_loaded_is_one_line(
     assert "Traceback" not in done.stdout.str()
 
 
+@pytest.mark.costly
 def test_a_mark_gives_a_check_to_a_users_own_test(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

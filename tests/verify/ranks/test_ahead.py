@@ -44,7 +44,7 @@ def pool():
         yield pool
 
 
-DEPTHS = (2, 3, PARTS)
+DEPTHS = (2, *(pytest.param(depth, marks=pytest.mark.costly) for depth in (3, PARTS)))
 
 
 def flown(pool, subject: str, cases: list[Case], depth: int) -> Iterator[Observation]:
