@@ -1,0 +1,78 @@
+"""On a GPU: the three systems over gloo, torch over NCCL with one rank, and which kernels torch chooses."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from properties.case import Case
+from properties.mechanisms.cuda_kernels import goes_to_cudnn
+from verify.campaign import Budget
+from verify.run import Run, Settings
+from verify.subject import Overrides
+from verify.subjects.catalogue import BUILTINS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none"),
+]
+FEW = Budget(cases=60, seconds=None)
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_a_system_meets_its_expectation_over_gloo(name):
+    settings = Settings(seed=1, device="cuda", backend="gloo", budget=FEW)
+    with Run(settings) as run:
+        result = run.campaign(run.subject(name, expectation=BUILTINS[name].expectation))
+    assert result.verdict == BUILTINS[name].expectation
+    assert (result.accounting.hung, result.accounting.internal) == (0, 0)
+    assert [known.id for known in result.known if known.state == "stale"] == []
+
+
+def test_torch_holds_over_nccl_with_one_rank():
+    settings = Settings(seed=1, device="cuda", backend="nccl", budget=FEW)
+    with Run(settings) as run:
+        domain = {"world_sizes": "1"}
+        subject = run.subject("torch", overrides=Overrides(domain=domain, contract={}, grade=None))
+        result = run.campaign(subject)
+    assert result.failures == ()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_torch_gives_to_cudnn_what_is_expected(dtype):
+    options = itertools.product(
+        (2, 3, 4, 5), ("both", "weight", "none"), (True, False), (True, False), (1e-8, 1e-5, 1.0)
+    )
+    for dims, affine, tracking, training, eps in options:
+        for param in {dtype, "float32" if dtype != "float64" else dtype}:
+            if not (training or tracking):
+                continue
+            case = Case(
+                batches=(2,),
+                channels=3,
+                spatial=((2,) * (dims - 2),),
+                dtype=dtype,
+                param_dtype=param,
+                affine=affine,
+                tracking=tracking,
+                eps=eps,
+            )
+            assert _chosen(case, training=training) == goes_to_cudnn(case, 0, training=training), case
+
+
+def _chosen(case, *, training):
+    """Return whether torch gives a step of `case` to cuDNN, as torch says."""
+    one = torch.ones(case.channels, device="cuda", dtype=getattr(torch, case.param_dtype))
+    x = torch.ones(case.shape_of(0), device="cuda", dtype=getattr(torch, case.dtype))
+    chosen = torch._C._select_batch_norm_backend(
+        x,
+        one if case.has_weight else None,
+        one if case.has_bias else None,
+        one if case.tracking else None,
+        one if case.tracking else None,
+        training,
+        case.eps,
+    )
+    return "Cudnn" in str(chosen)
