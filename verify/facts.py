@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from properties.case import Case
 from properties.mechanisms.cuda_kernels import (
-    halves_moments,
+    halves_mean,
     halves_partial_sums,
     loses_strided_update,
     narrow_blocks,
@@ -163,9 +163,9 @@ FACTS: dict[str, Fact] = {
         lambda c, g, k: any(_halves_partial_sums(c, g, r, k) for r in g),
         "a block's threads pass partial sums of the backward on in the input's half dtype",
     ),
-    "half_moments": _of_group(
-        lambda c, g: any(halves_moments(c, r) for r in g),
-        "torch gives the moments of a strided half input, where a rank is alone, to var_mean on CUDA",
+    "half_mean": _of_group(
+        lambda c, g: any(halves_mean(c, r) for r in g),
+        "torch gives the moments of a strided float16 input, where a rank is alone, to var_mean on CUDA",
     ),
     "loses_strided_update": _of_group(
         lambda c, g: any(loses_strided_update(c, r) for r in g),

@@ -9,7 +9,7 @@ MECHANISMS: dict[str, str] = {
     "rounded-counts": "the ranks' counts are added up in the dtype of the buffers",
     "accepted-single-value": "one value a channel is normalised as any batch, and its variance divided by 0",
     "half-statistics": "a batch's mean and 1 / sqrt(var + eps) are rounded to the input's half dtype",
-    "half-moments": "a batch's mean and variance are rounded to the input's half dtype",
+    "half-mean": "a batch's mean is rounded to float16",
     "half-evaluation": "an evaluation rounds 1 / sqrt(var + eps) and its elements to the input's half dtype",
     "half-sums": "the backward rounds its sums and elements to the input's half dtype",
     "half-partial-sums": "a block's threads pass partial sums of the backward on in the input's half dtype",

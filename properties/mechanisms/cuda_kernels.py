@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from properties.case import Case
 
 _BLOCK, _WARP = 512, 32
-_CUDNN_EPS = 1e-5
 _MERGES = 10
 """Levels of the two shuffles that add up a block's threads: 5 each."""
 
@@ -33,10 +32,13 @@ def halves_partial_sums(case: Case, rank: int, *, synchronised: bool, training: 
     return not all(_by_channels(case, rank, layout, copied=synchronised) for layout in layouts)
 
 
-def halves_moments(case: Case, rank: int) -> bool:
-    """Return whether a rank's own moments are those of `var_mean`, which rounds them to a half dtype."""
-    strided = case.input_layout in ("permuted", "sliced")
-    return case.dtype in ("float16", "bfloat16") and strided and not goes_to_cudnn(case, rank, training=True)
+def halves_mean(case: Case, rank: int) -> bool:
+    """Return whether a rank's own mean is that of `var_mean`, which rounds it in float16 alone."""
+    spatial = len(case.spatial_of(rank))
+    strided = case.input_layout in ("permuted", "sliced") or (
+        case.input_layout == "channels_last" and spatial == 3
+    )
+    return case.dtype == "float16" and strided and not goes_to_cudnn(case, rank, training=True)
 
 
 def levels(case: Case, rank: int) -> int:
@@ -70,6 +72,15 @@ def loses_strided_update(case: Case, rank: int) -> bool:
     return case.strided_buffers and case.tracking and goes_to_cudnn(case, rank, training=True)
 
 
+def reads_buffers_late(case: Case, rank: int) -> bool:
+    """Return whether the backward of a rank's evaluation reads the buffers, and not what the forward saved.
+
+    The kernel that goes by planes does, and so does what stands in for a backward that cuDNN does not have.
+    """
+    by_planes = not _by_channels(case, rank, case.input_layout, copied=False)
+    return by_planes or goes_to_cudnn(case, rank, training=False)
+
+
 def goes_to_cudnn(case: Case, rank: int, *, training: bool) -> bool:
     """Return whether torch gives an unsynchronised step to cuDNN."""
     samples = case.batches[rank]
@@ -80,7 +91,6 @@ def goes_to_cudnn(case: Case, rank: int, *, training: bool) -> bool:
         and (case.tracking or training)
         and len(case.spatial_of(rank)) >= 1
         and 0 < samples <= (880801 if training else 65535)
-        and case.eps >= _CUDNN_EPS
     )
 
 
@@ -95,11 +105,11 @@ def _by_channels(case: Case, rank: int, layout: str, *, copied: bool) -> bool:
     """
     positions: Sequence[int] = case.spatial_of(rank)
     if layout == "channels_last":
-        return len(positions) >= 2 or math.prod(positions) == 1
+        return len(positions) == 2 or math.prod(positions) == 1  # with five dimensions it goes by strides
     if not (copied or layout == "contiguous"):
         return False
     if case.channels > 1:
         return math.prod(positions) == 1
     # One channel: it is contiguous in both formats. One position a sample, too: it may be contiguous by its
     # sizes alone; nothing is copied then, and the stride of channels, which is asked for, may be any.
-    return len(positions) >= 2 or (math.prod(positions) == 1 and layout == "contiguous")
+    return len(positions) == 2 or (math.prod(positions) == 1 and layout == "contiguous")

@@ -19,7 +19,7 @@ from properties import values
 from properties.expectation import Follower
 from properties.mechanisms import decoding, half
 from properties.mechanisms.carrying import carried, moments_of, no_errors, scale_of
-from properties.mechanisms.cuda_kernels import halves_partial_sums, levels, narrow_blocks
+from properties.mechanisms.cuda_kernels import halves_partial_sums, levels, narrow_blocks, reads_buffers_late
 from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous, may_go_by_channels
 from properties.mechanisms.revisions import constant, finite, gradients_of, training_gradient, undecided
 from properties.mechanisms.step_data import Bools
@@ -111,6 +111,8 @@ class MechanismFollower(Follower):
             if partly:
                 output = self._half_partial_sums(run, output)
             for rank in run.members:
+                if stale and walk.device != "cpu" and not reads_buffers_late(case, rank):
+                    continue
                 step = replace(walk.steps[k][rank], output=output)
                 if freed and may_go_by_channels(case, rank):
                     step = _read_from_freed(run, step)
@@ -151,9 +153,8 @@ class MechanismFollower(Follower):
                 run = replace(run, output=_unmerged(run.output, unknown & ~infinite))
         if self._at("half-statistics", k).any():
             run = self._half_statistics(k, run)
-        if self._at("half-moments", k).any():
-            run, beyond = self._half_moments(k, run)
-            infinite = infinite | beyond
+        if self._at("half-mean", k).any():
+            run = self._half_mean(k, run)
         if infinite.any():
             run = replace(run, output=constant(run.data, run.output, infinite))
             self._batch_infinite[k] = infinite[: self.walk.case.channels]
@@ -252,16 +253,16 @@ class MechanismFollower(Follower):
         bounds = {"mean_bound": output.mean_bound + mean, "var_bound": output.var_bound + var_error}
         return replace(run, output=output._replace(**bounds))
 
-    def _half_moments(self, k: int, run: StepRun) -> tuple[StepRun, Bools]:
-        """Return the run with mean and variance rounded to a half dtype, and where that is infinite."""
-        facts, moments = FACTS[self.walk.case.dtype], run.moments
-        mean_error, var_error, surely, possibly = half.moments_errors(moments, facts)
-        _, widest = scale_of(run.data, moments.var, moments.var_error + var_error)
-        run = run.widened(no_errors(len(widest))._replace(mean=mean_error, scale=widest))
-        output = undecided(run.output, possibly & ~surely)
+    def _half_mean(self, k: int, run: StepRun) -> StepRun:
+        """Return the run with a mean rounded to float16; one that may overflow in it decides nothing."""
+        facts, moments = FACTS["float16"], run.moments
+        reached = np.abs(moments.mean) + moments.mean_error
+        error = facts.u * reached + facts.underflow
+        run = run.widened(no_errors(len(error))._replace(mean=error))
+        beyond = reached * (1.0 + facts.u) >= facts.overflow
         self._moved.add(k)
-        bounds = {"mean_bound": output.mean_bound + mean_error, "var_bound": output.var_bound + var_error}
-        return replace(run, output=output._replace(**bounds)), surely
+        output = run.output._replace(mean_bound=np.where(beyond, np.inf, run.output.mean_bound + error))
+        return replace(run, output=undecided(output, beyond))
 
     # The buffers
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from properties.mechanisms.carrying import Errors, Moments, scale_of
 from properties.mechanisms.step_data import Bools, Floats, StepData
-from reference.rounding import FACTS, DtypeFacts
+from reference.rounding import FACTS
 from reference.step import StepOutput
 
 MOST_THREADS = 512
@@ -30,19 +30,6 @@ def statistics_errors(data: StepData, moments: Moments, dtype: str) -> tuple[Flo
     var_error = var_error + half.underflow * (1.0 + 1.0 / n)
     _, widest = scale_of(data, moments.var, moments.var_error + var_error)
     return mean_error, widest + half.u * (moments.scale + widest) + half.underflow, var_error
-
-
-def moments_errors(moments: Moments, half: DtypeFacts) -> tuple[Floats, Floats, Bools, Bools]:
-    """Return errors (C,) of a mean and variance that are rounded once, and where they overflow.
-
-    The third is where the variance surely does, alone; the fourth is where either may.
-    """
-    mean_error = half.u * (np.abs(moments.mean) + moments.mean_error) + half.underflow
-    var_error = half.u * (moments.var + moments.var_error) + half.underflow
-    mean, var = np.abs(moments.mean), moments.var
-    surely = (var - moments.var_error >= half.overflow) & (mean + moments.mean_error < half.overflow)
-    possibly = (var + moments.var_error >= half.overflow) | (mean + moments.mean_error >= half.overflow)
-    return mean_error, np.where(possibly, np.inf, var_error), surely, possibly
 
 
 def buffer_error(new: Floats, old: Floats, momentum: float, dtype: str) -> Floats:

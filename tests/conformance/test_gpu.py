@@ -42,24 +42,22 @@ def test_torch_holds_over_nccl_with_one_rank():
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_torch_gives_to_cudnn_what_is_expected(dtype):
-    options = itertools.product(
-        (2, 3, 4, 5), ("both", "weight", "none"), (True, False), (True, False), (1e-8, 1e-5, 1.0)
-    )
-    for dims, affine, tracking, training, eps in options:
+    # torch's own answer takes no absent parameters and buffers.
+    options = itertools.product((2, 3, 4, 5), (True, False), (1e-12, 1e-5, 1.0))
+    wrong = []
+    for dims, training, eps in options:
         for param in {dtype, "float32" if dtype != "float64" else dtype}:
-            if not (training or tracking):
-                continue
             case = Case(
                 batches=(2,),
                 channels=3,
                 spatial=((2,) * (dims - 2),),
                 dtype=dtype,
                 param_dtype=param,
-                affine=affine,
-                tracking=tracking,
                 eps=eps,
             )
-            assert _chosen(case, training=training) == goes_to_cudnn(case, 0, training=training), case
+            if _chosen(case, training=training) != goes_to_cudnn(case, 0, training=training):
+                wrong.append((dims, training, eps, param))
+    assert wrong == []
 
 
 def _chosen(case, *, training):
@@ -68,10 +66,7 @@ def _chosen(case, *, training):
     x = torch.ones(case.shape_of(0), device="cuda", dtype=getattr(torch, case.dtype))
     chosen = torch._C._select_batch_norm_backend(
         x,
-        one if case.has_weight else None,
-        one if case.has_bias else None,
-        one if case.tracking else None,
-        one if case.tracking else None,
+        *(one, one, one, one),
         training,
         case.eps,
     )

@@ -185,9 +185,7 @@ def _expect(dtype: torch.dtype, **tensors: Tensor | None) -> None:
 
 def _by_channels(tensor: Tensor) -> bool:
     """Return what `batch_norm_use_channels_last_kernels` does."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(tensor.dim())
-    if last is not None and tensor.is_contiguous(memory_format=last):
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return True
     return bool(tensor.is_contiguous() and tensor.stride(1) == 1)
 

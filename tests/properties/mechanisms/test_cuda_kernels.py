@@ -7,7 +7,7 @@ import pytest
 from properties.case import Case
 from properties.mechanisms.cuda_kernels import (
     goes_to_cudnn,
-    halves_moments,
+    halves_mean,
     halves_partial_sums,
     levels,
     loses_strided_update,
@@ -34,6 +34,11 @@ HALF = {"batches": (4,), "channels": 3, "spatial": ((2, 2),), "dtype": "float16"
         ({"channels": 1, "spatial": ((),)}, True, False),
         ({"channels": 1, "spatial": ((),), "input_layout": "sliced"}, True, True),  # no copy, any stride
         ({"batches": (0,)}, True, False),
+        (
+            {"spatial": ((2, 1, 2),), "input_layout": "channels_last", "cotangent_layout": "channels_last"},
+            True,
+            True,
+        ),
     ],
 )
 def test_partial_sums_of_half_inputs(changes, synchronised, halves):
@@ -74,7 +79,7 @@ def test_few_threads_have_many_values(batch, spatial, narrow):
         ({}, True),
         ({"spatial": ((),)}, False),
         ({"affine": "weight"}, False),
-        ({"eps": 1e-8}, False),
+        ({"eps": 1e-8}, True),
         ({"dtype": "float16", "param_dtype": "float16"}, False),
         ({"dtype": "float16"}, True),
         ({"dtype": "float64", "param_dtype": "float64"}, True),
@@ -87,7 +92,11 @@ def test_what_torch_gives_to_cudnn(changes, cudnn):
     assert loses_strided_update(case, 0) == cudnn
 
 
-def test_moments_of_strided_half_inputs_are_rounded():
-    assert halves_moments(Case(**{**HALF, "input_layout": "sliced"}), 0)
-    assert not halves_moments(Case(**HALF), 0)
-    assert not halves_moments(Case(**{**HALF, "input_layout": "sliced", "param_dtype": "float32"}), 0)
+def test_the_mean_of_a_strided_float16_input_is_rounded():
+    assert halves_mean(Case(**{**HALF, "input_layout": "sliced"}), 0)
+    assert halves_mean(Case(**{**HALF, "input_layout": "channels_last", "spatial": ((2, 1, 2),)}), 0)
+    assert not halves_mean(Case(**HALF), 0)
+    assert not halves_mean(Case(**{**HALF, "input_layout": "channels_last"}), 0)
+    bfloat = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+    assert not halves_mean(Case(**{**HALF, "input_layout": "sliced", **bfloat}), 0)
+    assert not halves_mean(Case(**{**HALF, "input_layout": "sliced", "param_dtype": "float32"}), 0)
