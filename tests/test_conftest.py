@@ -51,7 +51,7 @@ def told(*command: str, ci: bool) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("ci", [False, True])
+@pytest.mark.parametrize("ci", [pytest.param(False, marks=pytest.mark.costly), True])
 @pytest.mark.parametrize(("profile", "fresh"), [("conftest", True), ("no:nothing", False)])
 def test_our_tests_draw_anew_wherever_they_run(tmp_path: Path, profile: str, fresh: bool, ci: bool) -> None:
     (tmp_path / "test_draws.py").write_text(DRAWS)

@@ -57,7 +57,13 @@ def test_a_subject_declares_the_contract_of_its_card(real_run, card):
     assert NAMES.get(getattr(contract, name), getattr(contract, name)) == value
 
 
-@pytest.mark.parametrize("card", RIGHT, ids=lambda card: card.subject)
+@pytest.mark.parametrize(
+    "card",
+    [
+        pytest.param(card, id=card.subject, marks=pytest.mark.costly if "accumulate" in card.key else ())
+        for card in RIGHT
+    ],
+)
 def test_a_right_subject_holds_under_its_contract_and_is_reported_under_the_default_one(real_run, card):
     name = card.key.partition("=")[0]
     value = getattr(Contract(), name)

@@ -189,7 +189,7 @@ def observed(case, expected):
     return ranks
 
 
-@pytest.mark.parametrize("name", ["uneven", "float64", "groups"])
+@pytest.mark.parametrize("name", ["uneven", pytest.param("float64", marks=pytest.mark.costly), "groups"])
 def test_one_wrong_element_of_a_repeating_tensor_is_told_by_its_index(name):
     case = CASES[name]
     expected = expect(case, Contract(), "A")

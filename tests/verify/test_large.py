@@ -25,7 +25,11 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sample", "every element"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, marks=pytest.mark.costly), True],
+    ids=["sample", "every element"],
+)
 def run(request):
     with bench_run(every_element=request.param) as run:
         yield run

@@ -25,6 +25,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *arguments: 
     return pytester.runpytest_subprocess(*plugin, *arguments, timeout=280)
 
 
+@pytest.mark.costly
 def test_a_right_subject_passes_in_four_items_and_other_tests_are_left_alone(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_verdict_that_would_stand_on_too_little_is_undecided(
     assert words in told
 
 
+@pytest.mark.costly
 def test_a_subject_that_raises_on_one_rank_only_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     line = "run --subject ./mine.py:Raises --cases 20 --seed 1 --fail-fast --properties ending"
     assert main(line.split()) == exits.NOT_MET
@@ -141,6 +142,7 @@ def test_a_subject_or_promise_that_cannot_be_used_ends_with_64(
     assert told.count("\n") == 1
 
 
+@pytest.mark.costly
 def test_a_replay_says_how_much_of_a_large_case_it_did_not_judge(capsys: pytest.CaptureFixture[str]) -> None:
     case = '{"batches":[131072,131072],"channels":5}'
     assert main(["replay", case, "--subject", "aggregated", "--properties", "forward"]) == exits.OK
