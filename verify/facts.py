@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from properties.case import Case
 from properties.mechanisms.cuda_kernels import (
+    extra_depth,
     halves_mean,
     halves_partial_sums,
     loses_strided_update,
-    narrow_blocks,
 )
 from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous
 from properties.values import tensors
@@ -172,8 +172,8 @@ FACTS: dict[str, Fact] = {
         "torch gives the step to cuDNN, where a rank is alone, and its running buffers are strided",
     ),
     "narrow_blocks": _of_group(
-        lambda c, g: any(narrow_blocks(c, r) for r in g),
-        "few threads of a block of torch's CUDA kernels have values, and add up many",
+        lambda c, g: any(extra_depth(c, r) > 0 for r in g),
+        "fewer threads of a block of torch's CUDA kernels have values than grade A takes for busy",
     ),
     "empty_ranks": _of_group(
         lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"

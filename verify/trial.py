@@ -123,12 +123,7 @@ class Machinery:
 
 
 def machinery(*, threads: int | None = None, cpu_only: bool = False) -> Machinery:
-    """Return the real parts; importing them imports jax and hypothesis.
-
-    Args:
-        threads: Of the CPU.
-        cpu_only: Both as `reference.host.start` takes them.
-    """
+    """Return the real parts, which import jax (see `reference.host.start`) and hypothesis."""
     with put_off():
         from properties import diagnosis
         from properties.admission import objections

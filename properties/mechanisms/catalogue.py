@@ -14,7 +14,7 @@ MECHANISMS: dict[str, str] = {
     "half-sums": "the backward rounds its sums and elements to the input's half dtype",
     "half-partial-sums": "a block's threads pass partial sums of the backward on in the input's half dtype",
     "lost-update": "an update goes to copies of the running buffers, which stay as they were",
-    "sequential-sums": "sums are added up one by one, or by few threads: grade B",
+    "sequential-sums": "sums are added up one by one, grade B, or by few threads",
     "stale-buffers": "the backward of an evaluation reads the buffers as later steps have left them",
     "freed-buffers": "the backward of an evaluation reads copies of strided buffers that are freed already",
     "misread-layout": "the backward reads the cotangent's memory in the layout of the input",

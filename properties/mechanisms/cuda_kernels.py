@@ -12,10 +12,9 @@ import math
 from collections.abc import Sequence
 
 from properties.case import Case
+from reference.rounding import depth
 
 _BLOCK, _WARP = 512, 32
-_MERGES = 10
-"""Levels of the two shuffles that add up a block's threads: 5 each."""
 
 
 def halves_partial_sums(case: Case, rank: int, *, synchronised: bool, training: bool) -> bool:
@@ -49,22 +48,25 @@ def levels(case: Case, rank: int) -> int:
     return within + math.ceil(math.log2(max(warps, 1)))
 
 
-def narrow_blocks(case: Case, rank: int) -> bool:
-    """Return whether a thread adds up more values than grade A admits: few of a block's threads have any.
+def extra_depth(case: Case, rank: int) -> float:
+    """Return by how much a rank's sums are deeper than grade A admits, by which all threads are busy.
 
-    Threads in a row take the positions of a sample, and rows of threads the samples. The kernels for
-    channels_last spread over blocks.
+    Threads in a row take the positions of a sample, and rows of threads the samples: with few positions most
+    threads have nothing, and the others add up more than n/512. The kernels for channels_last spread over
+    blocks.
     """
     samples, positions = case.batches[rank], math.prod(case.spatial_of(rank))
     n = samples * positions
     if n == 0 or _by_channels(case, rank, case.input_layout, copied=True):
-        return False
+        return 0.0
     columns = next((size for size in (32, 64, 128, 256) if positions <= size), _BLOCK)
-    rows = _BLOCK // columns
-    if samples >= 16:  # the backward's own launch prefers rows
-        rows, columns = max(rows, 16), min(columns, _WARP)
-    terms = math.ceil(samples / rows) * math.ceil(positions / columns)
-    return terms + _MERGES > min(n, n / _BLOCK + 8 * math.log2(n + 1) + 8)
+    rows = min(1 << (samples.bit_length() - 1), _BLOCK // _WARP)  # of the synchronised backward's launch
+    terms = max(
+        math.ceil(samples / down) * math.ceil(positions / across)
+        for down, across in ((_BLOCK // columns, columns), (rows, min(columns, _BLOCK // rows)))
+    )
+    admitted = depth(n, 1, "A")
+    return max(0.0, min(float(n), admitted - n / _BLOCK + terms) - admitted)
 
 
 def loses_strided_update(case: Case, rank: int) -> bool:

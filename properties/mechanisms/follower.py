@@ -19,7 +19,7 @@ from properties import values
 from properties.expectation import Follower
 from properties.mechanisms import decoding, half
 from properties.mechanisms.carrying import carried, moments_of, no_errors, scale_of
-from properties.mechanisms.cuda_kernels import halves_partial_sums, levels, narrow_blocks, reads_buffers_late
+from properties.mechanisms.cuda_kernels import extra_depth, halves_partial_sums, levels, reads_buffers_late
 from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous, may_go_by_channels
 from properties.mechanisms.revisions import constant, finite, gradients_of, training_gradient, undecided
 from properties.mechanisms.step_data import Bools
@@ -103,20 +103,23 @@ class MechanismFollower(Follower):
         misread = self._at("misread-layout", k).any()
         halved, partly = self._at("half-sums", k).any(), self._at("half-partial-sums", k).any()
         for run in self._runs[k] if stale or freed or misread or halved or partly else ():
-            output = run.output
-            if stale or misread:
-                run, output = self._read_again(k, run, stale=bool(stale), misread=bool(misread))
-            if halved:
-                output = self._half_sums(run, output)
-            if partly:
-                output = self._half_partial_sums(run, output)
-            for rank in run.members:
-                if stale and walk.device != "cpu" and not reads_buffers_late(case, rank):
-                    continue
-                step = replace(walk.steps[k][rank], output=output)
-                if freed and may_go_by_channels(case, rank):
-                    step = _read_from_freed(run, step)
-                walk.steps[k][rank] = step
+            late = {
+                rank: bool(stale and (walk.device == "cpu" or reads_buffers_late(case, rank)))
+                for rank in run.members
+            }
+            for one in set(late.values()):
+                again, output = run, run.output
+                if one or misread:
+                    again, output = self._read_again(k, run, stale=one, misread=bool(misread))
+                if halved:
+                    output = self._half_sums(again, output)
+                if partly:
+                    output = self._half_partial_sums(again, output)
+                for rank in (rank for rank in run.members if late[rank] == one):
+                    step = replace(walk.steps[k][rank], output=output)
+                    if freed and may_go_by_channels(case, rank):
+                        step = _read_from_freed(again, step)
+                    walk.steps[k][rank] = step
 
     def _at(self, mechanism: str, k: int) -> Bools:
         """Return the channels in which a mechanism may act in step k of this group, (C,)."""
@@ -127,17 +130,26 @@ class MechanismFollower(Follower):
 
     def _run(self, k: int, members: tuple[int, ...], *, training: bool) -> StepRun:
         walk, grade = self.walk, self.walk.grade
-        one_by_one = any(
-            (adds_one_by_one if walk.device == "cpu" else narrow_blocks)(walk.case, rank) for rank in members
-        )
-        if grade == "A" and one_by_one and self._at("sequential-sums", k).any():
+        deeper = grade == "A" and self._at("sequential-sums", k).any()
+        if deeper and walk.device == "cpu" and any(adds_one_by_one(walk.case, rank) for rank in members):
             walk.grade = "B"
         try:
             where, given, bad = step_input(walk, k, members, training=training)
         finally:
             walk.grade = grade
+        if deeper and walk.device != "cpu":
+            given = self._by_few_threads(where, given, members)
         errors = no_errors(where.bucket.channels)
         return StepRun(members, training, where, given, _computed(where, given), tuple(bad), errors)
+
+    def _by_few_threads(self, where: Layout, given: StepInput, members: tuple[int, ...]) -> StepInput:
+        """Return a step's input with the depth of what few threads of a block add up."""
+        scalars, at = np.array(given.scalars), StepScalars._fields.index("depth_u")
+        extra = np.zeros(where.bucket.ranks + 1)
+        extra[: len(members)] = [extra_depth(self.walk.case, rank) for rank in members]
+        extra *= scalars[StepScalars._fields.index("u")]
+        scalars[at] += extra.max()
+        return given._replace(scalars=scalars, depths=given.depths + extra[where.owner][:, None])
 
     def _revised(self, k: int, run: StepRun) -> StepRun:
         if not run.training:

@@ -115,7 +115,7 @@ def partial_sum_errors(data: StepData, moments: Moments, dtype: str, levels: Flo
         levels: On each rank, (ranks, 1); negative where a rank's kernel rounds nothing.
     """
     half, s = FACTS[dtype], data.scalars
-    rounds, handed = levels >= 0, np.minimum(data.counts, MOST_THREADS)
+    rounds, handed = levels >= 0, np.where(levels > 0, np.minimum(data.counts, MOST_THREADS), 0.0)
     grown, grown_more = ((1.0 + half.u) ** (np.maximum(levels, 0.0) + more) - 1.0 for more in (0.0, 1.0))
     with np.errstate(all="ignore"):
         centred = np.abs(data.x - moments.mean) + moments.mean_error

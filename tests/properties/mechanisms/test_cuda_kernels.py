@@ -6,12 +6,12 @@ import pytest
 
 from properties.case import Case
 from properties.mechanisms.cuda_kernels import (
+    extra_depth,
     goes_to_cudnn,
     halves_mean,
     halves_partial_sums,
     levels,
     loses_strided_update,
-    narrow_blocks,
 )
 
 HALF = {"batches": (4,), "channels": 3, "spatial": ((2, 2),), "dtype": "float16", "param_dtype": "float16"}
@@ -64,13 +64,19 @@ def test_levels_of_the_shuffles(batch, positions, found):
         (23343, (3,), True),  # as an H200 gave
         (20000, (2,), True),
         (20000, (), False),
-        (64, (56, 56), False),
+        (64, (32, 32), False),
+        (64, (56, 56), True),  # 7 positions a thread, not 6.1
         (16, (3,), False),
         (500000, (1,), False),
     ],
 )
 def test_few_threads_have_many_values(batch, spatial, narrow):
-    assert narrow_blocks(Case(batches=(batch,), channels=2, spatial=(spatial,)), 0) == narrow
+    assert (extra_depth(Case(batches=(batch,), channels=2, spatial=(spatial,)), 0) > 0) == narrow
+
+
+def test_the_depth_is_what_a_thread_has_in_place_of_its_share():
+    found = extra_depth(Case(batches=(23343,), spatial=((3,),)), 0)
+    assert found == 23343 // 16 + 1 - 3 * 23343 / 512
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,30 @@ def test_what_overflows_on_the_way_warns_nobody(mechanism: str) -> None:
     )
     predicted = predict(case, Contract(), "A", sites={mechanism: everywhere(case)})
     assert predicted.tensors["output.0"]
+
+
+def test_on_cuda_buffers_are_read_late_by_the_ranks_whose_kernel_does_and_sums_are_rounded_on_all() -> None:
+    case = Case(
+        batches=(2, 2),
+        channels=2,
+        spatial=((1,), (2,)),
+        dtype="float16",
+        affine="weight",
+        cotangent_layout="permuted",
+        random_parameters=True,
+        steps=(Step(mode="eval", backward="deferred"), Step()),
+        seed=1,
+    )
+    sites = {name: everywhere(case) for name in ("stale-buffers", "half-partial-sums")}
+    right = expect(case, Contract(), "A", device="cuda")
+    changed = predict(case, Contract(), "A", device="cuda", sites=sites)
+    late = [
+        not np.array_equal(
+            right.tensors["grad_input.0"][rank].value, changed.tensors["grad_input.0"][rank].value
+        )
+        for rank in (0, 1)
+    ]
+    assert late == [False, True]
+    for rank in (0, 1):
+        widest = changed.tensors["grad_weight.0"][rank].bound
+        assert (widest > 2 * right.tensors["grad_weight.0"][rank].bound).all()
