@@ -23,45 +23,15 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal
 
+from reference.pair import Array, Pair, exact
 from reference.rounding import Arithmetic
-
-Array = jax.Array
-Error = Array | float | None
-Rule = Callable[..., "Sequence[Pair]"]
-
-
-class Pair(NamedTuple):
-    """A value and the bound of its error; None for exact."""
-
-    value: Array
-    error: Error = None
-
-
-def exact(value: Any) -> Pair:
-    """Return the pair of an exact value."""
-    return Pair(value, None)
-
-
-def error_of(pair: Pair) -> Array | float:
-    """Return the pair's error, 0 for an exact one."""
-    return 0.0 if pair.error is None else pair.error
-
-
-def rounded(value: Array, error: Array | float, arithmetic: Arithmetic, *, units: Any = 1.0) -> Pair:
-    """Return the pair after a rounding of `units` u, with underflow; overflow makes it undecided."""
-    total = error + units * arithmetic.u * (jnp.abs(value) + error) + arithmetic.eta
-    return Pair(value, undecided_beyond(value, total, arithmetic.largest))
-
-
-def undecided_beyond(value: Array, error: Array | float, largest: Any) -> Array:
-    """Return `error`, infinite where |value| + error reaches `largest` or is not a number."""
-    return jnp.where(jnp.abs(value) + error < largest, error, jnp.inf)
+from reference.rules import NAMED_RULES, RULES
 
 
 def bound(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,8 +54,6 @@ def bound(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def interpret(closed: ClosedJaxpr, arithmetic: Arithmetic, pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs that the closed jaxpr's results get from the pairs of its arguments."""
-    from reference.rules import NAMED_RULES, RULES  # the rules need `interpret` for nested jaxprs
-
     environment: dict[Any, Pair] = {}
     environment.update(zip(closed.jaxpr.constvars, map(exact, closed.consts), strict=True))
     environment.update(zip(closed.jaxpr.invars, pairs, strict=True))
@@ -147,12 +115,6 @@ EXACT_WHEN_EXACT = frozenset(
         *("gt", "lt", "ge", "le", "eq", "ne", "and", "or", "not"),
     }
 )
-
-
-def evaluate(closed: ClosedJaxpr, *pairs: Pair) -> Array:
-    """Return the first result of the closed jaxpr on the pairs' values, without errors."""
-    result: Array = jaxpr_as_fun(closed)(*(pair.value for pair in pairs))[0]
-    return result
 
 
 def _evaluate(equation: Any, arguments: Sequence[Pair]) -> Sequence[Array]:

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from reference import batchnorm, forms
-from reference.bounds import Pair, bound, error_of, exact, undecided_beyond
+from reference.bounds import bound
 from reference.executables import Executable
 from reference.host import configure_cache, precise
+from reference.pair import Pair, error_of, exact, undecided_beyond
 from reference.rounding import Arithmetic
 from reference.shards import COMMON, Bucket
 from reference.step import StepInput, StepOutput, StepScalars

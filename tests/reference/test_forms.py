@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import batchnorm, forms
-from reference.bounds import Pair, bound, exact
+from reference.bounds import bound
 from reference.host import precise
+from reference.pair import Pair, exact
 from reference.rounding import arithmetic
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
@@ -314,6 +315,12 @@ def test_the_gradient_of_the_scale_is_covered_in_every_way_of_writing_it(dtype, 
         for name, observed in differentiated(total, shifted, kind).items():
             covered = np.isinf(error) or abs(mpmath.mpf(float(observed)) - exact_value) <= mpmath.mpf(error)
             assert covered, name
+
+
+def test_the_bounded_gradient_of_the_scale_has_the_value_of_its_form():
+    with precise():
+        whole = forms.root_gradient(*(jnp.float64(number) for number in ((3.0 * 1.7) * 1.7, 3.0, 3.0, 1.7)))
+    assert root_gradient("float64", 3.0, 1.7)[0] == float(whole)
 
 
 def test_what_a_flushed_cube_may_lose_is_the_gradient_of_the_variance_and_no_more():

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from reference.bounds import Pair, bound
+from reference.bounds import bound
 from reference.host import precise
+from reference.pair import Pair
 from reference.rounding import FACTS, arithmetic
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
