@@ -3,7 +3,7 @@
 Rules
 -----
 - No half-valid case exists: construction raises `CaseError` with one line that names the value.
-- A case holds choices, never data; `properties.values` derives every element from them.
+- A case holds choices, never data; `properties.values.elements` derives every element from them.
 - The id is a hash of the canonical JSON without fields at their default, so that adding a field with
   a default changes no id.
 - This module is imported by the ranks: neither torch, jax nor hypothesis here.

@@ -34,9 +34,9 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         requires_grad: As the rank had it.
         device: torch's device type: cpu or cuda.
         aliases_input: It shares storage with the input.
-        positions: Of a large tensor of which a sample was given back (`properties.sampling`), which ones: the
-            array is (positions, C), and a position is its sample times the spatial size plus its spatial
-            position. None for all.
+        positions: Of a large tensor of which a sample was given back (`properties.values.sampling`), which
+            ones: the array is (positions, C), and a position is its sample times the spatial size plus its
+            spatial position. None for all.
         whole: The logical shape of such a tensor.
     """
 
@@ -124,7 +124,8 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
         seconds: Wall time in the subject.
         compiled: Functions that `torch.compile` has compiled meanwhile.
         compile_seconds: What that took, of `seconds`.
-        facts: What else was looked at, by name (`before eps of plain`); see `properties.conversion`.
+        facts: What else was looked at, by name (`before eps of plain`); see
+            `properties.judge.module_conversion`.
     """
 
     rank: int

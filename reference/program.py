@@ -1,7 +1,7 @@
 """The program: values and bounds of one step of one process group, in one call of one compiled function.
 
 Everything that varies from case to case but not in shape is a run-time argument, dtype facts and options
-included, so that a bucket of padded shapes (`reference.shards`) is compiled once, and kept by jax's
+included, so that a bucket of padded shapes (`reference.padding`) is compiled once, and kept by jax's
 persistent compilation cache in the user's cache folder.
 """
 
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from reference import batchnorm, forms
 from reference.bounds import bound
-from reference.executables import Executable
+from reference.executable_cache import Executable
 from reference.host import configure_cache, precise
+from reference.padding import COMMON, Bucket
 from reference.pair import Pair, error_of, exact, undecided_beyond
 from reference.rounding import Arithmetic
-from reference.shards import COMMON, Bucket
-from reference.step import StepInput, StepOutput, StepScalars
+from reference.signature import StepInput, StepOutput, StepScalars
 
 Array = jax.Array
 

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reference.executables import Executable
+from reference.executable_cache import Executable
 from reference.host import configure_cache
-from reference.shards import Bucket
-from reference.step import StepInput, StepOutput, StepScalars
+from reference.padding import Bucket
+from reference.signature import StepInput, StepOutput, StepScalars
 
 Array = jax.Array
 

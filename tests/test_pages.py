@@ -69,8 +69,8 @@ def test_digests_tell_lists_apart_and_the_generator_gives_the_same_one_twice() -
 
 
 def test_another_generator_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    from properties import strategies
     from properties.case import Case
+    from properties.generation import strategies
 
     before = generator()
     monkeypatch.setattr(strategies, "random_case", lambda source, domain: Case())

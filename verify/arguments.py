@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
-from properties.descriptions import listing
 from properties.domain import Contract, Domain, keys_text
+from properties.judge.descriptions import listing
 from verify.policy import DEFAULT_BUDGET, DEFAULT_MIN_CASES
 
 _BUDGET = f"{DEFAULT_BUDGET.cases} unless --seconds is given"

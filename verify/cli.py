@@ -93,7 +93,7 @@ def _doctor(arguments: Namespace) -> int:
 
 
 def _properties(arguments: Namespace) -> int:
-    from properties.descriptions import listing, page
+    from properties.judge.descriptions import listing, page
 
     if not arguments.table:
         sys.stdout.write(f"{listing()}\n")

@@ -22,7 +22,7 @@ DIAGNOSIS_SECONDS = 6.0
 
 
 class Diagnoses(Protocol):
-    """The part of `properties.diagnosis` that is needed here, so that tests can replace it."""
+    """The part of `properties.diagnosis.diagnose` that is needed here, so that tests can replace it."""
 
     def diagnose(self, evidence: Any, contract: Contract, grade: Grade, *, device: str) -> Any:
         """Return what the evidence resembles."""
@@ -33,7 +33,7 @@ class Diagnoses(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One trial, as the diagnosis sees it (`properties.diagnosis.Evidence`)."""
+    """One trial, as the diagnosis sees it (`properties.diagnosis.diagnose.Evidence`)."""
 
     case: Case
     observation: Observation
@@ -73,7 +73,7 @@ class Dossier:
     """The evidence of one campaign.
 
     Attributes:
-        diagnoses: `properties.diagnosis`, or None for no diagnosis.
+        diagnoses: `properties.diagnosis.diagnose`, or None for no diagnosis.
         contract, grade, device: Of the subject.
         room_for: Whether what takes so many seconds may still begin.
     """

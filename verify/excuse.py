@@ -1,7 +1,7 @@
 """Excusing: taking what known discrepancies explain out of the verdicts of one case, and no more.
 
 Theory of operation ------------------- An entry with a mechanism predicts other values, or wider bounds, for
-some tensors of a case (`properties.mechanisms.prediction`). A tensor of a rank that is not as a right
+some tensors of a case (`properties.mechanisms.predicted`). A tensor of a rank that is not as a right
 subject's must be may be as a set of the case's entries predicts it; the case is then judged again with that
 expected in its place, so that whatever no entry predicts is a violation as ever. Entries without a mechanism
 excuse single discrepancies (an ending, a refusal, a fact of a conversion), each by one entry that covers all
@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from properties.case import Case
-from properties.expected import Expected
+from properties.expectation.expected import Expected
 from properties.mechanisms.matching import meets
 from properties.observation import Observation, RankObservation
 from properties.probe import second

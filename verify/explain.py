@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from properties.case import encode
-from properties.catalogue import PROPERTIES
-from properties.ending import describe_ending
+from properties.judge.catalogue import PROPERTIES
+from properties.judge.ending import describe_ending
 from properties.observation import Observation, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.dossier import Likeness

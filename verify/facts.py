@@ -23,7 +23,7 @@ from properties.mechanisms.cuda_kernels import (
     loses_strided_update,
 )
 from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous
-from properties.values import tensors
+from properties.values.elements import tensors
 
 Floats = NDArray[np.float64]
 Group = tuple[int, ...]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import msgspec
 
 from properties.case import Case, encode
-from properties.catalogue import PROPERTIES
+from properties.judge.catalogue import PROPERTIES
 from verify.dossier import Diagnoses, dossier_of
 from verify.events import Event, FailureMinimised
 from verify.explain import Occurrence, explain

@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case, CaseError, decode, one_line
-from properties.mechanisms.catalogue import MECHANISMS
+from properties.mechanisms.closed_list import MECHANISMS
 from verify.environment import version
 from verify.facts import FACTS, Group
 

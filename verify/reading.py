@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 
 from properties.case import MAX_WORLD_SIZE, Case
-from properties.catalogue import PROPERTIES
 from properties.domain import Grade
+from properties.judge.catalogue import PROPERTIES
 from properties.observation import Collective, Ending, Observation, Raised, RankObservation, tensor_from_data
 from properties.verdict import Outcome, Verdict
 from verify.excuse import Excused

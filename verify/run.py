@@ -34,7 +34,7 @@ class Settings:
         overrides: Settings that replace what a factory promises.
         only: Ids of the properties to judge; None for all.
         timeout: Seconds that a case may take on the ranks.
-        every_element: Judge large tensors whole, in place of a sample (`properties.sampling`).
+        every_element: Judge large tensors whole, in place of a sample (`properties.values.sampling`).
         threads, cpu_only: How jax computes in this process, see `reference.host.start`.
     """
 

@@ -110,7 +110,7 @@ def settings_from(arguments: Namespace) -> Settings:
 def _properties(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if names is None:
         return None
-    from properties.catalogue import select
+    from properties.judge.catalogue import select
 
     return select(names)
 

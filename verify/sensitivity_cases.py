@@ -9,7 +9,7 @@ import msgspec
 
 from properties.case import Case, Dtype, Step
 from properties.domain import Domain
-from properties.strategies import random_case
+from properties.generation.strategies import random_case
 
 WORLD_SIZE = 2
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.expected import Expected, Interval
+from properties.expectation.expected import Expected, Interval
 from properties.observation import Observation
-from properties.values import round_to
+from properties.values.elements import round_to
 from verify.closeness import excess
 
 Floats = NDArray[np.float64]

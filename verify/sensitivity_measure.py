@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case
-from properties.catalogue import judge
 from properties.domain import Contract
-from properties.expectation import expect
+from properties.expectation.expect import expect
+from properties.judge.catalogue import judge
 from properties.observation import Observation
 from properties.verdict import Outcome
 from reference.rounding import FACTS

@@ -65,7 +65,7 @@ def warn_if_stale(page: Path, made_of: Mapping[str, str]) -> None:
 def generator() -> dict[str, str]:
     """Return the digest of the first cases that the default domain gives."""
     from properties.domain import Domain
-    from properties.strategies import random_case
+    from properties.generation.strategies import random_case
 
     source = random.Random(1)
     return {"cases": digest(random_case(source, Domain()).id for _ in range(CASES))}

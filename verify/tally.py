@@ -6,7 +6,7 @@ import math
 from collections import Counter, deque
 from statistics import median
 
-from properties.catalogue import PROPERTIES
+from properties.judge.catalogue import PROPERTIES
 from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.known import Entry
 from verify.result import COARSE_SHARE, Accounting, KnownResult, Pace, PropertyResult, StandsOn

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from properties.case import Case
 from properties.domain import Contract, Domain, Grade
-from properties.expected import Expected
+from properties.expectation.expected import Expected
 from properties.observation import Observation
 from properties.verdict import Outcome, Verdict, merge_outcomes
 from verify.errors import RankError
@@ -61,14 +61,14 @@ class Ranks(Protocol):
 
 
 class Expects(Protocol):
-    """The signature of `properties.expectation.expect`."""
+    """The signature of `properties.expectation.expect.expect`."""
 
     def __call__(self, case: Case, contract: Contract, grade: Grade, *, device: str) -> Expected:
         """Return what the reference says of `case`."""
 
 
 class Predicts(Protocol):
-    """The signature of `properties.mechanisms.prediction.predict`."""
+    """The signature of `properties.mechanisms.predicted.predict`."""
 
     def __call__(
         self, case: Case, contract: Contract, grade: Grade, *, device: str, sites: dict[str, Extent]
@@ -77,7 +77,7 @@ class Predicts(Protocol):
 
 
 class Judges(Protocol):
-    """The signature of `properties.catalogue.judge`."""
+    """The signature of `properties.judge.catalogue.judge`."""
 
     def __call__(
         self,
@@ -125,12 +125,12 @@ class Machinery:
 def machinery(*, threads: int | None = None, cpu_only: bool = False) -> Machinery:
     """Return the real parts, which import jax (see `reference.host.start`) and hypothesis."""
     with put_off():
-        from properties import diagnosis
-        from properties.admission import objections
-        from properties.catalogue import judge
-        from properties.expectation import expect
-        from properties.mechanisms.prediction import predict
-        from properties.strategies import cases, excluded_share
+        from properties.diagnosis import diagnose
+        from properties.expectation.expect import expect
+        from properties.generation.membership import objections
+        from properties.generation.strategies import cases, excluded_share
+        from properties.judge.catalogue import judge
+        from properties.mechanisms.predicted import predict
         from reference.host import start
         from reference.program import preload
 
@@ -142,7 +142,7 @@ def machinery(*, threads: int | None = None, cpu_only: bool = False) -> Machiner
         objections=objections,
         excluded_share=excluded_share,
         predict=predict,
-        diagnoses=diagnosis,
+        diagnoses=diagnose,
         preload=preload,
     )
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from properties.mechanisms.step_data import Floats, StepData
-from reference.step import StepOutput
+from reference.signature import StepOutput
 
 
 class Moments(NamedTuple):

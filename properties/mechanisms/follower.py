@@ -15,23 +15,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from properties import values
-from properties.expectation import Follower
-from properties.mechanisms import decoding, half
+from properties.expectation.expect import Follower
+from properties.expectation.group_step import numbers, shares, step_input
+from properties.expectation.running_buffers import right_momentum, update_buffers, updated
+from properties.expectation.schedule_state import Estimate, RankStep, Walk, accumulation_dtype
+from properties.mechanisms import encoded_moments, half_precision
 from properties.mechanisms.carrying import carried, moments_of, no_errors, scale_of
 from properties.mechanisms.cuda_kernels import extra_depth, halves_partial_sums, levels, reads_buffers_late
 from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous, may_go_by_channels
 from properties.mechanisms.revisions import constant, finite, gradients_of, training_gradient, undecided
 from properties.mechanisms.step_data import Bools
 from properties.mechanisms.step_run import StepRun
-from properties.misread import cotangent_like_input
-from properties.running import right_momentum, update_buffers, updated
-from properties.step import numbers, shares, step_input
-from properties.walk import Estimate, RankStep, Walk, accumulation_dtype
+from properties.values import elements
+from properties.values.misread_layouts import cotangent_like_input
+from reference.padding import Layout, pack
 from reference.program import compiled_step
 from reference.rounding import FACTS
-from reference.shards import Layout, pack
-from reference.step import StepInput, StepOutput, StepScalars
+from reference.signature import StepInput, StepOutput, StepScalars
 
 Sites = Mapping[str, Mapping[tuple[int, int], Bools]]
 """By mechanism, where it may act: the channels, by rank and step."""
@@ -178,7 +178,7 @@ class MechanismFollower(Follower):
             moments, facts = run.moments, FACTS[case.dtype]
             scale = 3.0 * facts.u * moments.scale + facts.underflow
             wide = run.widened(no_errors(len(scale))._replace(scale=scale))
-            output = half.element_errors(run.data, wide.output, moments, case.dtype)
+            output = half_precision.element_errors(run.data, wide.output, moments, case.dtype)
             run = replace(run, output=output._replace(**gradients_of(run.output)))
         if self._infinite.any():
             run = replace(run, output=constant(run.data, run.output, run.padded(self._infinite)))
@@ -190,12 +190,12 @@ class MechanismFollower(Follower):
     def _decoded(self, k: int, run: StepRun, active: Bools) -> tuple[StepRun, Bools]:
         """Return the run with the error of decoded variances, and the channels in which one is infinite."""
         data, walk = run.data, self.walk
-        local = decoding.local_moments(data)
-        error = (local.counts * decoding.decoding_error(local, data)).sum(axis=0) / data.scalars.n
+        local = encoded_moments.local_moments(data)
+        error = (local.counts * encoded_moments.decoding_error(local, data)).sum(axis=0) / data.scalars.n
         infinite = np.zeros_like(active)
         if walk.case.eps == 0:
             dtype = accumulation_dtype(walk.case, walk.contract)
-            surely, possibly = decoding.zero_variances(local, data, dtype)
+            surely, possibly = encoded_moments.zero_variances(local, data, dtype)
             squares = (
                 4.0 * data.greatest(np.abs(data.x)).max(axis=0) ** 2
             )  # of a mean; times 0 it would be NaN
@@ -213,7 +213,7 @@ class MechanismFollower(Follower):
     def _counted(self, k: int, run: StepRun) -> tuple[StepRun, Bools]:
         """Return the run of a merge with rounded counts, and the channels whose variance is infinite."""
         data, case = run.data, self.walk.case
-        merged = decoding.merged_by_counts(decoding.local_moments(data), data, case.param_dtype)
+        merged = encoded_moments.merged_by_counts(encoded_moments.local_moments(data), data, case.param_dtype)
         with np.errstate(all="ignore"):
             var, var_error = merged.squares / merged.total, merged.squares_error / merged.total
         lost = ~np.isfinite(merged.mean) | np.isnan(var)
@@ -242,7 +242,7 @@ class MechanismFollower(Follower):
         )
         return replace(run, output=output, bad=tuple(mask | gone for mask in run.bad)), infinite
 
-    def _stored_variance(self, merged: decoding.Merged) -> tuple[values.Floats, values.Floats]:
+    def _stored_variance(self, merged: encoded_moments.Merged) -> tuple[elements.Floats, elements.Floats]:
         """Return a biased variance that the update makes squares / (count - 1), and its error."""
         n = float(max(self.walk.case.total_of(self.walk.group), 1))
         unbiased = self.walk.contract.running_var == "unbiased"
@@ -253,13 +253,13 @@ class MechanismFollower(Follower):
 
     def _half_statistics(self, k: int, run: StepRun) -> StepRun:
         case = self.walk.case
-        mean, scale, var_error = half.statistics_errors(run.data, run.moments, case.dtype)
+        mean, scale, var_error = half_precision.statistics_errors(run.data, run.moments, case.dtype)
         run = run.widened(no_errors(len(mean))._replace(mean=mean, scale=scale))
         output = run.output
         if (
             case.input_layout in _STRIDED or case.strided_buffers
         ):  # also in training the buffers' strides count
-            output = half.element_errors(run.data, output, run.moments, case.dtype)
+            output = half_precision.element_errors(run.data, output, run.moments, case.dtype)
         self._moved.add(k)
         self._rounded.add(k)
         bounds = {"mean_bound": output.mean_bound + mean, "var_bound": output.var_bound + var_error}
@@ -288,7 +288,7 @@ class MechanismFollower(Follower):
         walk.buffers.var = updated(walk, walk.buffers.var, zero, **common)  # type: ignore[arg-type]
         self._mark()
 
-    def _round_buffers(self, k: int, before: tuple[values.Floats, values.Floats]) -> None:
+    def _round_buffers(self, k: int, before: tuple[elements.Floats, elements.Floats]) -> None:
         """Add the errors of an update whose steps are rounded in the half dtype."""
         walk, c = self.walk, self.walk.case.channels
         output = next(iter(walk.steps[k].values())).output
@@ -297,7 +297,9 @@ class MechanismFollower(Follower):
         moments = (output.mean[:c], output.var[:c] * n / below)
         for name, old, moment in zip(("mean", "var"), before, moments, strict=True):
             value, bound = getattr(walk.buffers, name)
-            error = half.buffer_error(moment, np.nan_to_num(old), right_momentum(walk), walk.case.param_dtype)
+            error = half_precision.buffer_error(
+                moment, np.nan_to_num(old), right_momentum(walk), walk.case.param_dtype
+            )
             judged = np.isfinite(value)
             bound = np.where(judged, bound + error, bound)
             beyond = judged & (np.abs(value) + bound >= FACTS[walk.case.param_dtype].overflow)
@@ -347,7 +349,7 @@ class MechanismFollower(Follower):
             return given  # of a block that repeats, one period is there
         cotangents = []
         for rank in run.members:
-            x, g = values.complete(case, (rank,))[rank, k]
+            x, g = elements.complete(case, (rank,))[rank, k]
             if is_ambiguous(case, rank):
                 _, g = cotangent_like_input(case, rank, x, g)
             cotangents.append(np.broadcast_to(g, x.shape))
@@ -356,7 +358,7 @@ class MechanismFollower(Follower):
     def _half_sums(self, run: StepRun, output: StepOutput) -> StepOutput:
         case, data, moments = self.walk.case, run.data, run.moments
         mixed = case.param_dtype != case.dtype and (case.has_weight or case.tracking)
-        errors, lost = half.sum_errors(data, output, moments, case.dtype, mixed=mixed)
+        errors, lost = half_precision.sum_errors(data, output, moments, case.dtype, mixed=mixed)
         changed = undecided(carried(data, output, moments, finite(errors)), lost)
         return output._replace(**gradients_of(changed))
 
@@ -366,6 +368,6 @@ class MechanismFollower(Follower):
         for row, rank in enumerate(run.members):
             if halves_partial_sums(case, rank, synchronised=together, training=run.training):
                 passed[row] = levels(case, rank)
-        errors, lost = half.partial_sum_errors(data, run.moments, case.dtype, passed)
+        errors, lost = half_precision.partial_sum_errors(data, run.moments, case.dtype, passed)
         changed = undecided(carried(data, output, run.moments, finite(errors)), lost)
         return output._replace(**gradients_of(changed))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from properties.elementwise import ratios
-from properties.expected import Interval
+from properties.expectation.expected import Interval
+from properties.judge.bounded import ratios
 from properties.observation import Tensor
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from properties.mechanisms.carrying import Errors, Moments
 from properties.mechanisms.step_data import Bools, Floats, StepData
-from reference.step import StepOutput
+from reference.signature import StepOutput
 
 _GRADIENTS = ("grad_input", "grad_weight", "grad_bias")
 

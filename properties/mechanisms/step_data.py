@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.shards import Layout
-from reference.step import StepInput, StepScalars
+from reference.padding import Layout
+from reference.signature import StepInput, StepScalars
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

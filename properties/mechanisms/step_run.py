@@ -9,8 +9,8 @@ import numpy as np
 from properties.mechanisms.carrying import Errors, Moments, carried, moments_of
 from properties.mechanisms.revisions import finite
 from properties.mechanisms.step_data import Bools, StepData
-from reference.shards import Layout
-from reference.step import StepInput, StepOutput
+from reference.padding import Layout
+from reference.signature import StepInput, StepOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from properties.case import Case, Step
-from properties.values import digest, tensors
+from properties.values.elements import digest, tensors
 from verify.ranks.group import RankGroup
 from verify.ranks.link import Link
 from verify.ranks.messages import Target

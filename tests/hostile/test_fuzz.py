@@ -19,7 +19,7 @@ import pytest
 
 from properties.case import Case, CaseError, decode, encode
 from properties.domain import Domain, DomainError
-from properties.strategies import random_case
+from properties.generation.strategies import random_case
 from tests.hostile.mutation import restructured, spoilt
 from tests.verify.fakes import FakeRanks, examiner, returned, tensor
 from verify import exits

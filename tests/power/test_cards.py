@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from properties.catalogue import PROPERTIES
+from properties.judge.catalogue import PROPERTIES
 from verify.faults.cards import Card, CardError, cards, right_cards
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from properties.case import Case
-from properties.catalogue import judge
 from properties.domain import Contract
-from properties.expected import Expected, Interval
+from properties.expectation.expected import Expected, Interval
+from properties.judge.catalogue import judge
 from properties.observation import Observation, RankObservation, Tensor
 from properties.verdict import Verdict
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from properties.case import MAX_JSON_BYTES, Case, CaseError, Special, Step, decode, encode, events
 from properties.domain import Domain
-from properties.strategies import cases
+from properties.generation.strategies import cases
 
 BAD = [
     {"batches": ()},

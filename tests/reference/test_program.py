@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from reference.host import configure_cache, precise
+from reference.padding import layout, pack
 from reference.program import compiled_step
 from reference.rounding import FACTS, arithmetic, depth
-from reference.shards import layout, pack
-from reference.step import StepInput, StepOutput, StepScalars
+from reference.signature import StepInput, StepOutput, StepScalars
 
 
 def step_input(counts, *, channels=2, dtype="float32", grade="A", seed=1):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from reference.host import precise
+from reference.padding import layout, pack
 from reference.program import compiled_step
 from reference.rounding import arithmetic
-from reference.shards import layout, pack
-from reference.step import StepInput, StepScalars
+from reference.signature import StepInput, StepScalars
 from reference.variants import ROOTS, Formula, Weights, compiled_variant
 
 COUNTS, C, EPS = (3, 5, 0), 2, 0.25

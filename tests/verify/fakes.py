@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from properties.case import Case
 from properties.domain import Domain
-from properties.expected import Expected, Interval
+from properties.expectation.expected import Expected, Interval
 from properties.observation import Observation, RankObservation, Tensor
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.events import Event

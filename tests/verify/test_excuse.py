@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from properties.case import Case, Step
-from properties.catalogue import judge
 from properties.domain import Contract
-from properties.expected import Expected, Interval
+from properties.expectation.expected import Expected, Interval
+from properties.judge.catalogue import judge
 from properties.observation import Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict, violated
 from tests.verify.fakes import interval, tensor

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from properties.catalogue import PROPERTIES
+from properties.judge.catalogue import PROPERTIES
 from tests.power.test_own_file import processes_with
 from tests.verify.power.samples import RIGHT, acquitted, card, caught, units
 from verify import exits

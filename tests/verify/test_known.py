@@ -139,7 +139,7 @@ def test_what_is_no_number_may_be_excused_without_a_mechanism(name: str) -> None
 
 
 def test_a_channels_variance_is_that_of_its_values() -> None:
-    from properties.values import tensors
+    from properties.values.elements import tensors
 
     case = Case(batches=(4, 3), channels=5, eps=0.5, seed=9)
     parts = [tensors(case, rank, step=0)[0][:, :, 0] for rank in (0, 1)]

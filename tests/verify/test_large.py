@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from properties.case import Case, Special
-from properties.sampling import sample
+from properties.values.sampling import sample
 from verify.bench.blocks import bench_run
 
 IMAGES = Case(batches=(3, 0, 2), channels=65, spatial=((81, 61),), random_parameters=True, seed=3)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from properties.case import Case, Special, Step
 from properties.domain import Domain
-from properties.strategies import cases
+from properties.generation.strategies import cases
 from verify.simplify import simpler, weight
 
 

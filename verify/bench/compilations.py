@@ -43,7 +43,7 @@ def count(cases: int) -> dict[str, Any]:
     import jax.monitoring
 
     from properties.domain import Contract
-    from properties.expectation import expect
+    from properties.expectation.expect import expect
 
     counted: Counter[str] = Counter()
     jax.monitoring.register_event_listener(lambda event, **more: counted.update((event,)))

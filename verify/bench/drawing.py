@@ -12,7 +12,7 @@ from verify.minimise import Source, draw
 
 def draw_cases(take: Callable[[Case], object], *, number: int, seed: int) -> int:
     """Give `take` the first `number` cases of a campaign with this seed; return how many there were."""
-    from properties.strategies import cases
+    from properties.generation.strategies import cases
 
     drawn = 0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from properties.case import encode
-from properties.catalogue import PROPERTIES
+from properties.judge.catalogue import PROPERTIES
 from properties.verdict import Outcome as Said
 from properties.verdict import Verdict
 from verify.campaign import Campaign

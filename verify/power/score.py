@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from properties.catalogue import PROPERTIES
+from properties.judge.catalogue import PROPERTIES
 from verify import exits
 from verify.faults.cards import Card
 from verify.power.outcome import Accusation, Broken, Cell, Done, FaultOutcome, RightOutcome, Smallest

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from properties.case import Case
-from properties.values import parameters
+from properties.values.elements import parameters
 from verify.ranks.layouts import dtype_of, strided
 from verify.ranks.loading import Factory
 

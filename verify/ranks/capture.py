@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from properties.sampling import Positions
+from properties.values.sampling import Positions
 from verify.ranks.messages import TensorHeader
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -58,7 +58,7 @@ def capture(
     Args:
         tensor: The subject's.
         beside: The input whose storage it may share. A tensor of another shape is copied whole.
-        positions: As in `properties.sampling`; None for all.
+        positions: As in `properties.values.sampling`; None for all.
     """
     plain = tensor.detach()
     sampled = positions is not None and beside is not None and plain.shape == beside.shape

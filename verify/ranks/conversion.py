@@ -6,7 +6,7 @@ Rules
   A place is a name in the tree from its item on (`shared.b`), whatever the item is nested in.
 - Objects are named by the place where they were first seen, so that one object under two places shows, and
   what appears afterwards is `a new object`.
-- No verdict is made here; `properties.conversion` judges.
+- No verdict is made here; `properties.judge.module_conversion` judges.
 
 A case's seed says which items the tree has: below `TREE_ITEMS` that one alone, else three in four of
 them, some nested deeper, to be converted with a process group or with none.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from properties.case import Case
-from properties.values import Floats, digest, drawn, tensors
+from properties.values.elements import Floats, digest, drawn, tensors
 from verify.ranks.layouts import Before, Laid, dtype_of, lay_out
 
 _LARGEST_INTEGER = 2.0**53

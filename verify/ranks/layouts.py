@@ -53,7 +53,7 @@ def lay_out(
     in reverse order in memory. sliced: every second position of the last dimension of a longer tensor, from
     the second sample and channel on. expanded: `values` is (1, C, 1), every other dimension has stride 0.
 
-    `values` may be one period of a block that repeats (`properties.repetition`), (1, C, period).
+    `values` may be one period of a block that repeats (`properties.values.period`), (1, C, period).
     """
     plain = torch.from_numpy(values).to(device=device, dtype=dtype)
     period = None

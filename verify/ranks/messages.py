@@ -40,7 +40,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         rank, world_size, device, backend: Of the plan.
         folder: The group's folder: the rendezvous file, and `rank-R.log`, `rank-R.stack`.
-        every_element: Give large tensors back whole, in place of a sample (`properties.sampling`).
+        every_element: Give large tensors back whole, in place of a sample (`properties.values.sampling`).
     """
 
     rank: int
@@ -119,7 +119,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
     """A tensor with its bytes at `offset` of the rank's memory file; `numpy` names their dtype.
 
-    Of a `sampled` one they are those of the case's sample (`properties.sampling`), and the shape is theirs.
+    Of a `sampled` one they are those of the case's sample (`properties.values.sampling`), and the shape is
+    theirs.
     """
 
     dtype: str

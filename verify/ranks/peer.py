@@ -12,7 +12,7 @@ import msgspec
 
 from properties.case import Case
 from properties.observation import Ending, RankObservation
-from properties.sampling import sample
+from properties.values.sampling import sample
 from verify.ranks import memory
 from verify.ranks.endings import exit_text
 from verify.ranks.messages import Failed, Frames, FromRank, Look, Ran, Seen, Skipped, frame

@@ -47,7 +47,8 @@ class RankPool:
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
         link: To a server that has been started; None to start one. The pool closes it.
-        every_element: Have large tensors given back whole, in place of a sample (`properties.sampling`).
+        every_element: Have large tensors given back whole, in place of a sample
+            (`properties.values.sampling`).
 
     Attributes:
         left: Returns the seconds from now after which no case goes on, whatever it may take; may be changed.

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from properties.case import Case, events
 from properties.observation import Raised
-from properties.sampling import sample
+from properties.values.sampling import sample
 from verify.ranks.building import build
 from verify.ranks.capture import Captured, capture
 from verify.ranks.drawing import draw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from properties.catalogue import PROPERTIES
+from properties.judge.catalogue import PROPERTIES
 from verify.result import Failure
 from verify.wording import ratio
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from properties.case import Case
-from properties.expected import Expected
+from properties.expectation.expected import Expected
 from verify.bench import draw, harness, memory, parallel, spawn
 from verify.bench.blocks import bench_run
 from verify.bench.child import last_json, run_child

@@ -13,7 +13,7 @@ import pytest
 
 from properties.case import Case, Step
 from properties.observation import Observation
-from properties.values import digest, tensors
+from properties.values.elements import digest, tensors
 from verify.errors import RankError
 from verify.ranks.gate import Gate
 from verify.ranks.memory import PARTS

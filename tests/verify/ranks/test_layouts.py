@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from properties.repetition import repeated
+from properties.values.period import repeated
 from verify.ranks import layouts
 from verify.ranks.layouts import Before, handed_on, lay_out, same_bits, strided
 

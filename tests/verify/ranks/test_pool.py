@@ -14,7 +14,7 @@ import pytest
 
 from properties.case import Case, Special, Step
 from properties.probe import second
-from properties.values import digest, parameters, tensors
+from properties.values.elements import digest, parameters, tensors
 from tests.verify.ranks.real import CASE, HERE, exists, spec
 from verify.errors import RankError, SubjectError
 from verify.ranks.pool import MAX_GROUPINGS, MAX_GROUPS, LostGroup, RankPool

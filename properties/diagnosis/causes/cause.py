@@ -1,0 +1,44 @@
+"""A cause: a known fault with the variant of the reference that predicts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from properties.diagnosis.variant import Variant
+
+Part = Literal["forward", "buffers", "count", "backward", "affine"]
+PROPERTIES_OF: dict[Part, tuple[str, ...]] = {
+    "forward": ("forward",),
+    "buffers": ("running_mean", "running_var"),
+    "count": ("num_batches_tracked",),
+    "backward": ("grad_input",),
+    "affine": ("grad_weight", "grad_bias"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """A known cause.
+
+    Attributes:
+        id: Its stable name.
+        words: What the subject does, as a clause without a subject.
+        classes: Fault classes that it belongs to.
+        part: Of the batch norm.
+        change: Fields of `Variant` that differ from the right ones.
+        floor: Ratio that the observation must reach under the cause's own bound: a cause that only widens
+            the bound explains nothing that is far below it.
+    """
+
+    id: str
+    words: str
+    classes: tuple[int, ...]
+    part: Part
+    change: dict[str, Any]
+    floor: float = 0.0
+
+    def variant(self, base: Variant) -> Variant:
+        """Return `base` with this cause's change."""
+        contract = {**base.contract, **self.change.get("contract", {})}
+        return replace(base, **{**self.change, "contract": contract})

@@ -1,0 +1,272 @@
+"""Diagnosis: which known causes predict everything that was observed.
+
+Evidence is a few trials of one subject: cases with what the ranks gave back and which properties that
+violates. For each part of a batch norm (`properties.diagnosis.causes`) the causes are asked for a prediction
+of every trial, violated there or not; those that are never contradicted survive, most specific first.
+
+Rules
+-----
+- A cause is never more than a resemblance: another fault may predict the same.
+- A part that is violated and that no cause predicts leaves everything after it unexplained, too.
+- What is no matter of numbers (a hang, a refusal, a wrong dtype) is told by what the minimal case needs
+  (`properties.diagnosis.symptoms`).
+- A convention explains everything or nothing: under the changed contract no property is violated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from properties.case import Case
+from properties.diagnosis.causes import (
+    AFFINE,
+    BACKWARD,
+    BUFFERS,
+    BY_ID,
+    CONSISTENT,
+    COUNT,
+    FORWARD,
+    PROPERTIES_OF,
+    SWAPPED,
+    Cause,
+    Part,
+)
+from properties.diagnosis.prediction import predict
+from properties.diagnosis.symptoms import BESIDE, CLASSES, WORDS, symptoms
+from properties.diagnosis.variant import RIGHT, Variant
+from properties.domain import Contract, Grade
+from properties.expectation.expect import expect
+from properties.judge.catalogue import judge
+from properties.observation import Observation
+from properties.verdict import Outcome
+
+MAX_ELEMENTS = 100_000
+CONVENTIONS: tuple[dict[str, str], ...] = (
+    {"running_var": "biased"},
+    {"momentum": "decay"},
+    {"affine_grad": "sum"},
+    {"affine_grad": "mean"},
+    {"buffer_update": "in_dtype"},
+    {"recompute_updates": "once"},
+    {"running_var": "biased", "momentum": "decay"},
+)
+NUMERIC = tuple(name for names in PROPERTIES_OF.values() for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One trial of the subject.
+
+    Attributes:
+        violated: Ids of the properties that it violates.
+        minimal: It is what minimising ended with.
+    """
+
+    case: Case
+    observation: Observation
+    violated: tuple[str, ...]
+    minimal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What the evidence resembles.
+
+    Attributes:
+        causes: Ids by the property that they explain, most specific first.
+        convention: Settings of a contract under which nothing is violated; empty if there are none.
+    """
+
+    causes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    convention: dict[str, str] = field(default_factory=dict)
+
+    def of(self, property_id: str) -> tuple[str, ...]:
+        """Return the causes of one property's violations."""
+        return self.causes.get(property_id, ())
+
+
+def classes_of(name: str) -> tuple[int, ...]:
+    """Return the fault classes that a cause or symptom belongs to; none if there is no such name."""
+    if name in BY_ID:
+        return BY_ID[name].classes
+    return CLASSES.get(name, ())
+
+
+def words_of(name: str) -> str:
+    """Return what a subject does that has the cause or symptom `name`."""
+    return BY_ID[name].words if name in BY_ID else WORDS[name]
+
+
+def diagnose(
+    evidence: Sequence[Evidence],
+    contract: Contract,
+    grade: Grade,
+    *,
+    device: str = "cpu",
+    seconds: float = 8.0,
+    clock: Callable[[], float] = time.process_time,
+) -> Diagnosis:
+    """Return what the violations in `evidence` resemble.
+
+    Args:
+        evidence: Trials of one subject, at least one of which violates a property.
+        contract: The convention that they were judged by.
+        grade: The error model that they were judged by.
+        device: cpu or cuda.
+        seconds: Of computing, after which no further cause is asked.
+        clock: Seconds of this process's computing, which a crowded machine does not use up.
+    """
+    causes = symptoms(evidence)
+    numeric = [one for one in evidence if _predictable(one.case)]
+    if not any(set(one.violated) & set(NUMERIC) for one in numeric):
+        return Diagnosis(causes=causes)
+    for one in numeric:  # compiles what has not been compiled, outside of the time
+        predict(one.case, contract, grade, device=device, variant=RIGHT)
+    search = _Search(numeric, contract, grade, device=device, until=clock() + seconds, clock=clock)
+    # "All discrepancies vanish" must be true of the trials that have no prediction, too.
+    convention = search.convention() if len(numeric) == len(evidence) else {}
+    found = dict(search.parts())
+    for name, names in found.items():
+        beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
+        causes[name] = (*names, *beside)
+    return Diagnosis(causes=causes, convention=convention)
+
+
+def _predictable(case: Case) -> bool:
+    elements = case.channels * sum(map(case.count_of, range(case.world_size)))
+    return not case.wrong and not case.ragged_grad and elements <= MAX_ELEMENTS
+
+
+class _Search:
+    """The search for causes that no trial contradicts."""
+
+    def __init__(
+        self,
+        evidence: Sequence[Evidence],
+        contract: Contract,
+        grade: Grade,
+        *,
+        device: str,
+        until: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._evidence, self._contract, self._grade, self._device = evidence, contract, grade, device
+        self._until, self._clock = until, clock
+
+    def convention(self) -> dict[str, str]:
+        """Return the changes of the contract under which no trial violates anything."""
+        for changes in CONVENTIONS:
+            contract = msgspec.structs.replace(self._contract, **changes)
+            if contract != self._contract and all(self._holds(one, contract) for one in self._evidence):
+                return changes
+        return {}
+
+    def _holds(self, one: Evidence, contract: Contract) -> bool:
+        expected = expect(one.case, contract, self._grade, device=self._device)
+        verdicts = judge(one.case, one.observation, expected, contract)
+        return all(verdict.outcome is not Outcome.VIOLATED for verdict in verdicts)
+
+    def parts(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield each violated property with the causes that explain it."""
+        base = RIGHT
+        count = self._surviving("count", COUNT, base) if self._violated("count") else ()
+        yield from self._told("count", count)
+        forward: tuple[Cause, ...] = ()
+        buffers: tuple[Cause, ...] = ()
+        if self._violated("forward"):
+            forward, buffers = self._normalising(base)
+            if not forward and not buffers:
+                return
+        yield from self._told("forward", forward or buffers)
+        for cause in (*forward[:1], *buffers[:1]):
+            base = cause.variant(base)
+        if self._violated("buffers") and not buffers and not self._fits("buffers", base):
+            buffers = self._surviving("buffers", BUFFERS, base) or self._hidden("buffers")
+            base = buffers[0].variant(base) if buffers else base
+            if not buffers:
+                return
+        yield from self._told("buffers", buffers or forward)
+        yield from self._told("backward", self._gradients("backward", BACKWARD, base, forward))
+        yield from self._told("affine", self._gradients("affine", AFFINE, base, forward))
+
+    def _normalising(self, base: Variant) -> tuple[tuple[Cause, ...], tuple[Cause, ...]]:
+        """Return what explains the outputs, in the forward or, where evaluations show it, in the buffers.
+
+        What only widens a bound is asked last.
+        """
+        sharp = tuple(cause for cause in FORWARD if not cause.floor)
+        if forward := self._surviving("forward", sharp, base):
+            return forward, ()
+        if any(step.mode == "eval" for one in self._evidence for step in one.case.steps):
+            found = self._surviving("forward", BUFFERS, base)
+            if buffers := tuple(one for one in found if self._fits("buffers", one.variant(base))):
+                return (), buffers
+        if not self._violated("buffers"):  # what computes less precisely tracks less precisely
+            return (), ()
+        return self._surviving("forward", tuple(cause for cause in FORWARD if cause.floor), base), ()
+
+    def _gradients(
+        self, part: Part, causes: tuple[Cause, ...], base: Variant, forward: tuple[Cause, ...]
+    ) -> tuple[Cause, ...]:
+        """Return what explains a gradient: what explains the forward, if the gradient belongs to it."""
+        if not self._violated(part):
+            return ()
+        if forward and any(
+            self._fits(part, one) for one in (base, CONSISTENT.variant(base), SWAPPED.variant(base))
+        ):
+            return forward
+        if found := self._surviving(part, causes, base):
+            return (*found, *forward)
+        return () if forward else self._hidden(part)
+
+    def _hidden(self, part: Part) -> tuple[Cause, ...]:
+        """Return causes in the forward that only `part` shows: the rounding of the outputs hides them."""
+        sharp = tuple(cause for cause in FORWARD if not cause.floor or part == "buffers")
+        found = self._surviving(part, sharp, RIGHT)
+        return tuple(cause for cause in found if self._fits("forward", cause.variant(RIGHT)))
+
+    def _told(self, part: Part, causes: tuple[Cause, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for name in PROPERTIES_OF[part]:
+            if causes and any(name in one.violated for one in self._evidence):
+                yield name, tuple(dict.fromkeys(cause.id for cause in causes))
+
+    def _violated(self, part: Part) -> bool:
+        return any(set(one.violated) & set(PROPERTIES_OF[part]) for one in self._evidence)
+
+    def _surviving(self, part: Part, causes: tuple[Cause, ...], base: Variant) -> tuple[Cause, ...]:
+        found = []
+        for cause in causes:
+            if self._clock() > self._until:
+                break
+            if self._fits(part, cause.variant(base), floor=cause.floor):
+                found.append(cause)
+        return tuple(found)
+
+    def _fits(self, part: Part, variant: Variant, *, floor: float = 0.0) -> bool:
+        """Return whether `variant` predicts what every trial observed of `part`."""
+        reached = -1.0
+        for one in self._evidence:
+            ratio = self._ratio(one, part, variant)
+            if ratio is None:
+                return False
+            reached = max(reached, ratio)
+        return reached >= floor or not self._violated(part)
+
+    def _ratio(self, one: Evidence, part: Part, variant: Variant) -> float | None:
+        """Return the greatest ratio under the prediction; None if the trial contradicts it.
+
+        It is -1 where the trial violates nothing of the part, or the prediction decides nothing.
+        """
+        names = PROPERTIES_OF[part]
+        predicted = predict(one.case, self._contract, self._grade, device=self._device, variant=variant)
+        greatest = -1.0
+        for verdict in judge(one.case, one.observation, predicted, self._contract, only=names):
+            if verdict.outcome is Outcome.VIOLATED:
+                return None
+            if verdict.property in one.violated and verdict.outcome is Outcome.HOLDS:
+                greatest = max(greatest, verdict.max_ratio)
+        return greatest

@@ -1,0 +1,382 @@
+"""Symptoms: what a minimal case still needs in order to fail, as a hint where numbers tell nothing.
+
+Minimising resets every field of a case that the failure can do without. What is left beyond the simplest case
+is a condition of the failure, and some conditions are those of a known class of faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from properties.case import Case
+from properties.judge.bits import nans
+from properties.observation import Observation
+
+_NUMBERS = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias", "nonfinite")
+
+
+class Seen(Protocol):
+    """The part of `properties.diagnosis.diagnose.Evidence` that is needed here."""
+
+    @property
+    def case(self) -> Case: ...  # noqa: D102
+
+    @property
+    def observation(self) -> Observation: ...  # noqa: D102
+
+    @property
+    def violated(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def minimal(self) -> bool: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symptom:
+    """A condition of failures of some properties.
+
+    Attributes:
+        id: Stable name.
+        words: What the subject does, as a clause without a subject.
+        classes: Fault classes that it belongs to.
+        properties: Of which it explains a violation.
+        needs: Whether a minimal failing case shows it.
+        alone: It is told only where nothing above it in the table is.
+        beside: It is told beside a cause that numbers tell, too.
+    """
+
+    id: str
+    words: str
+    classes: tuple[int, ...]
+    properties: tuple[str, ...]
+    needs: Callable[[Seen], bool]
+    alone: bool = False
+    beside: bool = False
+
+
+def _empty_rank(seen: Seen) -> bool:
+    case = seen.case
+    return any(
+        case.total_of(group) > 0 and any(case.count_of(rank) == 0 for rank in group)
+        for group in case.process_groups
+    )
+
+
+def _empty_group(seen: Seen) -> bool:
+    return any(seen.case.total_of(group) == 0 for group in seen.case.process_groups)
+
+
+def _half(seen: Seen) -> bool:
+    return seen.case.dtype in ("float16", "bfloat16")
+
+
+def _always(seen: Seen) -> bool:
+    del seen
+    return True
+
+
+def _evaluates(seen: Seen) -> bool:
+    return any(step.mode == "eval" for step in seen.case.steps)
+
+
+def _most_values(seen: Seen) -> int:
+    return max(map(seen.case.count_of, range(seen.case.world_size)))
+
+
+def _waits(seen: Seen) -> bool:
+    """Whether some rank waited until its time was over while another came to its end."""
+    endings = {rank.ending for rank in seen.observation.ranks}
+    return "timeout" in endings and "returned" in endings
+
+
+def _mismatched(seen: Seen) -> bool:
+    """Whether two ranks of a group issued different collectives, or different numbers of them."""
+    for group in seen.case.process_groups:
+        ledgers = {
+            tuple((entry.op, entry.dtypes, entry.shapes) for entry in seen.observation.ranks[rank].ledger)
+            for rank in group
+            if rank < len(seen.observation.ranks)
+        }
+        if len(ledgers) > 1:
+            return True
+    return False
+
+
+def _raised(seen: Seen) -> bool:
+    return any(rank.ending == "raised" for rank in seen.observation.ranks)
+
+
+def _one_value(seen: Seen) -> bool:
+    """Whether some rank has one value a channel while its group has more."""
+    case = seen.case
+    return any(
+        case.total_of(group) > 1 and any(case.count_of(rank) == 1 for rank in group)
+        for group in case.process_groups
+    )
+
+
+def _not_a_number(seen: Seen) -> bool:
+    """Whether some rank gave an output that is NaN although no input is."""
+    return not seen.case.specials and any(
+        bool(nans(tensor).any())
+        for rank in seen.observation.ranks
+        for name, tensor in rank.tensors.items()
+        if name.startswith("output.")
+    )
+
+
+def _single(seen: Seen) -> bool:
+    return any(seen.case.total_of(group) == 1 for group in seen.case.process_groups)
+
+
+_EVERY = (
+    *_NUMBERS,
+    "num_batches_tracked",
+    "agreement",
+    "dtype_and_layout",
+    "ending",
+    "refusal",
+    "collectives",
+)
+
+SYMPTOMS: tuple[Symptom, ...] = (
+    Symptom(
+        id="conversion",
+        words="does not convert a module as torch's contract has it",
+        classes=(25,),
+        properties=("conversion",),
+        needs=_always,
+    ),
+    Symptom(
+        id="communicates-in-evaluation",
+        words="communicates in evaluation",
+        classes=(18, 14),
+        properties=("eval_is_local",),
+        needs=_always,
+    ),
+    Symptom(
+        id="modifies-what-is-not-its-own",
+        words="writes into a tensor that is not its own",
+        classes=(21,),
+        properties=("purity",),
+        needs=_always,
+    ),
+    Symptom(
+        id="wrong-channels-accepted",
+        words="does not refuse another number of channels",
+        classes=(23,),
+        properties=("refusal",),
+        needs=lambda seen: seen.case.wrong == "channels",
+    ),
+    Symptom(
+        id="single-value-accepted",
+        words="does not refuse a batch of one value a channel",
+        classes=(22,),
+        properties=("refusal",),
+        needs=lambda seen: _single(seen) and not seen.case.wrong,
+    ),
+    Symptom(
+        id="empty-rank-in-low-precision",
+        words="mishandles a rank without values in low precision",
+        classes=(10,),
+        properties=_EVERY,
+        needs=lambda seen: (_empty_rank(seen) or _empty_group(seen)) and _half(seen),
+    ),
+    Symptom(
+        id="empty-batch",
+        words="mishandles a batch without values on every rank",
+        classes=(11,),
+        properties=(*_NUMBERS, "num_batches_tracked", "agreement"),
+        needs=lambda seen: _empty_group(seen) and not _empty_rank(seen),
+    ),
+    Symptom(
+        id="empty-batch-fails",
+        words="does not get through a batch without values",
+        classes=(9, 11),
+        properties=("ending", "refusal", "dtype_and_layout", "collectives"),
+        needs=lambda seen: _empty_group(seen) and not _empty_rank(seen),
+    ),
+    Symptom(
+        id="conditional-collective",
+        words="takes part in a collective on some ranks only",
+        classes=(14,),
+        properties=_EVERY,
+        needs=lambda seen: (
+            bool(seen.case.ragged_grad or seen.case.frozen or seen.case.input_grad)
+            and seen.case.world_size > 1
+        ),
+        beside=True,
+    ),
+    Symptom(
+        id="empty-rank",
+        words="mishandles a rank without values",
+        classes=(9,),
+        properties=_EVERY,
+        needs=_empty_rank,
+    ),
+    Symptom(
+        id="mismatched-collectives",
+        words="issues other collectives on one rank than on another",
+        classes=(14,),
+        properties=("ending", "collectives"),
+        needs=lambda seen: _mismatched(seen) or _waits(seen),
+    ),
+    Symptom(
+        id="diverging-ranks",
+        words="holds other buffers on one rank than on another",
+        classes=(15,),
+        properties=("agreement",),
+        needs=lambda seen: not {"running_mean", "running_var"} & set(seen.violated),
+    ),
+    Symptom(
+        id="no-buffers",
+        words="mishandles absent running buffers",
+        classes=(18,),
+        properties=_EVERY,
+        needs=lambda seen: not seen.case.tracking,
+    ),
+    Symptom(
+        id="momentum-none",
+        words="mishandles momentum None",
+        classes=(17,),
+        properties=_EVERY,
+        needs=lambda seen: seen.case.momentum is None,
+    ),
+    Symptom(
+        id="absent-or-frozen-parameters",
+        words="mishandles absent or frozen parameters",
+        classes=(20,),
+        properties=_EVERY,
+        needs=lambda seen: seen.case.affine != "both" or bool(seen.case.frozen),
+    ),
+    Symptom(
+        id="input-without-gradient",
+        words="mishandles an input that needs no gradient",
+        classes=(20, 14),
+        properties=_EVERY,
+        needs=lambda seen: bool(seen.case.input_grad),
+    ),
+    Symptom(
+        id="strided-buffers",
+        words="mishandles non-contiguous buffers",
+        classes=(21,),
+        properties=_EVERY,
+        needs=lambda seen: seen.case.strided_buffers,
+    ),
+    Symptom(
+        id="recomputed-forward",
+        words="mishandles a recomputed forward",
+        classes=(24,),
+        properties=_EVERY,
+        needs=lambda seen: any(step.recompute for step in seen.case.steps),
+    ),
+    Symptom(
+        id="two-forwards",
+        words="mixes two forwards up",
+        classes=(21,),
+        properties=_EVERY,
+        needs=lambda seen: any(step.backward == "deferred" for step in seen.case.steps),
+    ),
+    Symptom(
+        id="accumulation",
+        words="mishandles accumulated gradients",
+        classes=(21,),
+        properties=_EVERY,
+        needs=lambda seen: any(step.accumulate for step in seen.case.steps),
+    ),
+    Symptom(
+        id="layout",
+        words="mishandles a memory layout",
+        classes=(8,),
+        properties=_EVERY,
+        needs=lambda seen: {seen.case.input_layout, seen.case.cotangent_layout} != {"contiguous"},
+    ),
+    Symptom(
+        id="process-group",
+        words="mishandles process groups",
+        classes=(4,),
+        properties=_EVERY,
+        needs=lambda seen: len(seen.case.groups) > 1,
+    ),
+    Symptom(
+        id="many-channels",
+        words="mishandles some numbers of channels",
+        classes=(23,),
+        properties=_EVERY,
+        needs=lambda seen: seen.case.channels > 2,
+    ),
+    Symptom(
+        id="many-values",
+        words="mishandles many values",
+        classes=(13,),
+        properties=_NUMBERS,
+        needs=lambda seen: _most_values(seen) > 255,
+    ),
+    Symptom(
+        id="single-value-on-a-rank",
+        words="mishandles a rank with one value a channel",
+        classes=(22,),
+        properties=("ending", "refusal", *_NUMBERS),
+        needs=lambda seen: _one_value(seen) and (_raised(seen) or _not_a_number(seen)),
+    ),
+    Symptom(
+        id="eps-of-zero",
+        words="mishandles an eps of zero",
+        classes=(16,),
+        properties=_NUMBERS,
+        needs=lambda seen: seen.case.eps == 0,
+    ),
+    Symptom(
+        id="variance-below-eps",
+        words="loses a variance that is small against eps",
+        classes=(16,),
+        properties=("forward", "running_var", "grad_input", "grad_weight"),
+        needs=lambda seen: "tiny_spread" in (seen.case.values, seen.case.last_values),
+    ),
+    Symptom(
+        id="repeated-forward",
+        words="mishandles repeated forwards",
+        classes=(24, 21),
+        properties=_EVERY,
+        needs=lambda seen: len(seen.case.steps) > 1 + _evaluates(seen),
+        alone=True,
+    ),
+    Symptom(
+        id="unrepeatable",
+        words="gives other bits the second time",
+        classes=(24, 15),
+        properties=("repeatable",),
+        needs=_always,
+    ),
+)
+CLASSES = {symptom.id: symptom.classes for symptom in SYMPTOMS}
+WORDS = {symptom.id: symptom.words for symptom in SYMPTOMS}
+BESIDE = {symptom.id for symptom in SYMPTOMS if symptom.beside}
+
+
+def symptoms(evidence: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
+    """Return the symptoms of each violated property: what all its violating trials show.
+
+    Where minimising came to its end, or every trial shows a symptom that is `telling`, it is one.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name in dict.fromkeys(name for one in evidence for name in one.violated):
+        violating = [one for one in evidence if name in one.violated]
+        minimal = any(one.minimal for one in violating)
+        shown: list[str] = []
+        for symptom in SYMPTOMS:
+            applies = name in symptom.properties and not (symptom.alone and shown)
+            if applies and (minimal or symptom.id in _TELLING) and all(map(symptom.needs, violating)):
+                shown.append(symptom.id)
+        if shown:
+            found[name] = tuple(shown)
+    return found
+
+
+_TELLING = {
+    *("conversion", "communicates-in-evaluation", "modifies-what-is-not-its-own", "wrong-channels-accepted"),
+    *("single-value-accepted", "mismatched-collectives", "diverging-ranks", "unrepeatable"),
+}
+"""What a single trial tells, minimal or not."""

@@ -1,0 +1,1 @@
+"""Expectation: what the reference says of a case, tensor by tensor, with its bounds."""

@@ -1,0 +1,240 @@
+"""Tables: what a byte of a drawn case stands for, in a domain.
+
+A table has 256 entries, in which an alternative takes as many as its weight asks, in order from simple to
+complicated. Tables are made once for a domain; alternatives that it excludes are left out and the others
+share their place. Weights follow what hides faults: uneven and empty ranks, odd channel counts, offsets
+between ranks, random parameters, independent layouts, several steps; most totals are small, where
+normalisation by n and n - 1 shows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from properties.case import (
+    Affine,
+    CotangentLayout,
+    Dtype,
+    Family,
+    InputLayout,
+    OddFamily,
+    Probe,
+    SpecialKind,
+    Step,
+    Wrong,
+)
+from properties.domain import Domain, DomainError, layouts_of
+from properties.generation.membership import groups_kind
+
+T = TypeVar("T")
+Table = tuple[T, ...]
+Partition = tuple[tuple[int, ...], ...]
+Weighted = Iterable[tuple[T, float]]
+
+_COUNTS = ((1, 20), (2, 26), (3, 20), (4, 12), (5, 8), (6, 4), (7, 4), (8, 3), (17, 2), (33, 1))
+_SIZES = ((1, 26), (2, 30), (3, 24), (4, 8), (5, 7), (7, 5))
+_CHANNELS = (
+    *((1, 24), (2, 5), (3, 17), (4, 4), (5, 12), (7, 12), (8, 4), (16, 2), (33, 2)),
+    *((64, 2), (65, 5), (130, 4), (0, 7)),
+)
+_EMPTY = (("none", 76), ("one", 14), ("others", 6), ("group", 2), ("all", 2))
+_SCALES = (
+    *((("", 0), 866), (("tall", 40), 35), (("wide", 64), 30), (("tall", 300), 54), (("wide", 700), 12)),
+    *((("tall", 2500), 48), (("tall", 70_000), 20)),
+)
+_DTYPES: tuple[tuple[tuple[Dtype, Dtype], float], ...] = (
+    (("float32", "float32"), 42),
+    (("float16", "float32"), 9),
+    (("float16", "float16"), 11),
+    (("bfloat16", "float32"), 10),
+    (("bfloat16", "bfloat16"), 15),
+    (("float64", "float64"), 13),
+)
+_DIMS = ((2, 28), (3, 20), (4, 36), (5, 20))
+_INPUTS: tuple[tuple[InputLayout, float], ...] = (
+    *(("contiguous", 46), ("channels_last", 26), ("permuted", 15), ("sliced", 15)),
+)
+_COTANGENTS: tuple[tuple[CotangentLayout, float], ...] = (
+    *(("contiguous", 54), ("channels_last", 20), ("permuted", 16), ("expanded", 10)),
+)
+_EPS = ((1e-5, 48), (1e-3, 14), (0.1, 8), (1.0, 7), (1e-8, 7), (1e-12, 7), (0.0, 13))
+_MOMENTA: tuple[tuple[float | None, float], ...] = ((0.1, 42), (0.3, 20), (1.0, 11), (0.0, 7), (None, 20))
+_AFFINE: tuple[tuple[Affine, float], ...] = (("both", 62), ("weight", 19), ("none", 19))
+_FROZEN: tuple[tuple[tuple[Literal["weight", "bias"], ...], float], ...] = (
+    *(((), 82), (("weight",), 7), (("bias",), 7), (("weight", "bias"), 4)),
+)
+# The last three are rare because most of their elements are blind or undecided: drawn ten times as often,
+# they raise the share of (case, property) pairs with more than a tenth of such elements from 0.9 % to 1.5 %.
+_FAMILIES: tuple[tuple[Family, float], ...] = (
+    *(("ordinary", 67), ("large_offset", 12), ("mixed", 10), ("tiny_spread", 10)),
+    *(("constant", 0.3), ("subnormal", 0.3), ("near_overflow", 0.6)),
+)
+# One such channel among many ordinary ones leaves nine tenths of the elements decided.
+_LAST: tuple[tuple[OddFamily, float], ...] = (
+    *(("", 86), ("constant", 6), ("tiny_spread", 3), ("near_overflow", 3), ("subnormal", 2)),
+)
+_OFFSETS = ((0, 34), (1, 26), (4, 22), (16, 12), (256, 3), (1024, 1))
+_KINDS: tuple[tuple[SpecialKind, float], ...] = (
+    *(("zero", 30), ("huge", 2), ("nan", 30), ("inf", 20), ("-inf", 14)),
+)
+_WRONG: tuple[tuple[Wrong, float], ...] = (("", 945), ("channels", 25), ("dims", 15), ("integer", 15))
+_PROBES: tuple[tuple[Probe, float], ...] = (("", 14), ("repeatable", 1), ("scaling", 1))
+_CONVERSION: tuple[tuple[Probe, float], ...] = (("conversion", 2),)
+_GRADS: tuple[tuple[Literal["all", "none", "ragged"], float], ...] = (("all", 84), ("none", 8), ("ragged", 8))
+BETWEEN = 0
+"""In place of a number of steps: training between two evaluations."""
+_STEPS = ((1, 46), (2, 28), (3, 22), (BETWEEN, 4))
+# In a single step momentum None is the same as 1.
+_STEPS_CUMULATIVE = ((1, 16), (2, 42), (3, 38), (BETWEEN, 4))
+_STEP: tuple[tuple[Step, float], ...] = (
+    (Step(), 49),
+    (Step(mode="eval"), 17),
+    (Step(accumulate=True), 10),
+    (Step(backward="deferred"), 8),
+    (Step(recompute=True), 6),
+    (Step(backward="none"), 5),
+    (Step(accumulate=True, recompute=True), 3),
+    (Step(mode="eval", backward="deferred"), 2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What each byte means in one domain; a table has 256 entries, simple ones first."""
+
+    domain: Domain
+    worlds: Table[int]
+    dims: Table[int]
+    dtypes: Table[tuple[Dtype, Dtype]]
+    inputs: dict[int, Table[InputLayout]]
+    cotangents: dict[int, Table[CotangentLayout]]
+    empty: Table[str]
+    eps: Table[float]
+    affine: Table[Affine]
+    tracking: Table[bool]
+    momenta: Table[float | None]
+    families: Table[Family]
+    last: Table[OddFamily]
+    grads: Table[Literal["all", "none", "ragged"]]
+    step: Table[Step]
+    probes: Table[Probe]
+
+
+def table(weighted: Weighted[T]) -> Table[T]:
+    """Return 256 entries in which each value has a share by its weight, at least one, in the given order."""
+    items = list(weighted)
+    total = sum(weight for _, weight in items)
+    entries: list[T] = []
+    spare, reached = 256 - len(items), 0.0
+    for position, (value, weight) in enumerate(items):
+        reached += weight
+        stop = position + 1 + round(spare * reached / total)
+        entries.extend([value] * (stop - len(entries)))
+    return tuple(entries)
+
+
+def _in_place(weighted: Sequence[tuple[T, float]], admitted: Callable[[T], bool]) -> Table[T]:
+    """Return the table of all values in which the admitted ones share the place of the others.
+
+    So a byte that stands for an admitted value stands for it in every domain.
+    """
+    within = table(item for item in weighted if admitted(item[0]))
+    whole = table(weighted)
+    others = [position for position, value in enumerate(whole) if not admitted(value)]
+    entries = list(whole)
+    for number, position in enumerate(others):
+        entries[position] = within[number * 256 // len(others)]
+    return tuple(entries)
+
+
+@functools.lru_cache(maxsize=64)
+def tables_for(
+    domain: Domain, *, probes: bool, rare_world_sizes: tuple[int, ...], conversion: bool = False
+) -> Tables:
+    """Return the tables of `domain`; `conversion` adds that probe to the others.
+
+    Raises:
+        DomainError: If no case lies in the domain.
+    """
+    inputs, cotangents = layouts_of(domain)
+    by_input = {dims: table(_for_dims(_INPUTS, inputs, dims)) for dims in domain.dims}
+    by_cotangent = {dims: table(_for_dims(_COTANGENTS, cotangents, dims)) for dims in domain.dims}
+    dims = [item for item in _DIMS if by_input.get(item[0]) and by_cotangent.get(item[0])]
+    emptiness = ("none", "one", "others", "group", "all")
+    allowed = {"never": emptiness[:1], "some": emptiness[:3], "all": emptiness}[domain.empty]
+    pairs = [item for item in _DTYPES if _admitted_pair(domain, *item[0])]
+    return Tables(
+        domain=domain,
+        worlds=_required(_worlds(domain, rare_world_sizes), domain, "groups", "world_sizes"),
+        dims=_required(dims, domain, "layouts", "dims"),
+        dtypes=_required(pairs, domain, "dtypes", "param_dtypes"),
+        inputs=by_input,
+        cotangents=by_cotangent,
+        empty=table((value, weight) for value, weight in _EMPTY if value in allowed),
+        eps=_in_place(_EPS, lambda eps: ("positive" if eps else "zero") in domain.eps),
+        affine=table(item for item in _AFFINE if item[0] in domain.affine),
+        tracking=table((value, 7 if value else 1) for value in (True, False) if value in domain.tracking),
+        momenta=table(item for item in _MOMENTA if item[0] is not None or domain.momentum_none),
+        families=table(item for item in _FAMILIES if item[0] in domain.values),
+        last=table(item for item in _LAST if not item[0] or item[0] in domain.values),
+        grads=table(item for item in _GRADS if item[0] != "ragged" or domain.ragged_grad),
+        step=table(item for item in _STEP if item[0].mode == "train" or domain.eval),
+        probes=table((_PROBES if probes else _PROBES[:1]) + (_CONVERSION if conversion else ())),
+    )
+
+
+def _required(items: Sequence[tuple[T, float]], domain: Domain, *keys: str) -> Table[T]:
+    if not items:
+        given = ", ".join(f"{key}={getattr(domain, key)!r}" for key in keys)
+        raise DomainError(f"Expected a domain with at least one case, but got {given}, which excludes all.")
+    return table(items)
+
+
+def _for_dims(weighted: Iterable[tuple[T, float]], allowed: Sequence[T], dims: int) -> list[tuple[T, float]]:
+    return [item for item in weighted if item[0] in allowed and (dims >= 4 or item[0] != "channels_last")]
+
+
+def _admitted_pair(domain: Domain, dtype: Dtype, param_dtype: Dtype) -> bool:
+    as_float32 = param_dtype == "float32" and "float32" in domain.param_dtypes
+    as_own = param_dtype == dtype and "own" in domain.param_dtypes
+    return dtype in domain.dtypes and (as_float32 or as_own)
+
+
+def _worlds(domain: Domain, rare: tuple[int, ...]) -> list[tuple[int, float]]:
+    weights = {1: 8.0, 2: 36.0, 3: 30.0}
+    return [
+        (size, 1.5 if size in rare else weights.get(size, 24.0))
+        for size in sorted(set(domain.world_sizes))
+        if _candidates(size, domain.groups)
+    ]
+
+
+def _candidates(world: int, kinds: tuple[str, ...]) -> list[tuple[Partition, float]]:
+    """Return process groups of the admitted kinds, weighted: none at all, non-contiguous, single ranks."""
+    everyone = tuple(range(world))
+    found: list[Partition] = [()]
+    if world >= 4:
+        found += [(everyone[::2], everyone[1::2]), ((0, world - 1), everyone[1:-1])]
+    if world >= 6:
+        found += [(everyone[::3], everyone[1::3], everyone[2::3])]
+    if world >= 3:
+        found += [((0,), everyone[1:]), ((0, *everyone[2:]), (1,)), (everyone[:-1], everyone[-1:])]
+    found += [(everyone,), tuple((rank,) for rank in everyone)] if world > 1 else [((0,),)]
+    found = [partition for partition in found if groups_kind(partition) in kinds]
+    return [(partition, 3.0 * len(found) if partition == () else 1.0) for partition in found]
+
+
+@functools.lru_cache(maxsize=256)
+def partitions(world: int, kinds: tuple[str, ...]) -> Table[Partition]:
+    """Return the table of process groups of so many ranks, of the kinds that a domain admits."""
+    return table(_candidates(world, kinds))
+
+
+COUNTS_TABLE, SIZES_TABLE, CHANNELS_TABLE = table(_COUNTS), table(_SIZES), table(_CHANNELS)
+SCALES_TABLE, FROZEN_TABLE = table(_SCALES), table(_FROZEN)
+OFFSETS_TABLE, KINDS_TABLE, WRONG_TABLE = table(_OFFSETS), table(_KINDS), table(_WRONG)
+STEPS_TABLE, STEPS_CUMULATIVE_TABLE = table(_STEPS), table(_STEPS_CUMULATIVE)
+SPECIALS_TABLE = table(((0, 88), (1, 9), (2, 3)))

@@ -1,0 +1,229 @@
+"""Drawing: a case from a string of bytes, inside a domain.
+
+Rules
+-----
+- Each choice is one byte, and 0 is the simplest choice: whoever minimises a failing case lowers bytes, and
+  each feature of the case goes away by itself.
+- A byte means the same whatever the other bytes are, except where a size or layout would be impossible, and
+  for the number of steps, which momentum None raises.
+- No case outside the domain comes out, whatever the bytes; every value of the domain that some case can have
+  does come out.
+
+Theory of operation
+-------------------
+A byte is looked up in a table (`properties.generation.byte_tables`); one case costs some 40 look-ups.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from properties.case import Case, OddFamily, Special, Step
+from properties.domain import Domain
+from properties.generation.byte_tables import (
+    BETWEEN,
+    CHANNELS_TABLE,
+    COUNTS_TABLE,
+    FROZEN_TABLE,
+    KINDS_TABLE,
+    OFFSETS_TABLE,
+    SCALES_TABLE,
+    SIZES_TABLE,
+    SPECIALS_TABLE,
+    STEPS_CUMULATIVE_TABLE,
+    STEPS_TABLE,
+    WRONG_TABLE,
+    Partition,
+    Tables,
+    partitions,
+)
+
+SHAPE_BYTES, OPTION_BYTES, VALUE_BYTES = 19, 14, 15
+TOTAL_BYTES = SHAPE_BYTES + OPTION_BYTES + VALUE_BYTES
+_ELEMENTS = 8_000
+_MANY = 12
+
+
+def case_from(choices: bytes, tables: Tables) -> Case:
+    """Return the case that `choices`, TOTAL_BYTES bytes, stand for in the domain of `tables`."""
+    shape, options = choices[:SHAPE_BYTES], choices[SHAPE_BYTES : SHAPE_BYTES + OPTION_BYTES]
+    values = choices[SHAPE_BYTES + OPTION_BYTES :]
+    world, dims = tables.worlds[shape[0]], tables.dims[shape[1]]
+    groups = partitions(world, tables.domain.groups)[shape[2]]
+    batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups)
+    cotangent = tables.cotangents[dims][options[2]]
+    if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
+        cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
+    chosen = _options(options, tables)
+    last = tables.last[values[14]]
+    if last:
+        channels, last = _among_many(channels, last, batches, spatial)
+    return Case(
+        batches=batches,
+        spatial=spatial,
+        channels=channels,
+        groups=groups,
+        input_layout=tables.inputs[dims][options[1]],
+        cotangent_layout=cotangent,
+        input_grad=_input_grad(tables.grads[options[9]], options[9], groups, world=world),
+        random_parameters=values[0] >= 32,
+        values=tables.families[values[1]],
+        last_values=last,
+        rank_offset=OFFSETS_TABLE[values[2]],
+        specials=_specials(values[3:8], batches, spatial, channels=channels, finite=chosen["momentum"] == 0),
+        wrong=WRONG_TABLE[values[8]],
+        probe=tables.probes[values[9]],
+        seed=int.from_bytes(values[10:14], "big"),
+        **chosen,
+    )
+
+
+def _options(options: bytes, tables: Tables) -> dict[str, Any]:
+    """Return the fields of a case that depend on no size."""
+    dtype, param_dtype = tables.dtypes[options[0]]
+    affine = tables.affine[options[5]]
+    present = {"both": ("weight", "bias"), "weight": ("weight",), "none": ()}[affine]
+    momentum = tables.momenta[options[4]]
+    counts = STEPS_TABLE if momentum is not None else STEPS_CUMULATIVE_TABLE
+    steps = _schedule(
+        counts[options[10]], [tables.step[byte] for byte in options[11:14]], eval=tables.domain.eval
+    )
+    tracking = tables.tracking[options[6]]
+    if not tracking and any(step.mode == "eval" for step in steps[:-1]):
+        # A rank with one value refuses to evaluate without buffers; its peers would wait in the next step.
+        tracking = tables.tracking[0]
+    if not tracking and options[13] >= 128 and tables.domain.eval:
+        steps = (*steps[:-1], Step(mode="eval"))  # what a flag that is ignored tracks shows there
+    return {
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+        "momentum": momentum,
+        "eps": tables.eps[options[3]],
+        "affine": affine,
+        "tracking": tracking,
+        "strided_buffers": options[7] >= 224,
+        "frozen": tuple(name for name in FROZEN_TABLE[options[8]] if name in present),
+        "steps": steps,
+    }
+
+
+def _sizes(
+    shape: bytes, tables: Tables, *, world: int, dims: int, groups: Partition
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
+    """Return batches, spatial sizes and channels, from bytes 3 on; what is unusual comes first."""
+    channel, scale, ragged, empty, other = shape[3:8]
+    batches = [COUNTS_TABLE[shape[8 + rank % 8]] for rank in range(world)]
+    partition = groups or (tuple(range(world)),)
+    for rank in _empty_ranks(tables.empty[empty], empty, partition, domain=tables.domain):
+        batches[rank] = 0
+    sizes = [SIZES_TABLE[byte] for byte in shape[16 : 16 + dims - 2]]
+    how, target = SCALES_TABLE[scale]
+    if how == "wide" and dims > 2:
+        sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]) | 1)
+    elif how == "tall":
+        sizes = [size | 1 for size in sizes]  # Long counts that are round numbers do not round.
+    spatial = _ragged(tuple(sizes), ragged, world=world)
+    if (how == "tall" or (how and dims == 2)) and any(batches):
+        filled = [rank for rank in range(world) if batches[rank]]
+        # Counts that are rounded show with two of a size of which one is rounded and the other is not.
+        for rank in filled[: 2 if other >= 32 and 100 < target < 10_000 else 1]:
+            samples = -(-target // math.prod(spatial[rank % len(spatial)])) + (other + 17 * rank) % 61
+            batches[rank] = max(batches[rank], samples | 1 if rank == filled[0] else samples + -samples % 4)
+    total = sum(n * math.prod(spatial[rank % len(spatial)]) for rank, n in enumerate(batches))
+    channels = CHANNELS_TABLE[channel] or 1 + other % 130
+    return tuple(batches), spatial, min(channels, max(1, _ELEMENTS // max(1, total)))
+
+
+def _among_many(
+    channels: int, last: OddFamily, batches: tuple[int, ...], spatial: tuple[tuple[int, ...], ...]
+) -> tuple[int, OddFamily]:
+    """Return enough channels for an odd last one, or no odd one where that would be too many elements."""
+    total = sum(n * math.prod(spatial[rank % len(spatial)]) for rank, n in enumerate(batches))
+    if total * _MANY > _ELEMENTS:
+        return channels, ""
+    return max(channels, _MANY), last
+
+
+def _empty_ranks(how: str, byte: int, partition: Partition, *, domain: Domain) -> set[int]:
+    world = sum(map(len, partition))
+    one = (255 - byte) % world
+    whole = set(partition[one % len(partition)])
+    empty = {
+        "none": set(),
+        "one": {one} if world > 1 else set(),
+        "others": set(range(world)) - {one},
+        "group": whole,
+        "all": set(range(world)),
+    }[how]
+    if domain.empty == "some":
+        empty -= {group[0] for group in partition if empty.issuperset(group)}
+    return empty
+
+
+def _is_lonely(batches: tuple[int, ...], groups: Partition) -> bool:
+    """Whether all values of some group are on one rank."""
+    partition = groups or (tuple(range(len(batches))),)
+    return any(sum(batches[rank] > 0 for rank in group) == 1 for group in partition)
+
+
+def _ragged(sizes: tuple[int, ...], byte: int, *, world: int) -> tuple[tuple[int, ...], ...]:
+    """Return one tuple of spatial sizes or, for the last fifth of the bytes, one that differs by rank."""
+    if byte < 208 or not sizes or world == 1:
+        return (sizes,)
+    more = [((byte >> rank % 4) ^ rank) % 3 for rank in range(world)]
+    if len(set(more)) == 1:
+        more[0] += 1
+    axis = byte % len(sizes)
+    return tuple((*sizes[:axis], sizes[axis] + extra, *sizes[axis + 1 :]) for extra in more)
+
+
+def _input_grad(how: str, byte: int, groups: Partition, *, world: int) -> tuple[bool, ...]:
+    if how == "all":
+        return ()
+    off = [how == "none"] * world
+    largest = max(groups or (tuple(range(world)),), key=len)
+    if how == "ragged" and len(largest) > 1:
+        off[largest[(255 - byte) % len(largest)]] = True
+    return tuple(not one for one in off) if any(off) else ()
+
+
+def _schedule(count: int, drawn: list[Step], *, eval: bool) -> tuple[Step, ...]:
+    first = drawn[0]
+    if first.accumulate:  # Nothing to accumulate onto yet.
+        first = Step(mode=first.mode, backward=first.backward, recompute=first.recompute)
+    if count == BETWEEN and eval:
+        between = next((one for one in drawn if one.mode == "train"), Step())
+        return (Step(mode="eval"), between, Step(mode="eval"))
+    return (first, *drawn[1 : count or 3])
+
+
+def _specials(
+    choices: bytes,
+    batches: tuple[int, ...],
+    spatial: tuple[tuple[int, ...], ...],
+    *,
+    channels: int,
+    finite: bool,
+) -> tuple[Special, ...]:
+    """Return up to two replaced elements, on ranks that are not empty.
+
+    With momentum 0 they are finite, since whether 0 times a NaN reaches a buffer is left open.
+    """
+    full = [rank for rank, n in enumerate(batches) if n]
+    found: list[Special] = []
+    for kind, place in (choices[1:3], choices[3:5])[: SPECIALS_TABLE[choices[0]]] if full else ():
+        rank = full[place % len(full)]
+        replaced = KINDS_TABLE[kind]
+        if finite and replaced in ("nan", "inf", "-inf"):
+            replaced = "zero"
+        found.append(
+            Special(
+                kind=replaced,
+                rank=rank,
+                sample=place // 4 % batches[rank],
+                channel=place // 16 % channels,
+                position=place // 3 % math.prod(spatial[rank if len(spatial) > 1 else 0]),
+            )
+        )
+    return tuple(found)

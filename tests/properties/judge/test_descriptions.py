@@ -1,0 +1,52 @@
+"""Every property is described, in the order of the catalogue, and the page and the help hold them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from properties.judge.catalogue import PROPERTIES
+from properties.judge.descriptions import DESCRIPTIONS, listing, page
+from verify import exits
+from verify.cli import main
+
+PAGE = Path(__file__).parents[3] / "docs" / "properties.md"
+
+
+def test_every_property_is_described_and_no_other():
+    assert list(DESCRIPTIONS) == list(PROPERTIES)
+    for one in DESCRIPTIONS.values():
+        for text in (one.holds, one.not_judged):
+            assert text[0].isupper()
+            assert text.endswith(".")
+
+
+def test_the_page_is_what_the_command_makes(tmp_path):
+    file = tmp_path / "page.md"
+    assert main(["properties", "--table", str(file)]) == exits.OK
+    assert file.read_text() == page()
+    assert PAGE.read_text() == page(), "make it again: python -m verify properties --table docs/properties.md"
+    for name, one in DESCRIPTIONS.items():
+        assert f"## {name}\n\n{one.holds}" in page()
+
+
+def test_the_command_and_the_help_list_them(capsys):
+    assert main(["properties"]) == exits.OK
+    listed = capsys.readouterr().out
+    assert listed == f"{listing()}\n"
+    assert main(["run", "--help"]) == exits.OK
+    told = capsys.readouterr().out
+    assert listed in told
+    assert "SYNCBN_VERIFY_DATA" in told
+
+
+def test_a_page_that_cannot_be_written_is_a_bad_argument(capsys):
+    assert main(["properties", "--table", "/nowhere/at/all.md"]) == exits.USAGE
+    assert "--table to be writable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["--help"], ["replay", "--help"]])
+def test_the_data_folder_is_named_in_the_help(command, capsys):
+    assert main(command) == exits.OK
+    assert "SYNCBN_VERIFY_DATA" in capsys.readouterr().out
