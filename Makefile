@@ -14,7 +14,7 @@ test: $(VENV)/installed-test
 
 # What costs minutes besides, and pages older than what they speak of.
 test-all: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --costly --durations=20 -W error::verify.stamp.StalePage
+	$(BIN)/python -m pytest -n auto --costly --durations=20 -W error::verify.report.stamp.StalePage
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff format --check .

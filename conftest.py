@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from verify.run import Run
+    from verify.engine.engine import Run
 
 if not any(entry.name == "syncbn-verify" for entry in entry_points(group="pytest11")):
     pytest_plugins = ["verify.entry"]
@@ -68,7 +68,7 @@ def real_run(data_folder: Path) -> Iterator[Run]:
 
     With half the usual time limit: the faults that hang take longer than all others otherwise.
     """
-    from verify.run import Run, Settings
+    from verify.engine.engine import Run, Settings
 
     with Run(Settings(seed=1, timeout=5.0), keep=data_folder) as run:
         yield run

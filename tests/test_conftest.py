@@ -28,7 +28,7 @@ def test_told(capsys):
 CAMPAIGN = """
 import hypothesis
 from hypothesis import strategies as st
-from verify.minimise import Source, draw
+from verify.engine.search import Source, draw
 
 hypothesis.settings.register_profile("theirs", PROFILE)
 hypothesis.settings.load_profile("theirs")

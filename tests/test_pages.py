@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from verify.stamp import (
+from verify.report.stamp import (
     UNKNOWN,
     StalePage,
     digest,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from verify.marks import parametrize
+    from verify.pytest.parametrize import parametrize
 
 __all__ = ["parametrize"]
 
@@ -17,7 +17,7 @@ __all__ = ["parametrize"]
 def __getattr__(name: str) -> Any:
     """Load `parametrize` (and with it pytest) on first use."""
     if name == "parametrize":
-        from verify.marks import parametrize
+        from verify.pytest.parametrize import parametrize
 
         return parametrize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

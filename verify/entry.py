@@ -98,7 +98,7 @@ def main() -> int:
     bind()
     if not {"", here := str(Path.cwd())} & set(sys.path):
         sys.path.append(here)
-    return int(importlib.import_module("verify.cli").main())
+    return int(importlib.import_module("verify.cli.main").main())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -150,7 +150,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if words := conflict():
         specs = " ".join(f"--subject {spec}" for spec in option.subject)
         raise pytest.UsageError(f"{EXPECTED}{words}; `syncbn-verify run {specs}` works in any folder.")
-    config.pluginmanager.register(importlib.import_module("verify.plugin"), "syncbn-verify-items")
+    config.pluginmanager.register(importlib.import_module("verify.pytest.plugin"), "syncbn-verify-items")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -173,9 +173,9 @@ def pytest_unconfigure() -> None:
 
 def _shards() -> Any:
     """Return our module of shared runs if this process has loaded it."""
-    loaded = sys.modules.get("verify.shards")
+    loaded = sys.modules.get("verify.pytest.shard")
     place = getattr(loaded, "__file__", None)
-    return loaded if place and Path(place).resolve() == home() / "verify" / "shards.py" else None
+    return loaded if place and Path(place).resolve() == home() / "verify" / "pytest" / "shard.py" else None
 
 
 def _place(name: str) -> Path | None:

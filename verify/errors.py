@@ -1,14 +1,26 @@
-"""Errors: three families, so that the type says who is to blame.
+"""Errors: who is to blame, by the type; and the program's exit codes, as `--help` documents them.
 
-`CaseError` (the caller asked for something impossible; see `properties.case`), `SubjectError` (the subject
-could not be loaded), `RankError` (our own machinery failed: its case is undecided).
+`CaseError` (the caller asked for something impossible; see `properties.case`), `UsageError` (a command line
+that cannot be run), `SubjectError` (the subject could not be loaded), `RankError` (our own machinery failed:
+its case is undecided).
 """
 
 from __future__ import annotations
 
 from properties.case import CaseError
 
-__all__ = ["CaseError", "RankError", "SubjectError"]
+__all__ = ["CaseError", "RankError", "SubjectError", "UsageError"]
+
+OK = 0
+NOT_MET = 1
+UNDECIDED = 2
+USAGE = 64
+INTERNAL = 70
+INTERRUPTED = 130
+
+
+class UsageError(ValueError):
+    """A command line that cannot be run."""
 
 
 class SubjectError(Exception):

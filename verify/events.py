@@ -1,8 +1,8 @@
 """Events: what a campaign tells while it runs, frozen and JSON-serialisable.
 
-A campaign knows nothing of terminals, files or formats: handlers (`verify.report`, `verify.record`) listen to
-the one stream. `to_json` writes an event with its type under the key `event`, non-finite numbers spelled as
-strings.
+A campaign knows nothing of terminals, files or formats: handlers (`verify.report`, `verify.record.writing`)
+listen to the one stream. `to_json` writes an event with its type under the key `event`, non-finite numbers
+spelled as strings.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import msgspec
 
 from properties.case import Case
 from properties.verdict import Outcome
-from verify.plain import line
 from verify.result import Failure, Pace, SubjectResult
+from verify.strict_json import line
 
 
 class CampaignStarted(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):

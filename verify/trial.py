@@ -18,10 +18,10 @@ from properties.domain import Contract, Domain, Grade
 from properties.expectation.expected import Expected
 from properties.observation import Observation
 from properties.verdict import Outcome, Verdict, merge_outcomes
+from verify.engine.interrupts import put_off
 from verify.errors import RankError
-from verify.excuse import Excused, excuse
-from verify.interrupts import put_off
-from verify.known import SHIPPED, Entry, Extent, concerned, load
+from verify.known.entries import SHIPPED, Entry, Extent, concerned, load
+from verify.known.excusing import Excused, excuse
 from verify.subject import Subject
 
 TORCH = "torch"
@@ -103,7 +103,8 @@ class Machinery:
             `conversion=True` also of those that ask for it.
         objections: Keys of a domain that exclude a case; none if it lies in the domain.
         excluded_share: Share of the default domain's cases that a domain leaves out.
-        diagnoses: The module that names causes (`verify.dossier.Diagnoses`); None for no diagnosis.
+        diagnoses: The module that names causes (`verify.report.resemblance.Diagnoses`); None for no
+            diagnosis.
         preload: Does what the reference must do once in a process, piece by piece until its argument says
             that it is enough.
     """

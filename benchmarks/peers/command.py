@@ -17,9 +17,9 @@ from benchmarks.peers.judging import Judgement, judged
 from benchmarks.peers.ours import ours
 from benchmarks.peers.table import VERIFY, Row, missed, summary, table
 from verify.faults.cards import Card, cards, right_cards
-from verify.power.units import chosen
-from verify.stamp import of_faults, stamped
-from verify.subjects.catalogue import BUILTINS
+from verify.measure.power.work_units import chosen
+from verify.report.stamp import of_faults, stamped
+from verify.subjects.builtins import BUILTINS
 
 _PAGE = """# How it compares
 

@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from verify.policy import Policy
-from verify.run import Run, Settings
+from verify.config import Policy
+from verify.engine.engine import Run, Settings
 
 SEED = 1
 _SETTINGS = Settings(seed=SEED, policy=Policy(fail_fast=True, tries=5, tries_total=5))

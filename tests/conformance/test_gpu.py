@@ -9,10 +9,10 @@ import torch
 
 from properties.case import Case
 from properties.mechanisms.cuda_kernels import goes_to_cudnn
-from verify.campaign import Budget
-from verify.run import Run, Settings
+from verify.engine.campaign import Budget
+from verify.engine.engine import Run, Settings
 from verify.subject import Overrides
-from verify.subjects.catalogue import BUILTINS
+from verify.subjects.builtins import BUILTINS
 
 pytestmark = [
     pytest.mark.gpu,

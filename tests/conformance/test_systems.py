@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from verify.campaign import Budget, Policy
-from verify.floor import Floor
-from verify.run import Run, Settings
-from verify.subjects.catalogue import BUILTINS
+from verify.engine.campaign import Budget, Policy
+from verify.engine.engine import Run, Settings
+from verify.engine.floor import Floor
+from verify.subjects.builtins import BUILTINS
 
 
 @pytest.mark.costly  # what is here of 20 cases, the command that CI begins with does of 500

@@ -13,8 +13,8 @@ sys.path.insert(0, str(HERE))
 from catalogue import ENTRIES, TIMEOUT, Entry, made_of  # noqa: E402
 from striking import Strike, opened  # noqa: E402
 
-from verify.environment import one_line  # noqa: E402
-from verify.stamp import stamped  # noqa: E402
+from verify.report.environment import one_line  # noqa: E402
+from verify.report.stamp import stamped  # noqa: E402
 
 _HEAD = """# Hostile subjects
 

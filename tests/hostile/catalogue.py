@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from properties.case import Case, Step
-from verify.stamp import digest
+from verify.report.stamp import digest
 
 HERE = Path(__file__).parent
 HARMLESS = Case(batches=(3, 2), channels=4, spatial=((2,),), seed=3)

@@ -24,10 +24,10 @@ sys.path.insert(0, str(HERE))
 from catalogue import ENTRIES, Entry  # noqa: E402
 from striking import Range, descendants  # noqa: E402
 
-from verify.campaign import Budget  # noqa: E402
+from verify.engine.campaign import Budget  # noqa: E402
+from verify.engine.engine import Run, Settings  # noqa: E402
 from verify.events import CaseEnded, Event  # noqa: E402
 from verify.ranks.pool import LostGroup, RankPool  # noqa: E402
-from verify.run import Run, Settings  # noqa: E402
 
 _SUBJECT = "aggregated"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from catalogue import HARMLESS, TIMEOUT, Entry
 
 from properties.observation import RankObservation
+from verify.engine.engine import Run, Settings
 from verify.ranks.pool import LostGroup
-from verify.run import Run, Settings
 from verify.trial import Examiner, Trial
 
 

@@ -22,23 +22,24 @@ from properties.domain import Domain, DomainError
 from properties.generation.strategies import random_case
 from tests.hostile.mutation import restructured, spoilt
 from tests.verify.fakes import FakeRanks, examiner, returned, tensor
-from verify import exits
-from verify.arguments import UsageError, parse
-from verify.campaign import Budget, Campaign, Policy
-from verify.cli import main
-from verify.explain import Occurrence, explain
-from verify.journal import RecordError
-from verify.known import KnownError, extent
-from verify.known import parse as parse_known
-from verify.past import Past, read
-from verify.plain import plain
-from verify.record import Record, find_case
-from verify.report.document import subject_data
+from verify import errors
+from verify.cli.main import main
+from verify.cli.parser import parse
+from verify.cli.resume import merged, recorded
+from verify.cli.run import settings_from
+from verify.engine.campaign import Budget, Campaign, Policy
+from verify.engine.tally import Tally
+from verify.errors import UsageError
+from verify.known.entries import KnownError, extent
+from verify.known.entries import parse as parse_known
+from verify.record.journal import RecordError
+from verify.record.previous_run import Past, read
+from verify.record.writing import Record, find_case
+from verify.report.explain import Occurrence, explain
+from verify.report.json_report import subject_data
 from verify.report.summary import summary
-from verify.resume import merged, recorded
-from verify.run_command import settings_from
+from verify.strict_json import plain
 from verify.subject import Subject
-from verify.tally import Tally
 
 MUTATIONS = int(os.environ.get("SYNCBN_VERIFY_FUZZ", "2000"))
 SHARES = {"case": 0.5, "record": 0.3, "known": 0.2}
@@ -242,7 +243,7 @@ def test_the_program_refuses_mutated_files_in_one_line(
         record.write_bytes(text)
         if not readable(tmp_path):
             refused["run"] += 1
-            assert main(["run", "--record", str(tmp_path), "--resume"]) == exits.USAGE
+            assert main(["run", "--record", str(tmp_path), "--resume"]) == errors.USAGE
             assert is_one_line(capsys.readouterr().err.rstrip("\n"))
         spoilt_case = spoilt(source, source.choice(corpus), corpus)
         try:
@@ -250,7 +251,7 @@ def test_the_program_refuses_mutated_files_in_one_line(
         except CaseError:
             refused["replay"] += 1
             case.write_bytes(spoilt_case)
-            assert main(["replay", str(case), "--subject", "local"]) == exits.USAGE
+            assert main(["replay", str(case), "--subject", "local"]) == errors.USAGE
             assert is_one_line(capsys.readouterr().err.rstrip("\n"))
     assert min(refused.values()) > 10, refused
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import striking
 
-from verify import exits
+from verify import errors
 
 ROOT = Path(__file__).parents[2]
 GONE_SECONDS = 5.0
@@ -141,7 +141,7 @@ def test_ctrl_c_at_any_time_ends_with_130_and_leaves_nothing(
                 os.kill(parent.pid, signal.SIGINT)
             time.sleep(0.05)
         output, _ = parent.communicate(timeout=140)
-        assert parent.returncode in (exits.INTERRUPTED, -signal.SIGINT)
+        assert parent.returncode in (errors.INTERRUPTED, -signal.SIGINT)
         assert "Traceback" not in output
         below |= striking.descendants(parent.pid)
         assert gone(below) == []
@@ -157,7 +157,7 @@ def test_ctrl_c_tells_what_was_judged(tmp_path: Path) -> None:
         assert wait_for(judged, 90.0)
         os.kill(parent.pid, signal.SIGINT)
         output, _ = parent.communicate(timeout=140)
-    assert parent.returncode == exits.INTERRUPTED
+    assert parent.returncode == errors.INTERRUPTED
     assert "interrupted" in output
     assert "cases" in output.splitlines()[-2] or any("cases" in line for line in output.splitlines()[1:]), (
         output
@@ -221,7 +221,7 @@ def test_one_core_is_enough(tmp_path: Path) -> None:
     if taskset is None:
         pytest.skip("needs taskset")
     code, output = finished(tmp_path, [taskset, "-c", str(min(os.sched_getaffinity(0))), *FEW])
-    assert code == exits.OK, output
+    assert code == errors.OK, output
 
 
 @pytest.mark.timeout(240)
@@ -241,7 +241,7 @@ def test_no_home_is_needed(home: str, tmp_path: Path) -> None:
         timeout=200,
         check=False,
     )
-    assert done.returncode == exits.NOT_MET, done.stdout + done.stderr
+    assert done.returncode == errors.NOT_MET, done.stdout + done.stderr
     assert "Reproduce with" in done.stdout
 
 
@@ -249,7 +249,7 @@ def test_no_home_is_needed(home: str, tmp_path: Path) -> None:
 @pytest.mark.costly
 def test_folders_of_cache_and_data_that_cannot_be_written_cost_nothing(tmp_path: Path) -> None:
     code, output = finished(tmp_path, FAILING, XDG_CACHE_HOME="/proc/none", SYNCBN_VERIFY_DATA="/proc/none")
-    assert code == exits.NOT_MET, output
+    assert code == errors.NOT_MET, output
     assert "VIOLATED forward" in output
 
 
@@ -264,7 +264,7 @@ def test_shared_memory_of_a_few_kilobytes_is_enough(tmp_path: Path) -> None:
     case = '{"batches":[4,4],"channels":8,"spatial":[[256,256]]}'
     words = " ".join(f"'{word}'" for word in command("replay", case, "--subject", "aggregated"))
     code, output = finished(tmp_path, [unshare, "-m", "sh", "-c", mount + words])
-    assert code == exits.OK, output
+    assert code == errors.OK, output
 
 
 @pytest.mark.timeout(120)

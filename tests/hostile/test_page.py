@@ -6,7 +6,7 @@ from pathlib import Path
 
 from catalogue import ENTRIES, made_of
 
-from verify.stamp import stale, stamped, warn_if_stale
+from verify.report.stamp import stale, stamped, warn_if_stale
 
 PAGE = Path(__file__).parents[2] / "docs" / "hostile.md"
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from verify import exits
-from verify.cli import main
+from verify import errors
+from verify.cli.main import main
 
 SUBJECTS = "--subject local --subject aggregated --cases 8 --seed 5 --fail-fast --properties forward,ending"
 DOMAIN = "--domain dtypes=float32 --domain world_sizes=2"
@@ -48,7 +48,7 @@ def one_go(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SYNCBN_VERIFY_DATA", str(folder / "data"))
         words = ["run", *RUN, "--record", str(folder), "--json", str(folder / "told.json")]
-        assert main(words) == exits.NOT_MET
+        assert main(words) == errors.NOT_MET
     return folder
 
 
@@ -106,7 +106,7 @@ def stop_midway(folder: Path, how: signal.Signals) -> int:
 @pytest.mark.costly
 @pytest.mark.parametrize(
     ("how", "end"),
-    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, exits.INTERRUPTED)],
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, errors.INTERRUPTED)],
     ids=["kill -9", "Ctrl-C"],
 )
 def test_a_run_that_is_stopped_midway_ends_as_in_one_go(
@@ -118,7 +118,7 @@ def test_a_run_that_is_stopped_midway_ends_as_in_one_go(
     assert 2 <= len(before["aggregated"]) < 8
     with (folder / "record.jsonl").open("ab") as file:
         file.write(b'{"kind":"trial","subj')
-    assert main(["run", "--record", str(folder), "--resume", "--json", str(tmp_path / "a")]) == exits.NOT_MET
+    assert main(["run", "--record", str(folder), "--resume", "--json", str(tmp_path / "a")]) == errors.NOT_MET
     said = capsys.readouterr().out
     assert "its 21 bytes are left out" in said
     assert said.count("VIOLATED forward: ") == 1
@@ -146,14 +146,14 @@ def test_a_second_run_on_a_record_is_refused_until_the_first_is_gone(
         try:
             wait_for(lambda: bool(drawn(folder, "aggregated")), "the first case")
             for resume in ([], ["--resume"]):
-                assert main(["run", *line[:6], "--record", str(folder), *resume]) == exits.USAGE
+                assert main(["run", *line[:6], "--record", str(folder), *resume]) == errors.USAGE
                 said = capsys.readouterr()
                 assert said.err.count("\n") == 1
                 assert "no other run is writing" in said.err
         finally:
             first.kill()
     # The ranks of a run that was killed may take a moment to end: they must not hold the lock.
-    assert main(["run", *line]) == exits.UNDECIDED  # one case
+    assert main(["run", *line]) == errors.UNDECIDED  # one case
 
 
 @pytest.mark.costly
@@ -174,7 +174,7 @@ def test_a_full_disk_ends_the_run_with_what_it_judged_and_the_run_goes_on(tmp_pa
         timeout=2 * PATIENCE,
         check=False,
     )
-    assert done.stdout.splitlines()[-1] == f"codes {exits.INTERNAL} {exits.UNDECIDED}", (
+    assert done.stdout.splitlines()[-1] == f"codes {errors.INTERNAL} {errors.UNDECIDED}", (
         done.stdout + done.stderr
     )
     (message,) = (line for line in done.stderr.splitlines() if line)

@@ -12,14 +12,14 @@ from properties.case import Case, Special, Step
 from properties.domain import Promise
 from properties.observation import Collective, Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict, violated
-from verify.arguments import parser
-from verify.dossier import Likeness
-from verify.explain import Occurrence, explain
+from verify.cli.parser import parser
+from verify.report.explain import Occurrence, explain
+from verify.report.resemblance import Likeness
 from verify.report.summary import summary
+from verify.report.words import case_words
 from verify.result import Accounting, KnownResult, PropertyResult, StandsOn, SubjectResult
 from verify.subject import Subject
 from verify.trial import Trial
-from verify.wording import case_words
 
 SUBJECT = Subject(spec="my_kernels:SyncBN", label="my_kernels:SyncBN")
 CASE = Case(batches=(1, 0, 4), spatial=((3, 3),), channels=2, dtype="float16", param_dtype="float32", seed=42)

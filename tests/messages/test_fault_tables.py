@@ -6,14 +6,14 @@ import io
 import json
 
 from syrupy.assertion import SnapshotAssertion
-
 from tests.verify.power.samples import RIGHT, acquitted, card, caught, missed, smallest, units
-from verify.power.command import judge
-from verify.power.document import document
-from verify.power.markdown import page
-from verify.power.outcome import Accusation, Broken, Cell, Done
-from verify.power.score import Score
-from verify.power.units import right_units
+
+from verify.cli.faults import judge
+from verify.measure.power.outcome import Accusation, Broken, Cell, Done
+from verify.measure.power.score import Score
+from verify.measure.power.score_json import document
+from verify.measure.power.score_page import page
+from verify.measure.power.work_units import right_units
 
 CARDS = (
     card("equal-weights", number=1, caught_by=("forward", "running_mean")),

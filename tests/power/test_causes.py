@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 
 from verify.faults.cards import cards
-from verify.power.score import FALSELY_TARGET, NAMED_TARGET
-from verify.power.units import Effort, FaultUnit
-from verify.power.worker import judge
+from verify.measure.power.pool_worker import judge
+from verify.measure.power.score import FALSELY_TARGET, NAMED_TARGET
+from verify.measure.power.work_units import Effort, FaultUnit
 
 pytestmark = pytest.mark.costly
 

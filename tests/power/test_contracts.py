@@ -9,9 +9,9 @@ import pytest
 
 from properties.case import decode
 from properties.domain import Contract
+from verify.config import Budget
+from verify.engine.floor import Floor
 from verify.faults.cards import CardError, ContractCard, contract_cards
-from verify.floor import Floor
-from verify.policy import Budget
 from verify.subject import Overrides
 
 RIGHT = [card for card in contract_cards() if not card.breaks]

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from verify.faults.cards import Card, cards
-from verify.power.units import Effort, FaultUnit
-from verify.power.worker import judge
+from verify.measure.power.pool_worker import judge
+from verify.measure.power.work_units import Effort, FaultUnit
 
 HANGING = {"ending", "collectives"}
 """Faults that these catch may hang, which takes the time of many others."""

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from properties.case import decode
-from verify.campaign import Budget, Policy
+from verify.engine.campaign import Budget, Policy
 from verify.faults.cards import cards
-from verify.power.units import Effort, FaultUnit
-from verify.power.worker import judge
+from verify.measure.power.pool_worker import judge
+from verify.measure.power.work_units import Effort, FaultUnit
 
 SMALL = ("backward-local-sums", "tutorial-unweighted-ranks", "variance-local-bessel", "group-forgotten")
 PATIENT = Effort(cases=200, seconds=None, tries=600, tries_total=1200)

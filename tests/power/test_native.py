@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from properties.case import Case, Step
-from verify.explain import Occurrence, explain
-from verify.run import Run
+from verify.engine.engine import Run
+from verify.report.explain import Occurrence, explain
 from verify.subject import Overrides, subject_from
 
 FILE = Path(__file__).parent / "native_subjects.py"

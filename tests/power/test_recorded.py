@@ -15,9 +15,9 @@ import pytest
 from properties.case import encode
 from properties.domain import Contract
 from properties.verdict import Outcome
-from verify.excuse import excuse
-from verify.known import extent, load
-from verify.reading import trial_from
+from verify.known.entries import extent, load
+from verify.known.excusing import excuse
+from verify.record.reading import trial_from
 from verify.trial import machinery
 
 RECORD = Path(__file__).parent / "recorded" / "h200-torch-2.11.jsonl"

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from properties.case import decode
-from verify.campaign import Budget
+from verify.engine.campaign import Budget
 from verify.faults.cards import right_cards
-from verify.power.units import right_units
-from verify.power.worker import judge
+from verify.measure.power.pool_worker import judge
+from verify.measure.power.work_units import right_units
 
 OWN_FORMULAS = tuple(card for card in right_cards() if "faults.written" not in card.spec)
 EVERYDAY = tuple(right_units(OWN_FORMULAS, cases=30 * len(OWN_FORMULAS), chunk=30))

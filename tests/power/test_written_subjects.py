@@ -6,8 +6,8 @@ import pytest
 
 from properties.case import decode
 from verify.faults.cards import right_cards
-from verify.power.judging import judge_right
-from verify.power.units import RightUnit
+from verify.measure.power.fault_campaign import judge_right
+from verify.measure.power.work_units import RightUnit
 from verify.subject import Overrides
 
 WRITTEN = tuple(card for card in right_cards() if card.spec.startswith("verify.faults.written:"))

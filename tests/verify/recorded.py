@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verify.past import Arguments
+from verify.record.previous_run import Arguments
 
 ARGUMENTS = Arguments(
     subject=("fake:Subject",),

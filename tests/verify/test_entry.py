@@ -13,10 +13,10 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from verify import exits
-from verify.cli import main
+from verify import errors
+from verify.cli.launchers import launched
+from verify.cli.main import main
 from verify.entry import PACKAGES, bind, foreign, home, program
-from verify.launchers import launched
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
@@ -167,7 +167,7 @@ def test_the_command_works_in_a_folder_that_has_all_three(tmp_path: Path) -> Non
             "2",
         )
         found = done(tmp_path, SCRIPT, *words, **({"PYTHONPATH": path} if path else {}))
-        assert found.returncode == exits.OK, found.stdout + found.stderr
+        assert found.returncode == errors.OK, found.stdout + found.stderr
         assert "not asked for" not in found.stdout
         assert "HOLDS" in found.stdout
 
@@ -176,7 +176,7 @@ def test_the_module_works_in_a_folder_that_has_the_two_others(tmp_path: Path) ->
     for name in ("properties", "reference"):
         put(tmp_path, name)
     found = done(tmp_path, sys.executable, "-m", "verify", "doctor", PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert found.returncode == exits.OK, found.stdout + found.stderr
+    assert found.returncode == errors.OK, found.stdout + found.stderr
 
 
 def test_a_subject_that_wants_a_package_that_is_ours_is_told_so(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_subject_that_wants_a_package_that_is_ours_is_told_so(tmp_path: Path) 
     (tmp_path / "mine.py").write_text("from properties import X\n")
     words = ("replay", "{}", "--subject", "./mine.py:Mine")
     found = done(tmp_path, sys.executable, "-m", "verify", *words, PYTHONPATH=str(ROOT))
-    assert found.returncode == exits.USAGE
+    assert found.returncode == errors.USAGE
     assert len(found.stderr.splitlines()) == 1
     assert "`properties` is a package of syncbn-verify here" in found.stderr
 
@@ -194,8 +194,10 @@ def test_children_find_ours_in_spite_of_the_path(tmp_path: Path, monkeypatch: py
         put(tmp_path, name)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    found = subprocess.run(program("verify.doctor"), capture_output=True, text=True, timeout=240, check=False)
-    assert "cannot import name 'main' from 'verify.doctor'" in found.stderr
+    found = subprocess.run(
+        program("verify.cli.doctor"), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert "cannot import name 'main' from 'verify.cli.doctor'" in found.stderr
     assert str(ROOT) in found.stderr
 
 
@@ -263,7 +265,7 @@ def test_a_command_under_torchrun_is_refused_in_one_line(
 ) -> None:
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    assert main(command) == exits.USAGE
+    assert main(command) == errors.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert "but got 2 of a launcher like torchrun" in line
     assert "--launcher torchrun" in line

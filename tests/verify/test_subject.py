@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from properties.domain import DomainError
-from verify.known import KnownError
+from verify.known.entries import KnownError
 from verify.subject import KEYWORDS, Overrides, subject_from
 
 ENTRY = """

@@ -2,7 +2,7 @@
 
 | SPEC | subject |
 |---|---|
-| `local` (a word without a colon) | a built-in of `verify.subjects.catalogue` |
+| `local` (a word without a colon) | a built-in of `verify.subjects.builtins` |
 | `package.module:factory` | an attribute (dots allowed) of an importable module |
 | `./file.py:factory` | an attribute of a file, relative to the folder where the command runs |
 
@@ -39,7 +39,7 @@ def resolve(spec: str, *, folder: Path) -> Target:
 
 
 def _builtin(name: str, folder: Path) -> Target:
-    from verify.subjects.catalogue import BUILTINS
+    from verify.subjects.builtins import BUILTINS
 
     if name not in BUILTINS:
         raise SubjectError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from properties.judge.catalogue import PROPERTIES
+from verify.report.words import ratio
 from verify.result import Failure
-from verify.wording import ratio
 
 
 def by_case(failures: Sequence[Failure]) -> Iterator[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from verify.report.words import count
 from verify.result import Pace
-from verify.wording import count
 
 SLOW_SECONDS = 1.0
 """A subject is slow from so many seconds a case on; a usual one takes a hundredth."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from verify.report.pace import pace_lines
+from verify.report.words import count, listing, of_a_sample, ratio
 from verify.result import Accounting, KnownResult, StandsOn, SubjectResult
-from verify.wording import count, listing, of_a_sample, ratio
 
 
 def summary(result: SubjectResult, *, everything: bool = False) -> Iterator[str]:

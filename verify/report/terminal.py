@@ -16,7 +16,7 @@ from verify.events import (
     FailureFound,
     FailureMinimised,
 )
-from verify.report.lines import Lines
+from verify.report.log import Lines
 from verify.report.pace import forecast
 
 

@@ -1,1 +1,1 @@
-"""Built-in subjects; `verify.subjects.catalogue` names them, the other modules are loaded inside ranks."""
+"""Built-in subjects; `verify.subjects.builtins` names them, the other modules are loaded inside ranks."""

@@ -11,7 +11,7 @@ from properties.case import DTYPES, FAMILIES, Case, Step, encode
 from properties.domain import Domain, DomainError
 from properties.generation.membership import admits
 from properties.generation.strategies import cases, excluded_share, random_case
-from verify.simplify import simpler, weight
+from verify.engine.simplify import simpler, weight
 
 DRAWS = 6000
 

@@ -8,8 +8,8 @@ import pytest
 
 from properties.judge.catalogue import PROPERTIES
 from properties.judge.descriptions import DESCRIPTIONS, listing, page
-from verify import exits
-from verify.cli import main
+from verify import errors
+from verify.cli.main import main
 
 PAGE = Path(__file__).parents[3] / "docs" / "properties.md"
 
@@ -24,7 +24,7 @@ def test_every_property_is_described_and_no_other():
 
 def test_the_page_is_what_the_command_makes(tmp_path):
     file = tmp_path / "page.md"
-    assert main(["properties", "--table", str(file)]) == exits.OK
+    assert main(["properties", "--table", str(file)]) == errors.OK
     assert file.read_text() == page()
     assert PAGE.read_text() == page(), "make it again: python -m verify properties --table docs/properties.md"
     for name, one in DESCRIPTIONS.items():
@@ -32,21 +32,21 @@ def test_the_page_is_what_the_command_makes(tmp_path):
 
 
 def test_the_command_and_the_help_list_them(capsys):
-    assert main(["properties"]) == exits.OK
+    assert main(["properties"]) == errors.OK
     listed = capsys.readouterr().out
     assert listed == f"{listing()}\n"
-    assert main(["run", "--help"]) == exits.OK
+    assert main(["run", "--help"]) == errors.OK
     told = capsys.readouterr().out
     assert listed in told
     assert "SYNCBN_VERIFY_DATA" in told
 
 
 def test_a_page_that_cannot_be_written_is_a_bad_argument(capsys):
-    assert main(["properties", "--table", "/nowhere/at/all.md"]) == exits.USAGE
+    assert main(["properties", "--table", "/nowhere/at/all.md"]) == errors.USAGE
     assert "--table to be writable" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["--help"], ["replay", "--help"]])
 def test_the_data_folder_is_named_in_the_help(command, capsys):
-    assert main(command) == exits.OK
+    assert main(command) == errors.OK
     assert "SYNCBN_VERIFY_DATA" in capsys.readouterr().out

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from properties.case import Case, Step
-from verify.known import extent, load
+from verify.known.entries import extent, load
 from verify.ranks.pool import RankPool
 from verify.subjects import kernels
-from verify.subjects.catalogue import BUILTINS
+from verify.subjects.builtins import BUILTINS
 from verify.subjects.torch_syncbn import SyncBatchNorm
 
 KNOWN = Path(kernels.__file__).parent / "known" / "torch.toml"

@@ -1,0 +1,151 @@
+"""The program on real ranks: run, replay, doctor, their exit codes and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from verify import errors
+from verify.cli.main import main
+
+MINE = '''
+"""Two subjects of one's own."""
+
+import torch
+import torch.distributed as dist
+
+from verify.subjects.aggregated import Aggregated
+
+
+class Raises(Aggregated):
+    """Raises on one rank only."""
+
+    def forward(self, x):
+        if dist.get_rank() == 1:
+            raise RuntimeError("only me")
+        return super().forward(x)
+
+
+class Narrow(Aggregated):
+    """Promises little."""
+
+
+class Whole(Aggregated):
+    """Promises everything, and has no conversion."""
+
+    convert_sync_batchnorm = None
+
+
+Narrow.syncbn_verify = {"domain": {"dtypes": ["float32"], "world_sizes": [2]}, "grade": "B"}
+'''
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_VERIFY_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+
+
+def test_plain_batch_norm_is_caught_minimised_and_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (
+        "run --subject local --cases 20 --seed 1 --fail-fast --domain dtypes=float32 --properties forward "
+        "--json out.json --record rec"
+    )
+    assert main(line.split()) == errors.NOT_MET
+    told = capsys.readouterr().out
+    document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    (subject,) = document["subjects"]
+    assert subject["verdict"] == "VIOLATED"
+    failure = subject["failures"][0]
+    assert len(failure["case"]["batches"]) == 2
+    assert sum(failure["case"]["batches"]) <= 4
+    assert failure["case"].get("channels", 1) == 1
+    records = [json.loads(text) for text in (tmp_path / "rec/record.jsonl").read_text("utf-8").splitlines()]
+    assert records[0]["seed"] == 1
+    assert any("observation" in record for record in records if record["kind"] == "trial")
+    replay = next(text for text in told.splitlines() if text.startswith("  python -m verify replay "))
+    assert main(replay.split()[3:]) == errors.NOT_MET
+    # A replay knows neither whether the case is minimal nor the other trials that narrow the causes.
+    section = told[told.index("VIOLATED forward: ") : told.index("Resembles ")]
+    for size in ("minimal; ", "not minimised to the end; "):
+        section = section.replace(size, "")
+    again = capsys.readouterr().out
+    assert section in again
+    assert 'Resembles the fault "no-synchronisation"' in again
+
+
+def test_a_right_subject_holds_in_the_domain_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "run --subject ./mine.py:Narrow --cases 10 --min-cases 10 --seed 1 --json out.json"
+    assert main(line.split()) == errors.OK
+    told = capsys.readouterr().out
+    assert "grade required B; satisfied: float32 B" in told
+    (subject,) = json.loads(Path("out.json").read_text(encoding="utf-8"))["subjects"]
+    assert subject["domain"]["world_sizes"] == [2]
+    assert 0.5 < subject["excluded"] < 1
+    assert subject["stands_on"]["cases"] == subject["floor"] == 10
+    assert subject["stands_on"]["world_sizes"] == {"2": 10}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--cases 3", "it held on 3 cases, and HOLDS needs 20 or more"),
+        ("--cases 20 --world-sizes 1", "so that nothing is said of synchronisation"),
+        ("--cases 20 --properties conversion", "it held on 0 cases"),
+    ],
+)
+def test_a_verdict_that_would_stand_on_too_little_is_undecided(
+    options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(f"run --subject ./mine.py:Whole --seed 1 --domain dtypes=float32 {options}".split())
+    told = capsys.readouterr().out
+    assert code == errors.UNDECIDED, told
+    assert "Whole: UNDECIDED" in told
+    assert words in told
+
+
+@pytest.mark.costly
+def test_a_subject_that_raises_on_one_rank_only_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "run --subject ./mine.py:Raises --cases 20 --seed 1 --fail-fast --properties ending"
+    assert main(line.split()) == errors.NOT_MET
+    told = capsys.readouterr().out
+    assert "VIOLATED ending" in told
+    assert "However, rank 1 raised RuntimeError in forward 0: only me" in told.replace("builtins.", "")
+    assert "rank 0: was stopped because a peer had failed" in told
+
+
+def test_doctor_starts_a_rank_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == errors.OK
+    assert "rank group       works" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("run --subject ./gone.py:X", "gone.py does not exist"),
+        ("run --subject mine:Gone --cases 1", "Gone"),
+        ("run --subject aggregated --domain dtypes=float8", "float8"),
+        ("run --subject aggregated --contract momentum=other", "torch|decay"),
+    ],
+)
+def test_a_subject_or_promise_that_cannot_be_used_ends_with_64(
+    line: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == errors.USAGE
+    told = capsys.readouterr().err
+    assert expected in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.costly
+def test_a_replay_says_how_much_of_a_large_case_it_did_not_judge(capsys: pytest.CaptureFixture[str]) -> None:
+    case = '{"batches":[131072,131072],"channels":5}'
+    assert main(["replay", case, "--subject", "aggregated", "--properties", "forward"]) == errors.OK
+    told = capsys.readouterr().out
+    assert "forward              HOLDS" in told
+    assert "of large tensors a sample was judged, and 1" in told  # some of 1.3 million

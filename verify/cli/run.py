@@ -1,0 +1,217 @@
+"""The command `run`: the line's settings, its handlers, and the campaigns it asks for."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from verify import errors
+from verify.cli.parser import pairs
+from verify.cli.resume import merged, recorded
+from verify.config import DEFAULT_MIN_CASES
+from verify.engine.campaign import Budget, Policy
+from verify.engine.engine import Run, Settings, exit_code
+from verify.engine.floor import Floor
+from verify.errors import UsageError
+from verify.events import Handler
+from verify.ranks.link import Link
+from verify.record.previous_run import Past, read
+from verify.record.writing import Record
+from verify.report.environment import backend_words, environment, one_line, version
+from verify.report.json_report import Document
+from verify.report.log import Detail, Lines
+from verify.report.terminal import Terminal
+from verify.report.words import count
+from verify.strict_json import plain
+from verify.subject import Overrides
+
+
+def run_command(arguments: Namespace, link: Link) -> int:
+    """Do `python -m verify run` with the server of ranks behind `link`, and return the exit code."""
+    with ExitStack() as stack:
+        record = past = None
+        if arguments.resume:
+            record = _record(stack, arguments.record)
+            arguments, past = _resumed(arguments, record)
+        settings = settings_from(arguments)
+        if arguments.record:
+            record = record or _record(stack, arguments.record)
+            _begin(record, arguments, settings, resumed=past is not None)
+        run = stack.enter_context(open_run(arguments, settings, record=record, past=past, link=link))
+        code = _campaigns(run, arguments.subject, known=arguments.known)
+    return _tell_unwritten(run) or code
+
+
+def _tell_unwritten(run: Run) -> int:
+    """Tell what could not be written; return the exit code that this means, 0 for none."""
+    code = errors.OK
+    if run.unkept:
+        sys.stderr.write(f"Failing cases were not kept in {run.unkept}; `replay ID` will not find them.\n")
+    for handler in run.handlers:
+        if isinstance(handler, Document) and handler.failed:
+            sys.stderr.write(f"The results could not be written to {handler.failed}.\n")
+            code = errors.INTERNAL
+        elif isinstance(handler, Record) and handler.failed:
+            sys.stderr.write(
+                f"The record {handler.journal.path} could not be written: {handler.failed}. Judging ended "
+                "there; what was judged is told above, and --resume goes on.\n"
+            )
+            code = errors.INTERNAL
+    return code
+
+
+def _campaigns(run: Run, specs: Sequence[str], *, known: bool) -> int:
+    """Run the campaigns over `specs`, or the main job, and return the exit code."""
+    if not specs:
+        from verify.cli.main_job import main_job
+
+        return main_job(run, sys.stdout, known=known)
+    subjects = [run.subject(spec) for spec in dict.fromkeys(specs)]
+    return exit_code([run.campaign(subject) for subject in subjects])
+
+
+def settings_from(arguments: Namespace) -> Settings:
+    """Return the settings of a command line.
+
+    Raises:
+        UsageError, DomainError: If they are not as expected.
+    """
+    if arguments.backend == "nccl" and arguments.device == "cpu":
+        raise UsageError("Expected --device cuda with --backend nccl, but got --device cpu.")
+    domain = pairs(getattr(arguments, "domain", []), "--domain")
+    world_sizes = getattr(arguments, "world_sizes", None)
+    if world_sizes is not None:
+        domain["world_sizes"] = world_sizes
+    seed = getattr(arguments, "seed", None)
+    return Settings(
+        seed=secrets.randbelow(2**32) if seed is None else seed,
+        device=arguments.device,
+        backend=arguments.backend,
+        budget=Budget.of(getattr(arguments, "cases", None), getattr(arguments, "seconds", None)),
+        policy=Policy(fail_fast=getattr(arguments, "fail_fast", False)),
+        floor=Floor(cases=getattr(arguments, "min_cases", None) or DEFAULT_MIN_CASES),
+        overrides=Overrides(
+            domain=domain,
+            contract=pairs(arguments.contract, "--contract"),
+            grade=arguments.grade,
+            case_seconds=arguments.case_seconds,
+        ),
+        only=_properties(arguments.properties),
+        every_element=arguments.every_element,
+        threads=1,
+        cpu_only=True,
+    )
+
+
+def _properties(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    from properties.judge.catalogue import select
+
+    return select(names)
+
+
+def _record(stack: ExitStack, folder: str | None) -> Record:
+    """Open the record in `folder` until the stack ends, and say what was lost of it."""
+    if not folder:
+        raise UsageError("Expected --record DIR with --resume, but got none; say which record goes on.")
+    with _writable("--record", folder):
+        record = Record(Path(folder))
+    stack.callback(record.close)
+    if record.journal.torn:
+        sys.stdout.write(
+            f"record: the last entry of {record.journal.path} ends in the middle; "
+            f"its {count(record.journal.torn, 'byte')} are left out.\n"
+        )
+    return record
+
+
+def _resumed(arguments: Namespace, record: Record) -> tuple[Namespace, Past | None]:
+    """Return the command line that goes on with the last run of `record`, and that run, if there is one."""
+    past = read(record.journal)
+    if past is None:
+        sys.stdout.write(f"record: {record.journal.path} holds no run; this one begins it.\n")
+        return arguments, None
+    resumed = merged(arguments, past.opening.arguments)
+    for package, before in past.opening.versions.items():
+        if before != (now := version(package)):
+            sys.stdout.write(f"record: begun with {package} {before}, going on with {now}.\n")
+    sys.stdout.write(
+        f"record: going on with the run in {record.journal.path}; "
+        f"{count(past.cases, 'case')} judged before.\n"
+    )
+    return resumed, past
+
+
+def _begin(record: Record, arguments: Namespace, settings: Settings, *, resumed: bool) -> None:
+    """Write what is known of the run."""
+    backend = backend_words(settings.device, settings.backend)
+    facts: dict[str, Any] = {
+        **environment(device=settings.device, backend=backend),
+        "command": ["verify", *arguments.words],
+        "seed": settings.seed,
+        "arguments": plain(recorded(arguments, seed=settings.seed)),
+    }
+    with _writable("--record", arguments.record):
+        record.begin({**facts, "resumed": True} if resumed else facts)
+
+
+@contextmanager
+def open_run(
+    arguments: Namespace,
+    settings: Settings,
+    *,
+    record: Record | None = None,
+    past: Past | None = None,
+    link: Link | None = None,
+) -> Iterator[Run]:
+    """Open the run of a command line, with its handlers, and close them all at the end."""
+    with ExitStack() as stack:
+        handlers = _handlers(stack, arguments, settings)
+        if record is not None:
+            handlers.insert(0, record)  # recorded first
+        yield stack.enter_context(Run(settings, handlers, record=record, past=past, link=link))
+
+
+def _handlers(stack: ExitStack, arguments: Namespace, settings: Settings) -> list[Handler]:
+    """Return the reports to the terminal and to the file that `arguments` name."""
+    backend = backend_words(settings.device, settings.backend)
+    facts: dict[str, Any] = environment(device=settings.device, backend=backend)
+    command = ["verify", *arguments.words]
+    sys.stdout.write(f"{one_line(device=settings.device, backend=backend)}; seed {settings.seed}\n")
+    handlers: list[Handler] = []
+    lines = Lines(sys.stdout, detail=_detail(arguments), known=arguments.known)
+    if sys.stdout.isatty():
+        terminal = Terminal(lines, sys.stdout)
+        stack.callback(terminal.close)
+        handlers.append(terminal)
+    else:
+        handlers.append(lines)
+    if arguments.json:
+        with _writable("--json", arguments.json):
+            handlers.append(
+                Document(Path(arguments.json), environment=facts, command=command, seed=settings.seed)
+            )
+    return handlers
+
+
+def _detail(arguments: Namespace) -> Detail:
+    """Return how much is told: the main job ends with a table, and tells only what it did not expect."""
+    if arguments.verbose:
+        return "everything"
+    return "usual" if arguments.subject else "unexpected"
+
+
+@contextmanager
+def _writable(option: str, path: str) -> Iterator[None]:
+    """Turn a failure to open what `option` names into a bad argument."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"Expected {option} to be writable, but got {path!r}: {reason}.") from None

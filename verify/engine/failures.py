@@ -1,0 +1,148 @@
+"""The failures of a campaign: each kind is told once, with the evidence of all that was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import msgspec
+
+from properties.case import Case, encode
+from properties.judge.catalogue import PROPERTIES
+from verify.events import Event, FailureMinimised
+from verify.known.entries import Entry
+from verify.report.explain import Occurrence, explain
+from verify.report.resemblance import Diagnoses, dossier_of
+from verify.result import Failure, PropertyResult
+from verify.subject import Subject
+from verify.trial import Trial
+
+SIMPLE_BYTES = 40
+"""Of JSON: a case this short differs in a field or two from the simplest, whether or not the time was enough
+to lower its sizes further."""
+
+
+def property_of(kind: str) -> str:
+    """Return the id of the property that a kind of failure violates; see `Trial.failures`."""
+    return kind.partition(" ")[0]
+
+
+def root_first(failures: Iterable[Failure], properties: dict[str, PropertyResult]) -> tuple[Failure, ...]:
+    """Return `failures` so that what others follow from comes before them.
+
+    In the order of the catalogue: output, buffers, gradients, form, conduct. A subject that hangs, dies or
+    raises on more cases than it gives wrong numbers on is told so first.
+
+    Args:
+        failures: In any order.
+        properties: Counts by property.
+    """
+    order = list(PROPERTIES)
+    violated = {name: found.violated for name, found in properties.items()}
+    wrong = max((number for name, number in violated.items() if name != "ending"), default=0)
+    if violated.get("ending", 0) > wrong:
+        order.insert(0, "ending")
+    return tuple(sorted(failures, key=lambda failure: order.index(failure.property)))
+
+
+class Failures:
+    """What was told of one subject.
+
+    Args:
+        subject: The subject.
+        diagnoses: What names causes; None for no diagnosis.
+        emit: Takes an event for each failure that is told.
+        room_for: Whether what takes so many seconds may still begin.
+        native: Which discrepancies of torch's native batch norm explain a property's violation.
+
+    Attributes:
+        told: By kind of failure.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        diagnoses: Diagnoses | None,
+        *,
+        emit: Callable[[Event], None],
+        room_for: Callable[[float], bool],
+        native: Callable[[Trial, str], Sequence[Entry]] = lambda trial, property_id: (),
+    ) -> None:
+        self.told: dict[str, Failure] = {}
+        self._subject = subject
+        self._dossier = dossier_of(subject, diagnoses, room_for=room_for)
+        self._emit = emit
+        self._native = native
+
+    def fresh(self, trial: Trial, *, first: Collection[str] = ()) -> list[str]:
+        """Return the kinds of failure that `trial` is the first to show, those of `first` first."""
+        kinds = [kind for kind in trial.failures if kind not in self.told]
+        return sorted(kinds, key=lambda kind: property_of(kind) not in first)
+
+    def conclude(
+        self,
+        kind: str,
+        trial: Trial,
+        *,
+        drawn: Trial | None,
+        found: str,
+        minimised: bool,
+        repeats: bool,
+    ) -> None:
+        """Tell every kind of failure that the smallest case of `kind` is the first to show, that one first.
+
+        Args:
+            kind: What was minimised.
+            trial: Of the smallest case.
+            drawn: Of the case as drawn.
+            found: Id of the case as drawn.
+            minimised: Minimising came to its end.
+            repeats: The smallest case failed again.
+        """
+        if drawn is not None:
+            self._dossier.add(drawn, minimal=False)
+        # A hang is never minimised to the end: the bold candidates have been tried all the same.
+        simple = len(encode(trial.case)) <= SIMPLE_BYTES
+        ended = minimised or property_of(kind) == "ending" or simple
+        self._dossier.add(trial, minimal=repeats and ended)
+        for other in dict.fromkeys((kind, *trial.failures)):
+            if other not in self.told:
+                self._tell(other, trial, found=found, minimised=minimised, repeats=repeats)
+
+    def tell_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
+        """Tell a failure by the case that showed it, unless it was told."""
+        if kind not in self.told:
+            self._dossier.add(trial, minimal=False)
+            self._tell(kind, trial, found=found.id, minimised=False, repeats=True)
+
+    def name_causes(self) -> None:
+        """Name the causes again, now that all failures together narrow them."""
+        for kind, failure in self.told.items():
+            likeness = self._dossier.likeness(property_of(kind))
+            if not likeness.error:
+                self.told[kind] = msgspec.structs.replace(failure, resembles=likeness.names)
+
+    def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
+        property_id = property_of(kind)
+        likeness = self._dossier.likeness(property_id)
+        occurrence = Occurrence(
+            property_id=property_id,
+            trial=trial,
+            subject=self._subject,
+            minimal=minimised,
+            repeats=repeats,
+            likeness=likeness,
+            native=tuple(self._native(trial, property_id)),
+        )
+        discrepancy, text = explain(occurrence)
+        failure = Failure(
+            property=property_id,
+            case=trial.case,
+            found=found,
+            minimised=minimised,
+            repeats=repeats,
+            discrepancy=discrepancy,
+            text=text,
+            resembles=likeness.names,
+        )
+        self.told[kind] = failure
+        self._emit(FailureMinimised(subject=self._subject.spec, failure=failure))

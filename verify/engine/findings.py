@@ -1,0 +1,169 @@
+"""Findings: what fails for the first time in a campaign is minimised, run once more, kept and told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from properties.case import Case
+from verify.config import Policy
+from verify.engine.deadline import Deadline
+from verify.engine.failures import Failures
+from verify.engine.search import Found, Limits, Minimum, Over, Source, minimise
+from verify.engine.simplify import weight
+from verify.engine.tally import Tally
+from verify.known.entries import Entry, extent
+from verify.record.recall import Memory, Place
+from verify.trial import Examiner, Trial
+
+MAX_DEADLY_RUNS = 5
+"""Cases that run although a known discrepancy may kill or hang a rank on them."""
+MAX_HUNG_MINIMISING = 4
+"""Hung runs in one minimising."""
+SHORT_SHARE = 0.25
+"""Of its usual time, what a case gets once a hang has been found; a hang is confirmed with the whole time."""
+
+
+class Deadly:
+    """The known discrepancies that may kill or hang a rank, and how often cases ran all the same."""
+
+    def __init__(self, known: Sequence[Entry]) -> None:
+        self._known = tuple(entry for entry in known if entry.deadly)
+        self._runs: Counter[str] = Counter()
+
+    def entry(self, case: Case) -> str:
+        """Return the id of one that concerns `case`, which is about to run, and had its runs; or nothing."""
+        for entry in self._known:
+            if extent(entry, case):
+                self._runs[entry.id] += 1
+                if self._runs[entry.id] > MAX_DEADLY_RUNS:
+                    return entry.id
+        return ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Findings:
+    """The findings of one campaign.
+
+    Attributes:
+        examiner, policy, memory, keep, deadline, tally: The campaign's.
+        failures: What was told.
+        deadly: What may not run.
+        seconds: Spent here so far, in interrupted runs of the same campaign, too.
+    """
+
+    examiner: Examiner
+    policy: Policy
+    memory: Memory
+    keep: Callable[[Trial, Place], None]
+    deadline: Deadline
+    tally: Tally
+    failures: Failures
+    deadly: Deadly
+    seconds: float = 0.0
+    _began: float = 0.0
+    _runs: int = 0
+    _drawn: Trial | None = None
+    _smallest: Trial | None = None
+    _pending: str = ""
+
+    def minimise(self, source: Source, found: Found, trial: Trial) -> float:
+        """Minimise what was `found` with `trial`, and tell it.
+
+        Returns:
+            Seconds that this took in an interrupted run of the same campaign; 0 if it was done now.
+        """
+        clock = self.deadline.clock
+        self._began, self._drawn, self._smallest, self._pending = clock(), trial, trial, found.kind
+        self._runs = self.tally.accounting().minimising
+        limits = Limits(
+            tries=self.policy.tries_left(self._runs),
+            seconds=min(self.policy.seconds_left(self.seconds), self.deadline.left()),
+        )
+        minimum = minimise(source, found, self._fails_within(), limits=limits, clock=clock)
+        earlier = self._conclude(minimum)
+        self.seconds += clock() - self._began
+        return earlier
+
+    def conclude_again(self, kind: str, trial: Trial) -> float:
+        """Tell what an interrupted run had concluded from `trial`; returns what `minimise` does."""
+        self._drawn = self._smallest = trial
+        return self._conclude(Minimum(kind=kind, found=trial.case, case=trial.case, complete=False))
+
+    def tell_pending(self) -> None:
+        """Tell what was not minimised to the end by its drawn case."""
+        if self._pending and self._drawn is not None:
+            self.failures.tell_as_is(self._pending, self._drawn, found=self._drawn.case)
+
+    def _fails_within(self) -> Callable[[Case, str], bool | None]:
+        """Return the test of one minimising, with its own count of hung runs."""
+        hung = 0
+
+        def fails(case: Case, kind: str) -> bool | None:
+            nonlocal hung
+            if not self.examiner.parts.admits(self.examiner.subject.promise.domain, case):
+                return None
+            if self.deadly.entry(case):
+                return None
+            if hung >= MAX_HUNG_MINIMISING or self.deadline.over or self.memory.is_concluded(kind):
+                raise Over
+            self.tally.minimising()
+            with self.examiner.hurried(SHORT_SHARE):  # a candidate that hangs says nothing new
+                trial = self.examiner.examine(case, grades=False)
+            if self.cut_short(trial):
+                raise Over
+            hung += "timeout" in trial.endings
+            self._note(trial, kind)
+            return kind in trial.failures
+
+        return fails
+
+    def _note(self, trial: Trial, kind: str) -> None:
+        """Keep the trial of the smallest case: there may be no time to run it once more."""
+        if kind in trial.failures and (
+            self._smallest is None or weight(trial.case) < weight(self._smallest.case)
+        ):
+            self._smallest = trial
+
+    def cut_short(self, trial: Trial) -> bool:
+        """Return whether it was not the subject that used up the time of `trial`, but the campaign."""
+        return self.deadline.over and "timeout" in trial.endings
+
+    def _conclude(self, minimum: Minimum) -> float:
+        """Tell every property that the smallest case violates for the first time; see `minimise`."""
+        found, complete, earlier = minimum.found.id, minimum.complete, 0.0
+        if past := self.memory.conclusion(minimum.kind):
+            trial, repeats, earlier = past.trial, past.place.repeats, past.place.took
+            found, complete = past.place.found, past.place.complete
+            self.tally.minimising(past.place.runs)
+            self._began = self.deadline.clock() - earlier
+        else:
+            trial, repeats = self._repeat(minimum)
+        self.failures.conclude(
+            minimum.kind, trial, drawn=self._drawn, found=found, minimised=complete, repeats=repeats
+        )
+        self._pending = ""
+        return earlier
+
+    def _repeat(self, minimum: Minimum) -> tuple[Trial, bool]:
+        """Run the smallest case once more; return what is to be told, and whether it failed again."""
+        trial, repeats = self._smallest, True
+        if trial is None or not self.deadline.over:
+            self.tally.minimising()
+            again = self.examiner.examine(minimum.case)
+            if trial is None or not self.cut_short(again):
+                trial, repeats = again, minimum.kind in again.failures
+        if not repeats and self._drawn is not None:  # it fails now and then: tell what was drawn
+            trial = self._drawn
+        place = Place(
+            role="minimal",
+            found=minimum.found.id,
+            kind=minimum.kind,
+            complete=minimum.complete,
+            repeats=repeats,
+            runs=self.tally.accounting().minimising - self._runs,
+            took=self.deadline.clock() - self._began,
+        )
+        self.keep(trial, place)
+        return trial, repeats

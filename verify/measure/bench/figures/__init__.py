@@ -1,0 +1,1 @@
+"""The figures of the command `bench`, one a file."""

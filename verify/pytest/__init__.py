@@ -1,0 +1,1 @@
+"""The pytest plugin: a subject's campaign as items of a user's test run."""

@@ -1,0 +1,282 @@
+"""Explaining: a violated property as a message for people, with the lines that reproduce it.
+
+The form is that of Elle's explanations: what is violated, the case, *Let* the names, *Then* what must hold,
+*However* what was seen. The text is made of data only; nothing is run here.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from properties.case import encode
+from properties.judge.catalogue import PROPERTIES
+from properties.judge.ending import describe_ending
+from properties.observation import Observation, RankObservation
+from properties.verdict import Discrepancy, Outcome, Verdict
+from verify.known.entries import Entry
+from verify.report.ledger_words import first_mismatch, summary
+from verify.report.resemblance import Likeness
+from verify.report.words import case_words, count, listing, ranks, ratio, rough, shown
+from verify.subject import Subject
+from verify.trial import Trial
+
+MAX_CASE_CHARACTERS = 400
+_MAX_STACK_LINES = 14
+_MACHINERY = ("/verify/ranks/", '"<string>"', "/torch/nn/modules/module.py")
+_INDENT = " " * 9
+_MOST_NAMED = 3
+NOTHING_KNOWN = Likeness()
+
+_WITHIN = "|observed - expected| <= bound must hold."
+_COMPARED = {
+    "forward": ("reference.forward(case)", _WITHIN),
+    "running_mean": ("the reference's running mean", _WITHIN),
+    "running_var": ("the reference's running variance", _WITHIN),
+    "grad_input": (
+        "the reference's gradient of the input, by jax.vjp",
+        _WITHIN,
+    ),
+    "grad_weight": (
+        "the reference's gradient of the weight, by jax.vjp",
+        _WITHIN,
+    ),
+    "grad_bias": (
+        "the reference's gradient of the bias, by jax.vjp",
+        _WITHIN,
+    ),
+}
+_MUST = {
+    "num_batches_tracked": "each training step must add exactly 1, and nothing else must.",
+    "agreement": "the running buffers must be equal on all ranks of a group, bit for bit.",
+    "dtype_and_layout": "every tensor must have the dtype, shape and memory of torch's batch norm.",
+    "purity": "the subject must leave input, cotangent, weight and bias as they are.",
+    "eval_is_local": "evaluation must not communicate.",
+    "collectives": "the ranks of a group must issue the same collectives in the same order.",
+    "nonfinite": "a non-finite input must make its channel non-finite on every rank of the group.",
+    "refusal": "every rank must refuse the case, with the same type of exception.",
+    "ending": "every rank must return.",
+    "repeatable": "the same case must give the same bits twice.",
+    "scaling": "scaling by a power of two must scale the results, bit for bit.",
+    "conversion": "conversion must replace every plain batch norm, and keep all else.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occurrence:
+    """A violated property of one trial, to be explained.
+
+    Attributes:
+        property_id: The property.
+        minimal: The search for a smaller case ended by itself; None if there was no search.
+        repeats: The smallest case failed again when it was run once more.
+        likeness: What the failure resembles.
+        native: Discrepancies of torch's native batch norm that explain it.
+    """
+
+    property_id: str
+    trial: Trial
+    subject: Subject
+    minimal: bool | None = None
+    repeats: bool = True
+    likeness: Likeness = NOTHING_KNOWN
+    native: tuple[Entry, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the property."""
+        return next(verdict for verdict in self.trial.verdicts if verdict.property == self.property_id)
+
+
+def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
+    """Return the greatest discrepancy and the whole message."""
+    verdict = occurrence.verdict
+    if verdict.outcome is not Outcome.VIOLATED:
+        raise ValueError(
+            f"Expected a violated property, but got {verdict.property}: {verdict.outcome.value}."
+        )
+    found = verdict.discrepancies[0] if verdict.discrepancies else Discrepancy(quantity=verdict.property)
+    lines = [
+        f"VIOLATED {verdict.property}: {PROPERTIES[verdict.property].violation}.",
+        "",
+        _case_line(occurrence),
+        *_let_then(occurrence, found),
+        *_however(found),
+        *_others(verdict),
+        *_endings(occurrence.trial.observation, verdict.property),
+        *_grades(occurrence),
+        *_native(occurrence.native),
+        *_resembles(occurrence.likeness),
+        *_reproduce(occurrence),
+    ]
+    return found, "\n".join(lines)
+
+
+def _case_line(occurrence: Occurrence) -> str:
+    case = occurrence.trial.case
+    size = {True: "minimal; ", False: "not minimised to the end; ", None: ""}[occurrence.minimal]
+    return f"Case {case.id}   {case_words(case)} ({size}seed {case.seed})"
+
+
+def _let_then(occurrence: Occurrence, found: Discrepancy) -> Iterator[str]:
+    subject, property_id = occurrence.subject, occurrence.property_id
+    where = f" on {ranks((found.rank,))}" if found.rank >= 0 else ""
+    observed = f"observed = {subject.label}{where}, {subject.device}/{subject.backend}"
+    if property_id in _COMPARED:
+        reference, must = _COMPARED[property_id]
+        yield f"Let      expected = {reference}, float64; {observed}"
+        yield f"Then     {must}"
+    else:
+        yield f"Let      {observed}"
+        yield f"Then     {_MUST[property_id]}"
+
+
+def _however(found: Discrepancy) -> Iterator[str]:
+    if found.index or (found.elements and not found.message):
+        yield f"However, in {found.quantity}{_place(found)}:"
+        bits = f"   ({found.observed_bits})" if found.observed_bits else ""
+        yield f"{_INDENT}  observed    {shown(found.observed)}{bits}"
+        yield f"{_INDENT}  expected    {shown(found.expected)}"
+        if found.bound and not isinstance(found.observed, str) and not isinstance(found.expected, str):
+            size = abs(found.observed - found.expected)
+            times = f"{ratio(found.ratio)} x bound ({rough(found.bound)})"
+            yield f"{_INDENT}  difference  {rough(size)} = {times}"
+        elif found.message:
+            yield f"{_INDENT}{found.message}"
+        yield from _mismatched(found)
+    else:
+        text = (
+            found.message
+            or f"{found.quantity}: observed {shown(found.observed)}, expected {shown(found.expected)}"
+        )
+        yield f"However, {text}"
+
+
+def _place(found: Discrepancy) -> str:
+    place = f" at rank {found.rank}" if found.rank >= 0 else ""
+    return f"{place}, index {found.index}" if found.index else place
+
+
+def _mismatched(found: Discrepancy) -> Iterator[str]:
+    if not found.elements:
+        return
+    share = f"{found.mismatched / found.elements:.1%}"
+    on = found.mismatched_ranks
+    where = "" if not on else f", all on {ranks(on)}" if len(on) == 1 else f", on {ranks(on)}"
+    greatest = f" Greatest: {ratio(found.ratio)} x bound." if found.bound else ""
+    of = f"{found.elements} of a sample" if found.sampled else str(found.elements)
+    yield f"Mismatched elements: {found.mismatched} / {of} ({share}){where}.{greatest}"
+
+
+def _others(verdict: Verdict) -> Iterator[str]:
+    for other in verdict.discrepancies[1:4]:
+        size = f": {ratio(other.ratio)} x bound" if other.bound else ""
+        yield f"Also     {other.message or f'{other.quantity}{_place(other)}{size}'}"
+    if len(verdict.discrepancies) > 4:
+        yield f"Also     {count(len(verdict.discrepancies) - 4, 'more discrepancy').replace('ys', 'ies')}"
+
+
+def _endings(observation: Observation | None, property_id: str) -> Iterator[str]:
+    """Yield how every rank ended, where the collectives part, and the stacks."""
+    if observation is None or all(rank.ending == "returned" for rank in observation.ranks):
+        return
+    yield "Ranks"
+    for rank in observation.ranks:
+        yield f"  rank {rank.rank}: {describe_ending(rank)}; {summary(rank.ledger)}"
+    mismatch = first_mismatch(observation)
+    if mismatch and property_id != "collectives":
+        yield f"Ledger   {mismatch}"
+    yield from _stacks(observation.ranks)
+
+
+def _stacks(observed: Sequence[RankObservation]) -> Iterator[str]:
+    """Yield the stacks of ranks that did not return; of those in the same places, one rank's."""
+    alike: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
+    for rank in observed:
+        text = rank.stack or (rank.raised.traceback if rank.raised else "")
+        if text and rank.ending not in ("returned", "stopped"):
+            lines = _own_frames(text.rstrip().splitlines())
+            places = tuple(line.strip() for line in lines if line.lstrip().startswith('File "'))
+            alike.setdefault((rank.ending, *(places or lines)), []).append((rank.rank, lines))
+    for stacks in alike.values():
+        numbers, (lines, *_) = zip(*stacks, strict=True)
+        yield f"Stack of {ranks(numbers)}"
+        if len(lines) > _MAX_STACK_LINES:
+            # faulthandler writes the innermost frame first, a traceback last: keep both ends.
+            half = _MAX_STACK_LINES // 2
+            lines = [*lines[:half], f"... {len(lines) - 2 * half} lines left out ...", *lines[-half:]]
+        yield from (textwrap.indent(line, "  ") for line in lines)
+
+
+def _own_frames(lines: list[str]) -> list[str]:
+    """Return a stack without the frames of the machinery around the subject."""
+    kept, keep = [], True
+    for line in lines:
+        if line.lstrip().startswith('File "'):
+            keep = not any(part in line for part in _MACHINERY)
+        elif not line.startswith("  "):
+            keep = True
+        if keep:
+            kept.append(line)
+    return kept
+
+
+def _grades(occurrence: Occurrence) -> Iterator[str]:
+    trial, required = occurrence.trial, occurrence.subject.promise.grade
+    if (
+        trial.satisfied
+        and trial.satisfied not in (required, "none")
+        and occurrence.property_id in trial.graded[required]
+    ):
+        yield (
+            f"Grade    this case breaks grade {required} and satisfies grade {trial.satisfied}; "
+            f"declare it with --grade {trial.satisfied} if the subject means no more."
+        )
+
+
+def _native(entries: tuple[Entry, ...]) -> Iterator[str]:
+    """Yield whose discrepancy it is, where torch's native batch norm has it, too."""
+    for entry in entries:
+        yield f"torch's native batch norm does this too, {entry.id}: {entry.reason}"
+    if entries:
+        yield 'A subject that calls it may declare factory.syncbn_verify = {"known": "torch-native"}.'
+
+
+_CONVENTIONS = {
+    ("recompute_updates", "once"): (
+        ": the buffers are updated once where torch.utils.checkpoint runs a forward again, or it is not run "
+        "again, since the subject saves its tensors outside autograd (ctx.x = x)"
+    )
+}
+"""What a convention means, where its name does not say."""
+
+
+def _resembles(likeness: Likeness) -> Iterator[str]:
+    """Yield what the failure resembles, in words that claim no more."""
+    if likeness.convention:
+        settings = " ".join(shlex.quote(f"--contract={key}={value}") for key, value in likeness.convention)
+        means = "".join(_CONVENTIONS.get(one, "") for one in likeness.convention)
+        yield f"A convention rather than a fault? All discrepancies vanish with {settings}{means}."
+    for name, words in likeness.causes[:_MOST_NAMED]:
+        yield f'Resembles the fault "{name}" (a subject that {words}).'
+    if more := likeness.names[_MOST_NAMED:]:
+        yield f"Also predicted by {listing(more)}."
+    if likeness.error:
+        yield f"No cause was looked up: {likeness.error}."
+    elif likeness.trials and not likeness.causes and not likeness.convention:
+        yield "Resembles none of the known causes."
+
+
+def _reproduce(occurrence: Occurrence) -> Iterator[str]:
+    case, subject = occurrence.trial.case, occurrence.subject
+    spec = shlex.quote(subject.spec)
+    if not occurrence.repeats:
+        yield "The smallest case did not fail again when it was repeated: the failure comes and goes."
+    yield "Reproduce with"
+    yield "  " + " ".join(("python -m verify replay", case.id, "--subject", spec, *subject.options))
+    yield f"  pytest --subject {spec} --case {case.id}"
+    text = encode(case).decode()
+    if len(text) < MAX_CASE_CHARACTERS:
+        yield f"  python -m verify replay {shlex.quote(text)} --subject {spec}"
