@@ -7,7 +7,8 @@ Rules
   of batch norm may be replaced by something that still does what it did.
 - Of all of them: parameters are the same objects, options, mode, hooks and attributes are as before, buffers
   have the same values in the same dtype; one layer under two names stays one layer, under the same names.
-- A subject that offers no conversion tells no facts, and is not asked. `verify.ranks.conversion` tells them.
+- A subject that offers no conversion tells no facts, and is not asked.
+  `verify.ranks.worker.conversion_facts` tells them.
 """
 
 from __future__ import annotations

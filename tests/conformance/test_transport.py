@@ -1,4 +1,4 @@
-"""Conformance of a transport: what every implementation of `verify.ranks.transport.Transport` must do.
+"""Conformance of a transport: what every group of ranks must do, wherever they are.
 
 Parametrised by how a group is opened, so that another implementation is one more line of `OPENERS`.
 """
@@ -17,18 +17,17 @@ import pytest
 from properties.case import Case, Step
 from properties.values.elements import digest, tensors
 from verify.ranks.group import RankGroup
-from verify.ranks.link import Link
 from verify.ranks.messages import Target
-from verify.ranks.plan import plan
-from verify.ranks.transport import Transport
+from verify.ranks.placement import plan
+from verify.ranks.server_client import Link
 
 SUBJECTS = Path(__file__).parents[1] / "verify" / "ranks" / "subjects.py"
 CASE = Case(batches=(3, 2), channels=5, spatial=((2, 3),), random_parameters=True, seed=7)
-Opener = Callable[[str, int], AbstractContextManager[Transport]]
+Opener = Callable[[str, int], AbstractContextManager[RankGroup]]
 
 
 @contextlib.contextmanager
-def on_this_machine(name: str, world_size: int) -> Iterator[Transport]:
+def on_this_machine(name: str, world_size: int) -> Iterator[RankGroup]:
     """Open a group of forked ranks with sockets and memory files."""
     link = Link()
     try:

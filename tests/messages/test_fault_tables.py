@@ -6,8 +6,8 @@ import io
 import json
 
 from syrupy.assertion import SnapshotAssertion
-from tests.verify.power.samples import RIGHT, acquitted, card, caught, missed, smallest, units
 
+from tests.verify.measure.power.samples import RIGHT, acquitted, card, caught, missed, smallest, units
 from verify.cli.faults import judge
 from verify.measure.power.outcome import Accusation, Broken, Cell, Done
 from verify.measure.power.score import Score

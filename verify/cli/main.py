@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_usage(error: Exception) -> bool:
     """Whether `error` blames the arguments; its classes are in modules that are not imported for --help."""
     from verify.known.entries import KnownError
-    from verify.ranks.plan import PlanError
+    from verify.ranks.placement import PlanError
 
     return isinstance(error, KnownError | PlanError)
 
 
 def _run(arguments: Namespace) -> int:
-    from verify.ranks.link import Link
+    from verify.ranks.server_client import Link
 
     with Link() as link:  # it starts while this process imports the rest
         from verify.cli.run import run_command

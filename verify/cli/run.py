@@ -19,7 +19,7 @@ from verify.engine.engine import Run, Settings, exit_code
 from verify.engine.floor import Floor
 from verify.errors import UsageError
 from verify.events import Handler
-from verify.ranks.link import Link
+from verify.ranks.server_client import Link
 from verify.record.previous_run import Past, read
 from verify.record.writing import Record
 from verify.report.environment import backend_words, environment, one_line, version

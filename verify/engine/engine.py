@@ -12,8 +12,8 @@ from verify import errors
 from verify.engine.campaign import DEFAULT_BUDGET, DEFAULT_FLOOR, DEFAULT_POLICY, Budget, Campaign, Policy
 from verify.engine.floor import Floor
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost, Handler
-from verify.ranks.link import Link
 from verify.ranks.pool import LostGroup, RankPool
+from verify.ranks.server_client import Link
 from verify.record.previous_run import Past
 from verify.record.recall import Memory, Place
 from verify.record.writing import Record, data_folder, keep_case

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from verify.ranks.limit import Limit, Queues, unlimited
 from verify.ranks.patience import COMPILE_SECONDS, CpuTimes, Late, Patience
-from verify.ranks.peer import Peer
+from verify.ranks.rank_handle import Peer
 
 GRACE_SECONDS = 1.0
 _LOOK_SECONDS, _POLL_SECONDS = 0.5, 0.1

@@ -31,11 +31,10 @@ import msgspec
 from properties.case import Case
 from properties.observation import Ending, Observation, RankObservation
 from verify.errors import RankError, SubjectError
-from verify.ranks import memory
+from verify.ranks import shared_tensors
 from verify.ranks.collecting import Collector
 from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
 from verify.ranks.limit import Limit, unlimited
-from verify.ranks.link import Link
 from verify.ranks.messages import (
     Bare,
     Description,
@@ -55,8 +54,9 @@ from verify.ranks.messages import (
     frame,
 )
 from verify.ranks.patience import Late
-from verify.ranks.peer import Peer
-from verify.ranks.plan import Plan
+from verify.ranks.placement import Plan
+from verify.ranks.rank_handle import Peer
+from verify.ranks.server_client import Link
 
 _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
 _LOAD_SECONDS = 60.0
@@ -72,7 +72,7 @@ class _Sent(NamedTuple):
 
 
 class RankGroup:
-    """Persistent ranks with one subject; see `verify.ranks.transport` for what the public methods promise.
+    """Persistent ranks with one subject; tests/conformance/test_transport.py holds what its methods promise.
 
     Attributes:
         plan, target: What it was made for.
@@ -199,7 +199,7 @@ class RankGroup:
         return Observation(ranks=ranks)
 
     def bare(self, cases: Sequence[Case], *, seconds: float) -> tuple[Timed, ...]:
-        """Return, for each rank, what the bare steps of `cases` took; see `verify.ranks.bare`.
+        """Return, for each rank, what the bare steps of `cases` took; see `verify.ranks.worker.bare_steps`.
 
         Raises:
             SubjectError: If the subject could not be loaded.
@@ -343,7 +343,9 @@ class RankGroup:
         observed = []
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], Ran):
-                seen = rank.returned(answer, self._sent[0].case, base=memory.part(self._sent[0].number))
+                seen = rank.returned(
+                    answer, self._sent[0].case, base=shared_tensors.part(self._sent[0].number)
+                )
                 if dead and blames_a_lost_peer(seen):
                     seen = msgspec.structs.replace(seen, ending="stopped")
             elif rank.gone:

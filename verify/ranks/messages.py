@@ -68,7 +68,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Bare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Parent to rank: time the bare steps of these cases; see `verify.ranks.bare`."""
+    """Parent to rank: time the bare steps of these cases; see `verify.ranks.worker.bare_steps`."""
 
     cases: tuple[Case, ...]
 
@@ -179,7 +179,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """A rank's watch to the parent: where its threads are; see `verify.ranks.watch`.
+    """A rank's watch to the parent: where its threads are; see `verify.ranks.worker.watch`.
 
     Attributes:
         number: Of the look that asked.

@@ -11,12 +11,12 @@ Rules
 
 Theory of operation
 -------------------
-When the limit is over the parent looks (`verify.ranks.watch`), and then four times in each further limit. A
-rank is busy if its process, with the children that it has waited for, has worked for a tenth of the time
-since the look before in which it could run. The state of a busy rank is new or known. Of a finite set of
-states, which is all that a loop without end has if it counts nothing, the looks have soon seen each one. A
-loop without end that counts cannot be told from work: it ends as too slow. A rank that holds the interpreter
-lock shows no state, hence none that is new. Where a CPU time cannot be read, a rank waits.
+When the limit is over the parent looks (`verify.ranks.worker.watch`), and then four times in each further
+limit. A rank is busy if its process, with the children that it has waited for, has worked for a tenth of the
+time since the look before in which it could run. The state of a busy rank is new or known. Of a finite set
+of states, which is all that a loop without end has if it counts nothing, the looks have soon seen each one.
+A loop without end that counts cannot be told from work: it ends as too slow. A rank that holds the
+interpreter lock shows no state, hence none that is new. Where a CPU time cannot be read, a rank waits.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ from properties.observation import Observation
 from properties.probe import second
 from verify.errors import RankError, SubjectError
 from verify.ranks.endings import LostGroup
-from verify.ranks.flight import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
 from verify.ranks.group import RankGroup
 from verify.ranks.limit import unlimited
-from verify.ranks.link import Link
-from verify.ranks.memory import PARTS
 from verify.ranks.messages import CountDevices, Description, Devices, Target, Timed
-from verify.ranks.plan import Plan, plan
+from verify.ranks.placement import Plan, plan
+from verify.ranks.server_client import Link
+from verify.ranks.shared_tensors import PARTS
 from verify.ranks.spec import resolve
+from verify.ranks.submission import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
 
 __all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
 

@@ -49,8 +49,8 @@ from verify.ranks.messages import (
     ToServer,
     frame,
 )
-from verify.ranks.policy import BATCH, use_policy
 from verify.ranks.speed import slowness
+from verify.ranks.worker.scheduling import BATCH, use_policy
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TRACE_SECONDS, _TRACE_PAUSE = 1.0, 0.02
@@ -164,9 +164,9 @@ class Server:
                     os.close(descriptor)
             self._connection.close()
             _stand_alone(self.pid, folder / f"rank-{rank}.log")
-            from verify.ranks import worker
+            from verify.ranks.worker import loop
 
-            worker.main(socket.socket(fileno=mine[0]), mine[1], socket.socket(fileno=mine[2]))
+            loop.main(socket.socket(fileno=mine[0]), mine[1], socket.socket(fileno=mine[2]))
             code = 0
         except BaseException:
             with contextlib.suppress(BaseException):
@@ -282,7 +282,7 @@ def _preload() -> None:
     import torch.fx.experimental.symbolic_shapes
     import torch.utils.checkpoint
 
-    from verify.ranks import worker  # noqa: F401
+    from verify.ranks.worker import loop  # noqa: F401
 
     torch.set_num_threads(1)
 

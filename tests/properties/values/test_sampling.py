@@ -158,7 +158,7 @@ def test_a_finite_element_of_a_poisoned_channel_is_told_by_its_index(repeats):
 @pytest.mark.parametrize("spatial", [(), (7,), (3, 4), (2, 3, 2)])
 def test_a_rank_captures_the_sample_in_any_layout(spatial):
     torch = pytest.importorskip("torch")
-    from verify.ranks.capture import capture
+    from verify.ranks.worker.capture import capture
 
     plain = torch.arange(9 * 2 * math.prod(spatial), dtype=torch.float32).reshape(9, 2, *spatial)
     axes = tuple(reversed(range(plain.dim())))

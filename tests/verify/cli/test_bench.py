@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from verify.cli import bench as command
 from verify.cli.main import main
-from verify.measure.bench import command, history
+from verify.measure.bench import history
 from verify.measure.bench.figure import Effort, Figure, Measure, Tell
 from verify.measure.bench.registry import MODULES, measure_of
 

@@ -12,17 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.verify.power.samples import RIGHT, acquitted, card, caught, units
 
 from properties.judge.catalogue import PROPERTIES
 from tests.power.test_own_file import processes_with
+from tests.verify.measure.power.samples import RIGHT, acquitted, card, caught, units
 from verify import errors
+from verify.cli import faults as command
 from verify.cli.faults import judge
 from verify.cli.main import main
 from verify.cli.parser import parse
 from verify.errors import UsageError
 from verify.faults.cards import cards, right_cards
-from verify.measure.power import command
 from verify.measure.power.score import Score
 from verify.measure.power.work_units import QUICK_TRIES, FaultUnit, RightUnit, right_units
 

@@ -15,9 +15,9 @@ from properties.case import Case, Step
 from properties.observation import Observation
 from properties.values.elements import digest, tensors
 from verify.errors import RankError
-from verify.ranks.gate import Gate
-from verify.ranks.memory import PARTS
 from verify.ranks.pool import RankPool
+from verify.ranks.shared_tensors import PARTS
+from verify.ranks.worker.barrier import Gate
 
 HERE = Path(__file__).parent
 CASE = Case(batches=(3, 2), channels=5, spatial=((2, 3),), random_parameters=True, seed=7)

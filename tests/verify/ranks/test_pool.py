@@ -293,7 +293,7 @@ def test_a_failure_of_our_own_is_a_rank_error_and_costs_the_group(pool, losses, 
         raise OSError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("verify.ranks.memory.read", fail)
+        patch.setattr("verify.ranks.shared_tensors.read", fail)
         with pytest.raises(RankError, match="no memory"):
             pool.run(spec("Local"), CASE)
     assert [loss.reason for loss in losses] == ["RankError"]

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import msgspec
 import pytest
-from tests.verify.power.samples import RIGHT, card
 
 from properties.verdict import Outcome as Said
 from properties.verdict import Verdict
 from tests.verify.fakes import FakeRanks, examiner, judge_by, returned
+from tests.verify.measure.power.samples import RIGHT, card
 from verify.measure.power.fault_campaign import Watch, judge_fault, judge_right
 from verify.measure.power.outcome import Outcome
 from verify.measure.power.work_units import Effort, FaultUnit, RightUnit

@@ -6,8 +6,8 @@ import os
 import sys
 
 import pytest
-from tests.verify.power.samples import card, units
 
+from tests.verify.measure.power.samples import card, units
 from verify.errors import RankError
 from verify.measure.power.outcome import Broken, FaultOutcome
 from verify.measure.power.process_pool import Crew

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
-from tests.verify.power.samples import RIGHT, acquitted, card, caught, units
 
+from tests.verify.measure.power.samples import RIGHT, acquitted, card, caught, units
 from verify.measure.power.progress import INTERVAL, Told
 from verify.measure.power.score import Score
 from verify.measure.power.work_units import right_units

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.verify.power.samples import RIGHT, acquitted, card, caught, missed, smallest, units
 
+from tests.verify.measure.power.samples import RIGHT, acquitted, card, caught, missed, smallest, units
 from verify import errors
 from verify.measure.power.outcome import Broken, Cell, Done
 from verify.measure.power.score import Score

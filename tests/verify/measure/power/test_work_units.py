@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from tests.verify.power.samples import RIGHT, card
 
+from tests.verify.measure.power.samples import RIGHT, card
 from verify.measure.power.work_units import (
     QUICK_TRIES,
     Effort,

@@ -1,7 +1,7 @@
 """The spawn ratio: one case as a process-per-rank test / a verified case.
 
 The test starts fresh processes, which import torch, join a gloo group by a file store, run forward and
-backward and compare with the concatenated batch (`verify.ranks.alone`), as tests on torch's
+backward and compare with the concatenated batch (`verify.ranks.worker.process_per_rank`), as tests on torch's
 `MultiProcessTestCase` do. Tests and blocks of verified cases alternate.
 """
 
@@ -54,8 +54,9 @@ def process_per_rank(case: Case) -> float:
         began = time.perf_counter()
         log = (Path(folder) / "log").open("wb")
         with log:
+            module = ("-m", "verify.ranks.worker.process_per_rank", folder)
             ranks = [
-                start(("-m", "verify.ranks.alone", folder, str(rank), encode(case).decode(), spec), log, log)
+                start((*module, str(rank), encode(case).decode(), spec), log, log)
                 for rank in range(case.world_size)
             ]
             try:

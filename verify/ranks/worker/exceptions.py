@@ -15,7 +15,7 @@ MAX_TRACEBACK = 8000
 MAX_WRAPPED = 8
 _TOLD = re.compile(r"\b(?:got|raised exception) (?P<type>\w+(?:Error|Exception))\(")
 """How `torch._dynamo` quotes the exception of the code that it traces, where it does not chain it."""
-_OURS = str(Path(__file__).parent) + os.sep
+_OURS = str(Path(__file__).parents[1]) + os.sep
 
 
 def describe(error: BaseException, phase: str) -> Raised:

@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from properties.probe import TREE_ITEMS
-from verify.ranks.exceptions import describe
-from verify.ranks.loading import KEYWORDS, Factory, converter
+from verify.ranks.worker.exceptions import describe
+from verify.ranks.worker.loader import KEYWORDS, Factory, converter
 
 _FEATURES = 3
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from verify.ranks.policy import BATCH, USUAL, use_policy
+from verify.ranks.worker.scheduling import BATCH, USUAL, use_policy
 
 SCRIPT = """
 import os, threading
-from verify.ranks.policy import BATCH, USUAL, use_policy
+from verify.ranks.worker.scheduling import BATCH, USUAL, use_policy
 
 def policies():
     return {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from properties.case import Case, Step
-from verify.ranks import layouts, running
-from verify.ranks.building import build
-from verify.ranks.loading import KEYWORDS
+from verify.ranks.worker import execution, memory_layouts
+from verify.ranks.worker.loader import KEYWORDS
+from verify.ranks.worker.module import build
 
 META = torch.device("meta")
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 class _SilentLedger:
@@ -41,18 +41,20 @@ def test_every_tensor_of_a_case_is_on_the_device_of_the_place(layout, monkeypatc
     def note(tensor, *, beside=None, positions=None):
         seen[len(seen)] = (tensor.device, beside.device if beside is not None else META)
 
-    monkeypatch.setattr(running, "capture", note)
-    monkeypatch.setattr(running, "same_bits", lambda first, second: first.device == second.device == META)
-    monkeypatch.setattr(layouts, "same_bits", lambda first, second: first.device == second.device == META)
+    monkeypatch.setattr(execution, "capture", note)
+    monkeypatch.setattr(execution, "same_bits", lambda first, second: first.device == second.device == META)
+    monkeypatch.setattr(
+        memory_layouts, "same_bits", lambda first, second: first.device == second.device == META
+    )
     case = Case(
         batches=(3,), channels=4, spatial=((2, 2),), input_layout=layout, cotangent_layout="expanded",
         strided_buffers=True, random_parameters=True, steps=(Step(), Step(mode="eval")), dtype="bfloat16",
     )  # fmt: skip
-    place = running.Place(rank=0, device=META, group=None, ledger=_SilentLedger())
-    execution = running.Execution(case, _BatchNorm, keywords=KEYWORDS, place=place)
-    execution.run()
-    assert execution.raised is None
-    assert execution.modified == []
+    place = execution.Place(rank=0, device=META, group=None, ledger=_SilentLedger())
+    ran = execution.Execution(case, _BatchNorm, keywords=KEYWORDS, place=place)
+    ran.run()
+    assert ran.raised is None
+    assert ran.modified == []
     # Two outputs, three times three buffers, two times three gradients.
     assert list(seen.values()) == [(META, META)] * 17
 
@@ -72,11 +74,11 @@ class _SharedOutput(_BatchNorm):
 def test_an_output_that_the_next_forward_overwrites_is_noted(shares, modified, monkeypatch):
     monkeypatch.setattr(_SharedOutput, "shares", shares)
     case = Case(batches=(3,), spatial=((2, 2),), steps=(Step(backward="deferred"), Step()))
-    place = running.Place(rank=0, device=torch.device("cpu"), group=None, ledger=_SilentLedger())
-    execution = running.Execution(case, _SharedOutput, keywords=KEYWORDS, place=place)
-    execution.run()
-    assert execution.raised is None
-    assert execution.modified == modified
+    place = execution.Place(rank=0, device=torch.device("cpu"), group=None, ledger=_SilentLedger())
+    ran = execution.Execution(case, _SharedOutput, keywords=KEYWORDS, place=place)
+    ran.run()
+    assert ran.raised is None
+    assert ran.modified == modified
 
 
 def test_a_factory_without_device_has_its_module_moved_there():
@@ -97,7 +99,7 @@ import torch.testing._internal.distributed.fake_pg
 from properties.case import Case
 from verify.ranks import memory
 from verify.ranks.messages import Load, Run, Setup, Target
-from verify.ranks.worker import Worker
+from verify.ranks.worker.loop import Worker
 setup = Setup(rank=2, world_size=4, device="cpu", backend="fake", folder=sys.argv[1])
 worker = Worker(setup, memory.create())
 target = Target(spec="", attribute="Synced", file=sys.argv[2])
@@ -108,7 +110,7 @@ print(json.dumps([ran.ending, str(ran.raised), [(entry.op, entry.group) for entr
 
 
 def test_the_backend_is_data_a_fake_one_runs_the_same_code(tmp_path):
-    command = [sys.executable, "-c", _FAKE, str(tmp_path), str(Path(__file__).parent / "subjects.py")]
+    command = [sys.executable, "-c", _FAKE, str(tmp_path), str(Path(__file__).parents[1] / "subjects.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["returned", "None", [["all_reduce", [0, 2]], ["all_reduce", [0, 2]]]]
@@ -121,7 +123,7 @@ def test_the_parent_imports_neither_torch_nor_jax_and_a_rank_neither_jax_nor_hyp
     for module, found in (
         ("verify.ranks.pool", "[]"),
         ("verify.ranks.server", "[]"),
-        ("verify.ranks.worker", "['torch']"),
+        ("verify.ranks.worker.loop", "['torch']"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", script.format(module)],

@@ -13,9 +13,9 @@ import pytest
 from tests.verify.ranks.real import CASE, spec
 from verify.ranks.messages import Seen
 from verify.ranks.pool import RankPool
-from verify.ranks.watch import look
+from verify.ranks.worker.watch import look
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LOOKS = 1500
 # With `faulthandler.dump_traceback_later(0.001, repeat=True)` in place of the watch this dies of SIGSEGV in a
 # second or two (CPython 3.11: of three runs three).

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from properties.case import Case
 from properties.values.elements import parameters
-from verify.ranks.layouts import dtype_of, strided
-from verify.ranks.loading import Factory
+from verify.ranks.worker.loader import Factory
+from verify.ranks.worker.memory_layouts import dtype_of, strided
 
 
 def build(

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from properties.observation import Collective
-from verify.ranks.compiling import leave_alone
+from verify.ranks.worker.compiling import leave_alone
 
 MAX_ENTRIES = 10_000
 _NAMES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verify.ranks.plan import PlanError, plan
+from verify.ranks.placement import PlanError, plan
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from verify.ranks.exceptions import MAX_MESSAGE, MAX_TRACEBACK, describe
+from verify.ranks.worker.exceptions import MAX_MESSAGE, MAX_TRACEBACK, describe
 
 
 class HostileError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from verify.ranks.loading import KEYWORDS, accepted
+from verify.ranks.worker.loader import KEYWORDS, accepted
 
 
 class Inner(nn.BatchNorm2d):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from properties.probe import TREE_ITEMS
-from verify.ranks.conversion import facts
-from verify.ranks.loading import converter
+from verify.ranks.worker.conversion_facts import facts
+from verify.ranks.worker.loader import converter
 from verify.subjects.aggregated import Aggregated
 from verify.subjects.converting import Converter
 

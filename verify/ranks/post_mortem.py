@@ -15,7 +15,7 @@ import msgspec
 
 from properties.observation import Collective
 from verify.ranks.endings import trim
-from verify.ranks.link import tail
+from verify.ranks.server_client import tail
 
 _OURS = str(Path(__file__).parent)
 _STACK_BYTES = 20_000

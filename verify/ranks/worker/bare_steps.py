@@ -3,8 +3,9 @@
 Rules
 -----
 - Data is drawn and modules are built beforehand, as a training script does both before its loop. The ledger,
-  digests, copies and captures of `verify.ranks.running` are left out; the schedule of each case is kept.
-- The kernel schedules them as it does a script of the user's own (`verify.ranks.policy`).
+  digests, copies and captures of `verify.ranks.worker.execution` are left out; the schedule of each case is
+  kept.
+- The kernel schedules them as it does a script of the user's own (`verify.ranks.worker.scheduling`).
 - The ranks begin together, after a barrier; a second run of a probe is no part of a bare step.
 """
 
@@ -21,9 +22,9 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from properties.case import Case, events
-from verify.ranks.drawing import draw
 from verify.ranks.messages import Timed
-from verify.ranks.policy import BATCH, USUAL, use_policy
+from verify.ranks.worker.inputs import draw
+from verify.ranks.worker.scheduling import BATCH, USUAL, use_policy
 
 
 @dataclass(slots=True)

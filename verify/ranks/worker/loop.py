@@ -17,17 +17,6 @@ import torch.distributed as dist
 
 from properties.case import Case
 from verify.errors import SubjectError
-from verify.ranks import watch
-from verify.ranks.bare import prepare, timed
-from verify.ranks.building import build
-from verify.ranks.compiling import compilations, raise_limits
-from verify.ranks.conversion import facts
-from verify.ranks.exceptions import describe
-from verify.ranks.gate import Gate
-from verify.ranks.hygiene import Hygiene
-from verify.ranks.ledger import Ledger
-from verify.ranks.loading import Factory, load
-from verify.ranks.memory import part, write
 from verify.ranks.messages import (
     Bare,
     Description,
@@ -46,7 +35,18 @@ from verify.ranks.messages import (
     frame,
     receive,
 )
-from verify.ranks.running import Execution, Place
+from verify.ranks.shared_tensors import part, write
+from verify.ranks.worker import watch
+from verify.ranks.worker.bare_steps import prepare, timed
+from verify.ranks.worker.barrier import Gate
+from verify.ranks.worker.collective_log import Ledger
+from verify.ranks.worker.compiling import compilations, raise_limits
+from verify.ranks.worker.conversion_facts import facts
+from verify.ranks.worker.exceptions import describe
+from verify.ranks.worker.execution import Execution, Place
+from verify.ranks.worker.loader import Factory, load
+from verify.ranks.worker.module import build
+from verify.ranks.worker.process_state import Hygiene
 
 _NEVER = datetime.timedelta(days=1)
 _LOG_BYTES = 1 << 20

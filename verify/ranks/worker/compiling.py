@@ -5,8 +5,8 @@ Rules
 - A subject that is compiled is judged compiled. Dynamo gives a function up after a few compilations (eight),
   and runs it uncompiled; since cases differ in shape, dtype and options, its limits are raised, and that is
   told.
-- What is ours and runs in the midst of a compiled subject (`verify.ranks.ledger`) is no business of dynamo:
-  it would compile that, too, and fail where no user's code does.
+- What is ours and runs in the midst of a compiled subject (`verify.ranks.worker.collective_log`) is no
+  business of dynamo: it would compile that, too, and fail where no user's code does.
 - Nothing here imports dynamo: most subjects never do, and it takes as long as torch itself.
 """
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from properties.case import Case
 from properties.values.elements import Floats, digest, drawn, tensors
-from verify.ranks.layouts import Before, Laid, dtype_of, lay_out
+from verify.ranks.worker.memory_layouts import Before, Laid, dtype_of, lay_out
 
 _LARGEST_INTEGER = 2.0**53
 

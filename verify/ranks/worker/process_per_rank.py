@@ -1,9 +1,9 @@
 """A rank alone: one case in a fresh process that is thrown away, as a process-per-rank test runs it.
 
-`python -m verify.ranks.alone FOLDER RANK CASE SPEC` imports torch, joins a gloo group by a file store in
-FOLDER, runs the case once, gathers what all ranks were given, and compares output and input gradient with
-batch norm of one process on the concatenated batch. It exists to be timed (`verify bench spawn`), and ends
-with 0 if the comparison holds.
+`python -m verify.ranks.worker.process_per_rank FOLDER RANK CASE SPEC` imports torch, joins a gloo group by a
+file store in FOLDER, runs the case once, gathers what all ranks were given, and compares output and input
+gradient with batch norm of one process on the concatenated batch. It exists to be timed (`verify bench
+spawn`), and ends with 0 if the comparison holds.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from properties.case import Case, decode
-from verify.ranks.bare import BareStep, prepare
-from verify.ranks.building import build
-from verify.ranks.loading import load
 from verify.ranks.spec import resolve
+from verify.ranks.worker.bare_steps import BareStep, prepare
+from verify.ranks.worker.loader import load
+from verify.ranks.worker.module import build
 
 
 def main(folder: str, rank: int, case: Case, spec: str) -> None:

@@ -13,10 +13,10 @@ import msgspec
 from properties.case import Case
 from properties.observation import Ending, RankObservation
 from properties.values.sampling import sample
-from verify.ranks import memory
+from verify.ranks import shared_tensors
 from verify.ranks.endings import exit_text
 from verify.ranks.messages import Failed, Frames, FromRank, Look, Ran, Seen, Skipped, frame
-from verify.ranks.remains import Remains
+from verify.ranks.post_mortem import Remains
 
 _PIECE = 1 << 16
 
@@ -25,7 +25,7 @@ class Peer:
     """The connection and the memory file of rank `number` of the group in `folder`.
 
     Attributes:
-        watch: The connection to its watch (`verify.ranks.watch`).
+        watch: The connection to its watch (`verify.ranks.worker.watch`).
         theirs: The rank's ends of the two connections, until they have been handed over.
         answers: What it has answered and was not yet looked at, in order.
         gone: Its connection is closed.
@@ -41,7 +41,7 @@ class Peer:
         self.watch, watched = socket.socketpair()
         self.watch.settimeout(0.0)
         self.theirs = (theirs, watched)
-        self.memory = memory.create()
+        self.memory = shared_tensors.create()
         self.answers: list[FromRank] = []
         self.gone = False
         self.seen: Seen | None = None
@@ -120,7 +120,9 @@ class Peer:
 
     def returned(self, answer: Ran, case: Case, *, base: int) -> RankObservation:
         """Return what it has answered for `case`; its tensors lie from `base` on in the memory file."""
-        tensors = memory.read(self.memory, answer.tensors, size=answer.size, spill=answer.spill, base=base)
+        tensors = shared_tensors.read(
+            self.memory, answer.tensors, size=answer.size, spill=answer.spill, base=base
+        )
         for name, header in answer.tensors.items():
             if header.sampled:
                 positions = sample(case, self.number, int(name.partition(".")[2]))

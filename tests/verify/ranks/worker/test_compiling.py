@@ -10,9 +10,9 @@ import pytest
 
 from properties.case import Case, Step
 from tests.verify.ranks.real import spec
-from verify.ranks import compiling
-from verify.ranks.hygiene import _Namespace
 from verify.ranks.pool import LostGroup, RankPool
+from verify.ranks.worker import compiling
+from verify.ranks.worker.process_state import _Namespace
 
 
 class Owner:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verify.ranks import memory
+from verify.ranks import shared_tensors
 from verify.ranks.messages import TensorHeader
 
 ARRAYS = [
@@ -21,7 +21,7 @@ ARRAYS = [
 
 @pytest.fixture
 def descriptor():
-    made = memory.create()
+    made = shared_tensors.create()
     yield made
     os.close(made)
 
@@ -38,13 +38,13 @@ def headers(arrays, starts):
 
 @pytest.mark.parametrize("short", [False, True])
 def test_arrays_come_back(descriptor, tmp_path, monkeypatch, short):
-    monkeypatch.setattr(memory, "_SMALL", 0 if short else 1 << 24)
-    monkeypatch.setattr(memory, "free_bytes", lambda: 0)
+    monkeypatch.setattr(shared_tensors, "_SMALL", 0 if short else 1 << 24)
+    monkeypatch.setattr(shared_tensors, "free_bytes", lambda: 0)
     beside = tmp_path / "rank-0.tensors"
-    starts, size, spill = memory.write(descriptor, ARRAYS, spill=beside)
+    starts, size, spill = shared_tensors.write(descriptor, ARRAYS, spill=beside)
     assert spill == (str(beside) if short else "")
     assert beside.exists() is short
-    found = memory.read(descriptor, headers(ARRAYS, starts), size=size, spill=spill)
+    found = shared_tensors.read(descriptor, headers(ARRAYS, starts), size=size, spill=spill)
     for tensor, array in zip(found.values(), ARRAYS, strict=True):
         assert tensor.array.dtype == array.dtype
         assert tensor.shape == array.shape
@@ -54,9 +54,9 @@ def test_arrays_come_back(descriptor, tmp_path, monkeypatch, short):
 
 def test_what_was_read_survives_the_next_write(descriptor, tmp_path):
     first = [np.full(10, 1.0)]
-    starts, size, _ = memory.write(descriptor, first, spill=Path(tmp_path / "x"))
-    found = memory.read(descriptor, headers(first, starts), size=size)
-    memory.write(descriptor, [np.full(10, 2.0)], spill=Path(tmp_path / "x"))
+    starts, size, _ = shared_tensors.write(descriptor, first, spill=Path(tmp_path / "x"))
+    found = shared_tensors.read(descriptor, headers(first, starts), size=size)
+    shared_tensors.write(descriptor, [np.full(10, 2.0)], spill=Path(tmp_path / "x"))
     assert found["t.0"].array.tolist() == [1.0] * 10
 
 
@@ -64,19 +64,19 @@ def test_many_arrays_and_partial_writes_come_back(descriptor, tmp_path, monkeypa
     original = os.pwritev
     monkeypatch.setattr(os, "pwritev", lambda fd, pieces, at: original(fd, [pieces[0][:7]], at))
     many = [np.full(3, index, np.int32) for index in range(700)]
-    starts, size, _ = memory.write(descriptor, many, spill=tmp_path / "x")
-    found = memory.read(descriptor, headers(many, starts), size=size)
+    starts, size, _ = shared_tensors.write(descriptor, many, spill=tmp_path / "x")
+    found = shared_tensors.read(descriptor, headers(many, starts), size=size)
     assert [tensor.array[2] for tensor in found.values()] == list(range(700))
 
 
 def test_memory_of_a_large_observation_is_given_back(descriptor, tmp_path):
-    large = [np.ones(memory.KEPT_BYTES // 8 + 1)]
-    starts, size, _ = memory.write(descriptor, large, spill=tmp_path / "x")
-    memory.read(descriptor, headers(large, starts), size=size)
+    large = [np.ones(shared_tensors.KEPT_BYTES // 8 + 1)]
+    starts, size, _ = shared_tensors.write(descriptor, large, spill=tmp_path / "x")
+    shared_tensors.read(descriptor, headers(large, starts), size=size)
     assert os.fstat(descriptor).st_size == 0
 
 
 def test_a_file_that_is_too_short_is_an_error(descriptor, tmp_path):
-    starts, size, _ = memory.write(descriptor, ARRAYS, spill=tmp_path / "x")
+    starts, size, _ = shared_tensors.write(descriptor, ARRAYS, spill=tmp_path / "x")
     with pytest.raises(OSError, match="memory file"):
-        memory.read(descriptor, headers(ARRAYS, starts), size=size + 1)
+        shared_tensors.read(descriptor, headers(ARRAYS, starts), size=size + 1)

@@ -1,7 +1,8 @@
 """Hygiene: what a subject may have changed in its process, put right before the next case, or told.
 
 Every case starts from the same state, whatever ran before it, so that its replay alone gives the same bits.
-What can be put right is (`verify.ranks.settings`); what cannot costs the group, and a new one is made.
+What can be put right is (`verify.ranks.worker.process_settings`); what cannot costs the group, and a new one
+is made.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ import torch.distributed.distributed_c10d as c10d
 from torch.nn.modules import batchnorm, module
 
 from verify.ranks.messages import TRACE_SIGNAL
-from verify.ranks.settings import LIMITS, Output, Setting, identity, of_a_fresh_process, of_a_loaded_subject
+from verify.ranks.worker.process_settings import (
+    LIMITS,
+    Output,
+    Setting,
+    identity,
+    of_a_fresh_process,
+    of_a_loaded_subject,
+)
 
 MOST_HELPERS = 8
 """Child processes and Python threads that a subject may keep from case to case, such as a compiler's."""

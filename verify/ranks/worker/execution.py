@@ -24,13 +24,13 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from properties.case import Case, events
 from properties.observation import Raised
 from properties.values.sampling import sample
-from verify.ranks.building import build
-from verify.ranks.capture import Captured, capture
-from verify.ranks.drawing import draw
-from verify.ranks.exceptions import describe
-from verify.ranks.layouts import handed_on, same_bits
-from verify.ranks.ledger import Ledger
-from verify.ranks.loading import Factory
+from verify.ranks.worker.capture import Captured, capture
+from verify.ranks.worker.collective_log import Ledger
+from verify.ranks.worker.exceptions import describe
+from verify.ranks.worker.inputs import draw
+from verify.ranks.worker.loader import Factory
+from verify.ranks.worker.memory_layouts import handed_on, same_bits
+from verify.ranks.worker.module import build
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _PARAMETERS = ("weight", "bias")

@@ -1,0 +1,1 @@
+"""What runs inside a rank: one message from the parent, its work, one answer."""
