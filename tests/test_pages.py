@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from verify.measure.sensitivity.strata import of_sensitivity
 from verify.report.stamp import (
     UNKNOWN,
     StalePage,
     digest,
     generator,
     of_faults,
-    of_sensitivity,
     stale,
     stamped,
     warn_if_stale,

@@ -15,8 +15,8 @@ import msgspec
 
 from properties.case import Case
 from properties.domain import Domain, DomainError, Promise, override, promise_from
+from verify.environment import backend_words
 from verify.known.entries import SHIPPED, Entry, KnownError, concerned, load
-from verify.report.environment import backend_words
 
 DEFAULT_PROMISE = Promise()
 KEYWORDS = ("eps", "momentum", "affine", "track_running_stats", "process_group", "bias")

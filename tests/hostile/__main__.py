@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE))
 from catalogue import ENTRIES, TIMEOUT, Entry, made_of  # noqa: E402
 from striking import Strike, opened  # noqa: E402
 
-from verify.report.environment import one_line  # noqa: E402
+from verify.environment import one_line  # noqa: E402
 from verify.report.stamp import stamped  # noqa: E402
 
 _HEAD = """# Hostile subjects

@@ -12,8 +12,9 @@ from catalogue import HARMLESS, TIMEOUT, Entry
 
 from properties.observation import RankObservation
 from verify.engine.engine import Run, Settings
+from verify.engine.examiner import Examiner
 from verify.ranks.pool import LostGroup
-from verify.trial import Examiner, Trial
+from verify.trial import Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

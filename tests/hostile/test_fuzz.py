@@ -33,8 +33,9 @@ from verify.errors import UsageError
 from verify.known.entries import KnownError, extent
 from verify.known.entries import parse as parse_known
 from verify.record.journal import RecordError
+from verify.record.kept_cases import find_case
 from verify.record.previous_run import Past, read
-from verify.record.writing import Record, find_case
+from verify.record.writing import Record
 from verify.report.explain import Occurrence, explain
 from verify.report.json_report import subject_data
 from verify.report.summary import summary

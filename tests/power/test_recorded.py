@@ -15,10 +15,10 @@ import pytest
 from properties.case import encode
 from properties.domain import Contract
 from properties.verdict import Outcome
+from verify.engine.examiner import machinery
 from verify.known.entries import extent, load
 from verify.known.excusing import excuse
 from verify.record.reading import trial_from
-from verify.trial import machinery
 
 RECORD = Path(__file__).parent / "recorded" / "h200-torch-2.11.jsonl"
 KNOWN = Path(__file__).parents[2] / "verify" / "subjects" / "known" / "torch.toml"

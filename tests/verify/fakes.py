@@ -15,10 +15,10 @@ from properties.domain import Domain
 from properties.expectation.expected import Expected, Interval
 from properties.observation import Observation, RankObservation, Tensor
 from properties.verdict import Discrepancy, Outcome, Verdict
+from verify.engine.examiner import Examiner, Machinery
 from verify.events import Event
 from verify.ranks.limit import unlimited
 from verify.subject import Subject
-from verify.trial import Examiner, Machinery
 
 Rules = Mapping[str, Callable[[Case], bool]]
 

@@ -14,8 +14,8 @@ import platformdirs
 import pytest
 
 from verify import errors
-from verify.cli.launchers import launched
 from verify.cli.main import main
+from verify.engine.launchers import launched
 from verify.entry import PACKAGES, bind, foreign, home, program
 
 ROOT = Path(__file__).parents[2]

@@ -16,12 +16,12 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from verify import errors
+from verify.environment import environment, one_line
 from verify.errors import UsageError
 from verify.measure.bench.figure import Effort, Figure, Tell
 from verify.measure.bench.figure_text import HEADER, document, lines
 from verify.measure.bench.history import FILE, append, entry, last_values, read, worse
 from verify.measure.bench.registry import MODULES, measure_of
-from verify.report.environment import environment, one_line
 from verify.strict_json import line
 
 

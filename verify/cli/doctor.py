@@ -8,10 +8,10 @@ from argparse import Namespace
 
 from properties.case import Case
 from verify import errors
+from verify.environment import backend_words, cores, environment, shared_memory
 from verify.errors import RankError, SubjectError
 from verify.ranks.pool import RankPool
-from verify.record.writing import data_folder
-from verify.report.environment import backend_words, cores, environment, shared_memory
+from verify.record.kept_cases import data_folder
 
 MEGABYTE = 1 << 20
 

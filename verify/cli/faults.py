@@ -14,6 +14,7 @@ import msgspec
 from properties.domain import DomainError, Promise, override
 from verify.cli.parser import pairs
 from verify.config import Budget
+from verify.environment import cores, environment, one_line
 from verify.errors import UsageError
 from verify.faults.cards import cards, right_cards
 from verify.measure.power.outcome import Done
@@ -33,7 +34,6 @@ from verify.measure.power.work_units import (
     fault_units,
     right_units,
 )
-from verify.report.environment import cores, environment, one_line
 from verify.report.stamp import of_faults, stamped
 
 SEEDS = 5

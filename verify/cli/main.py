@@ -15,9 +15,9 @@ from pathlib import Path
 
 from properties.case import CaseError
 from properties.domain import DomainError
-from verify.cli.launchers import launched
 from verify.cli.parser import parse
 from verify.engine.interrupts import heeded
+from verify.engine.launchers import launched
 from verify.errors import INTERNAL, INTERRUPTED, OK, USAGE, SubjectError, UsageError
 
 

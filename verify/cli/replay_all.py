@@ -19,13 +19,15 @@ from properties.verdict import Outcome
 from verify import errors
 from verify.cli.run import settings_from
 from verify.engine.engine import Run
+from verify.engine.examiner import Examiner
 from verify.errors import UsageError
 from verify.record.journal import Journal
+from verify.record.kept_cases import read_case
 from verify.record.previous_run import Past, read
-from verify.record.writing import JOURNAL, read_case
+from verify.record.writing import JOURNAL
 from verify.report.words import case_words, count, listing
 from verify.subject import Subject
-from verify.trial import Examiner, Trial
+from verify.trial import Trial
 
 Gathered = Mapping[str, tuple[Case, ...]]
 """Cases by the SPEC of the subject that they are to be run on."""

@@ -17,12 +17,12 @@ from verify.config import DEFAULT_MIN_CASES
 from verify.engine.campaign import Budget, Policy
 from verify.engine.engine import Run, Settings, exit_code
 from verify.engine.floor import Floor
+from verify.environment import backend_words, environment, one_line, version
 from verify.errors import UsageError
 from verify.events import Handler
 from verify.ranks.server_client import Link
 from verify.record.previous_run import Past, read
 from verify.record.writing import Record
-from verify.report.environment import backend_words, environment, one_line, version
 from verify.report.json_report import Document
 from verify.report.log import Detail, Lines
 from verify.report.terminal import Terminal

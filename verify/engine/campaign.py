@@ -26,6 +26,7 @@ from properties.case import Case
 from properties.verdict import Outcome
 from verify.config import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
 from verify.engine.deadline import Deadline
+from verify.engine.examiner import Examiner, PendingTrial
 from verify.engine.failures import Failures, property_of, root_first
 from verify.engine.findings import SHORT_SHARE, Deadly, Findings
 from verify.engine.floor import Floor
@@ -37,7 +38,7 @@ from verify.ranks.limit import unlimited
 from verify.record.recall import Memory, Place, Recalled
 from verify.result import SubjectResult
 from verify.strict_json import plain
-from verify.trial import Begun, Examiner, Trial
+from verify.trial import Trial
 
 __all__ = ["DEFAULT_BUDGET", "DEFAULT_POLICY", "Budget", "Campaign", "Policy", "derive"]
 
@@ -58,7 +59,7 @@ class _Flight:
     case: Case
     place: int
     recalled: Recalled | None
-    begun: Begun | None
+    begun: PendingTrial | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -203,7 +204,7 @@ class Campaign:
         *,
         stored: str = "",
         recalled: Recalled | None = None,
-        begun: Begun | None = None,
+        begun: PendingTrial | None = None,
     ) -> Trial | None:
         """Run and judge one case, or finish what is begun, unless it was judged before; count and tell it.
 
@@ -242,7 +243,7 @@ class Campaign:
         )
         return trial
 
-    def _begin(self, case: Case, *, ahead: bool = False) -> Begun:
+    def _begin(self, case: Case, *, ahead: bool = False) -> PendingTrial:
         with self.examiner.hurried(SHORT_SHARE if self._hangs else None):
             return self.examiner.begin(case, ahead=ahead)
 

@@ -10,17 +10,19 @@ from typing import Self
 
 from verify import errors
 from verify.engine.campaign import DEFAULT_BUDGET, DEFAULT_FLOOR, DEFAULT_POLICY, Budget, Campaign, Policy
+from verify.engine.examiner import Examiner, Machinery, machinery
 from verify.engine.floor import Floor
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost, Handler
 from verify.ranks.pool import LostGroup, RankPool
 from verify.ranks.server_client import Link
+from verify.record.kept_cases import data_folder, keep_case
 from verify.record.previous_run import Past
 from verify.record.recall import Memory, Place
-from verify.record.writing import Record, data_folder, keep_case
+from verify.record.writing import Record
 from verify.result import SubjectResult
 from verify.subject import NO_OVERRIDES, Overrides, Subject, subject_from
 from verify.subjects.builtins import BUILTINS
-from verify.trial import Examiner, Machinery, Trial, machinery
+from verify.trial import Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

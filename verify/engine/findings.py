@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from properties.case import Case
 from verify.config import Policy
 from verify.engine.deadline import Deadline
+from verify.engine.examiner import Examiner
 from verify.engine.failures import Failures
 from verify.engine.search import Found, Limits, Minimum, Over, Source, minimise
 from verify.engine.simplify import weight
 from verify.engine.tally import Tally
 from verify.known.entries import Entry, extent
 from verify.record.recall import Memory, Place
-from verify.trial import Examiner, Trial
+from verify.trial import Trial
 
 MAX_DEADLY_RUNS = 5
 """Cases that run although a known discrepancy may kill or hang a rank on them."""

@@ -8,9 +8,10 @@ from statistics import median
 
 from properties.judge.catalogue import PROPERTIES
 from properties.verdict import Outcome, Verdict, merge_outcomes
+from verify.engine.examiner import GRADES
 from verify.known.entries import Entry
 from verify.result import COARSE_SHARE, Accounting, KnownResult, Pace, PropertyResult, StandsOn
-from verify.trial import GRADES, Trial
+from verify.trial import Trial
 
 _ORDER = (*GRADES, "none")
 MAX_HUNG = 3

@@ -43,8 +43,8 @@ from numpy.typing import NDArray
 
 from properties.case import Case, CaseError, decode, one_line
 from properties.mechanisms.closed_list import MECHANISMS
+from verify.environment import version
 from verify.known.case_facts import FACTS, Group
-from verify.report.environment import version
 
 SHIPPED = {"torch-native": Path(__file__).parents[1] / "subjects" / "known" / "torch_native.toml"}
 """Files that come with the suite, by the name that a subject or a file gives for them."""

@@ -24,20 +24,13 @@ from properties.observation import Observation, RankObservation
 from properties.probe import second
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.known.entries import Entry, Extent, extent
+from verify.trial import Excused
 
 MAX_TOGETHER = 6
 """Mechanisms of one case that are tried in every combination; of more, all but few, and few."""
 PROPERTY_OF = {"output": "forward"}
 """The property that judges a quantity, where it has another name."""
 PROBES = ("repeatable", "scaling")
-
-
-@dataclass(frozen=True, slots=True)
-class Excused:
-    """The property of a case that an entry excused."""
-
-    entry: str
-    property: str
 
 
 class Judges(Protocol):

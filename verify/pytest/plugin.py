@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from verify.cli.launchers import launched
 from verify.config import DEFAULT_MIN_CASES
+from verify.engine.launchers import launched
 from verify.entry import EXPECTED, bind, conflict
+from verify.environment import backend_words, one_line
 from verify.pytest.shard import SHARDS, Check, Shard, Undecided, Violated
-from verify.report.environment import backend_words, one_line
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -138,7 +138,7 @@ class CaseItem(_Item):
 
     def runtest(self) -> None:
         """Run the case once, and fail with one section a violated property."""
-        from verify.cli.replay import examine_again
+        from verify.pytest.shard import examine_again
 
         option = self.config.option
         examine_again(

@@ -12,8 +12,8 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from verify.cli.launchers import launched
 from verify.config import DEFAULT_MIN_CASES
+from verify.engine.launchers import launched
 from verify.entry import EXPECTED, bind, conflict
 
 if TYPE_CHECKING:
@@ -162,3 +162,32 @@ def judge_result(result: SubjectResult) -> None:
         raise Violated("\n\n".join(("", *texts, "\n".join(summary(result)))))
     if result.accounting.internal or result.verdict != "HOLDS":
         raise Undecided("\n".join(("", *summary(result))))
+
+
+def examine_again(
+    text: str, spec: str, *, device: str, backend: str | None, case_seconds: float | None = None
+) -> None:
+    """Run the case that `text` names on `spec` once, in this process's shared run.
+
+    Raises:
+        Violated: With one section a violated property.
+        Undecided: If nothing was decided, or our own machinery failed.
+    """
+    import io
+
+    from verify import errors
+    from verify.record.kept_cases import data_folder, find_case
+    from verify.report.trial_text import report_trial
+    from verify.subject import NO_OVERRIDES
+
+    run = shared_run(device, backend)
+    case = find_case(text, (data_folder(),))
+    subject = run.subject(spec, overrides=replace(NO_OVERRIDES, case_seconds=case_seconds))
+    trial = run.examiner(subject).examine(case)
+    run.keep(trial)
+    written = io.StringIO()
+    code = report_trial(trial, subject, written, diagnoses=run.parts.diagnoses)
+    if code == errors.NOT_MET:
+        raise Violated(written.getvalue())
+    if code != errors.OK:
+        raise Undecided(written.getvalue())

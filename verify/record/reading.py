@@ -17,10 +17,9 @@ from properties.domain import Grade
 from properties.judge.catalogue import PROPERTIES
 from properties.observation import Collective, Ending, Observation, Raised, RankObservation, tensor_from_data
 from properties.verdict import Outcome, Verdict
-from verify.known.excusing import Excused
 from verify.record.recall import Place, Recalled
 from verify.result import SubjectResult
-from verify.trial import Trial
+from verify.trial import Excused, Trial
 
 COUNTS = ("elements", "max_ratio", "undecided", "blind", "unjudged")
 """What a property that holds is recorded by, in this order and without zeros at the end."""

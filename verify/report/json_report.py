@@ -30,7 +30,7 @@ class Document:
 
     Args:
         path: The file to write; replaced if it exists, by a whole document or not at all.
-        environment: As `verify.report.environment` tells it.
+        environment: As `verify.environment` tells it.
         command: The command line.
         seed: Of the run.
 

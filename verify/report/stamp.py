@@ -81,13 +81,3 @@ def of_faults(judged: Iterable[Card] | None = None) -> dict[str, str]:
 
     listed = sorted(f"{card.id}: {', '.join(card.caught_by)}" for card in (judged or cards()))
     return {**generator(), "faults": digest(listed)}
-
-
-def of_sensitivity() -> dict[str, str]:
-    """Return what `docs/sensitivity.md` is made of: the cases of every stratum and dtype."""
-    from properties.case import DTYPES
-    from verify.measure.sensitivity.strata import STRATA, drawn
-
-    jobs = [(stratum, dtype) for stratum in STRATA for dtype in DTYPES]
-    ids = (case.id for stratum, dtype in jobs for case in drawn(stratum, dtype, seed=1, count=5))
-    return {"strata": digest(ids)}

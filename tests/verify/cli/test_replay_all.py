@@ -17,9 +17,10 @@ from verify.cli.main import main
 from verify.cli.parser import parse
 from verify.cli.replay_all import _as_recorded, exit_code, from_files, from_record, summary
 from verify.errors import UsageError
+from verify.record.kept_cases import keep_case
 from verify.record.previous_run import Past, read
 from verify.record.recall import Place
-from verify.record.writing import Record, keep_case
+from verify.record.writing import Record
 from verify.strict_json import plain
 from verify.trial import Trial
 

@@ -23,7 +23,6 @@ from verify.engine.campaign import Budget, Campaign, Policy
 from verify.engine.engine import Run, Settings
 from verify.events import FailureMinimised
 from verify.known.entries import parse as parse_known
-from verify.known.excusing import Excused
 from verify.record.journal import RecordError
 from verify.record.previous_run import read
 from verify.record.reading import trial_from
@@ -32,7 +31,7 @@ from verify.record.writing import Record, observation_to_data
 from verify.result import SubjectResult
 from verify.strict_json import plain
 from verify.subject import Subject
-from verify.trial import Trial
+from verify.trial import Excused, Trial
 
 RULES = {
     "forward": lambda case: case.channels > 5,

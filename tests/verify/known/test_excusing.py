@@ -16,7 +16,8 @@ from properties.observation import Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict, violated
 from tests.verify.fakes import interval, tensor
 from verify.known.entries import Clause, Entry, Extent
-from verify.known.excusing import Excused, _without_predicted, excuse
+from verify.known.excusing import _without_predicted, excuse
+from verify.trial import Excused
 
 CASE = Case(batches=(1, 1), channels=3, seed=1)
 NAMES = ("output.0",)

@@ -15,14 +15,14 @@ from properties.verdict import Outcome, Verdict, holds, undecided
 from tests.verify.fakes import FakeRanks, examiner, tensor
 from tests.verify.recorded import ARGUMENTS
 from verify.engine.tally import Tally
-from verify.known.excusing import Excused
 from verify.record.journal import RecordError
+from verify.record.kept_cases import data_folder, find_case, keep_case
 from verify.record.previous_run import read
 from verify.record.reading import trial_from
 from verify.record.recall import Place
-from verify.record.writing import Record, data_folder, find_case, keep_case
+from verify.record.writing import Record
 from verify.strict_json import line, plain
-from verify.trial import Trial
+from verify.trial import Excused, Trial
 
 CASE = Case(batches=(1, 3), seed=4)
 

@@ -22,12 +22,13 @@ from typing import Any
 from properties.case import Case
 from verify.config import Budget, Policy
 from verify.engine.engine import Run, Settings
+from verify.engine.examiner import Machinery
 from verify.errors import RankError
 from verify.events import CampaignStarted, Event, GroupLost
 from verify.measure.bench.process_tree import cpu_seconds
 from verify.record.writing import Record
 from verify.subject import Overrides
-from verify.trial import Machinery, Trial
+from verify.trial import Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from properties.verdict import Outcome as Said
 from properties.verdict import Verdict
 from verify.config import Budget, Policy
 from verify.engine.campaign import Campaign
+from verify.engine.examiner import Examiner
 from verify.engine.simplify import weight
 from verify.events import (
     CampaignEnded,
@@ -28,7 +29,7 @@ from verify.measure.power.work_units import Effort, FaultUnit, RightUnit
 from verify.record.recall import Place
 from verify.result import Failure, SubjectResult
 from verify.strict_json import plain
-from verify.trial import Examiner, Trial
+from verify.trial import Trial
 
 Clock = Callable[[], float]
 RIGHT_POLICY = Policy(tries=250, tries_total=500)

@@ -27,11 +27,11 @@ from typing import BinaryIO
 import msgspec
 
 from verify.engine.engine import Run, Settings
+from verify.engine.examiner import machinery
 from verify.measure.power.fault_campaign import judge_fault, judge_right
 from verify.measure.power.outcome import Beat, Broken, Message, Outcome, Ready
 from verify.measure.power.work_units import FaultUnit, Unit
 from verify.subject import Overrides
-from verify.trial import machinery
 
 _PR_SET_PDEATHSIG = 1
 _BEAT_SECONDS = 1.0

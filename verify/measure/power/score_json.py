@@ -25,7 +25,7 @@ def document(score: Score, *, environment: dict[str, Any], command: list[str]) -
 
     Args:
         score: What was found.
-        environment: As `verify.report.environment` tells it.
+        environment: As `verify.environment` tells it.
         command: The command line.
     """
     named = score.named

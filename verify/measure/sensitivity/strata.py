@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from properties.case import Case, Dtype, Step
+from properties.case import DTYPES, Case, Dtype, Step
 from properties.domain import Domain
 from properties.generation.strategies import random_case
+from verify.report.stamp import digest
 
 WORLD_SIZE = 2
 
@@ -54,3 +55,10 @@ def _plain(case: Case) -> Case:
     return msgspec.structs.replace(
         case, steps=(Step(),), specials=(), wrong="", frozen=(), input_grad=(), probe=""
     )
+
+
+def of_sensitivity() -> dict[str, str]:
+    """Return what `docs/sensitivity.md` is made of: the cases of every stratum and dtype."""
+    jobs = [(stratum, dtype) for stratum in STRATA for dtype in DTYPES]
+    ids = (case.id for stratum, dtype in jobs for case in drawn(stratum, dtype, seed=1, count=5))
+    return {"strata": digest(ids)}

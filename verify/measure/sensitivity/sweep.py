@@ -24,9 +24,9 @@ from verify import errors
 from verify.errors import UsageError
 from verify.measure.sensitivity.sensitivity_page import Sensitivity, lines, page
 from verify.measure.sensitivity.smallest_caught import AIMS, Cell, Measured, Subject, cell
-from verify.measure.sensitivity.strata import STRATA, Stratum, drawn
+from verify.measure.sensitivity.strata import STRATA, Stratum, drawn, of_sensitivity
 from verify.ranks.pool import RankPool
-from verify.report.stamp import of_sensitivity, stamped
+from verify.report.stamp import stamped
 
 SEEDS = 5
 CASES = 40

@@ -10,6 +10,7 @@ import pytest
 
 from properties.case import Case
 from properties.expectation.expected import Expected
+from verify.engine.examiner import machinery
 from verify.errors import RankError
 from verify.measure.bench.child import last_json, run_child
 from verify.measure.bench.figure import Effort
@@ -17,7 +18,6 @@ from verify.measure.bench.figures import draw, harness, memory, parallel, spawn
 from verify.measure.bench.figures.growth import ELEMENTS, WORLD_SIZES, elements_case, exponent, ranks_case
 from verify.measure.bench.figures.large import large_case
 from verify.measure.bench.timed_campaign import bench_run
-from verify.trial import machinery
 
 QUICK = Effort(quick=True)
 

@@ -11,9 +11,9 @@ import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from verify.environment import cores
 from verify.measure.bench.child import Ended, run_child
 from verify.measure.bench.figure import Effort, Figure, Tell
-from verify.report.environment import cores
 
 TARGET_BUSY, TARGET_GAIN, SHARE_OF_POSSIBLE = 0.85, 1.4, 0.9
 CASES = 1200

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from verify.engine.examiner import machinery
 from verify.measure.bench.figure import Effort, Figure, Tell
 from verify.measure.bench.process_tree import cpu_seconds
 from verify.measure.bench.timed_campaign import bench_run
-from verify.trial import machinery
 
 TARGET = 0.2
 
