@@ -19,7 +19,7 @@ from properties.values.elements import digest, tensors
 from verify.ranks.group import RankGroup
 from verify.ranks.messages import Target
 from verify.ranks.placement import plan
-from verify.ranks.server_client import Link
+from verify.ranks.server_client import ServerClient
 
 SUBJECTS = Path(__file__).parents[1] / "verify" / "ranks" / "subjects.py"
 CASE = Case(batches=(3, 2), channels=5, spatial=((2, 3),), random_parameters=True, seed=7)
@@ -29,7 +29,7 @@ Opener = Callable[[str, int], AbstractContextManager[RankGroup]]
 @contextlib.contextmanager
 def on_this_machine(name: str, world_size: int) -> Iterator[RankGroup]:
     """Open a group of forked ranks with sockets and memory files."""
-    link = Link()
+    link = ServerClient()
     try:
         target = Target(spec=name, attribute=name, file=str(SUBJECTS))
         where = plan(device="cpu", backend=None, world_size=world_size, cuda_devices=0)

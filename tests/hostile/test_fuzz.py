@@ -34,7 +34,7 @@ from verify.known.entries import KnownError, extent
 from verify.known.entries import parse as parse_known
 from verify.record.journal import RecordError
 from verify.record.kept_cases import find_case
-from verify.record.previous_run import Past, read
+from verify.record.previous_run import PreviousRun, read
 from verify.record.writing import Record
 from verify.report.explain import Occurrence, explain
 from verify.report.json_report import subject_data
@@ -167,7 +167,7 @@ def recorded_lines(folder: Path) -> tuple[bytes, ...]:
     return tuple((folder / "record.jsonl").read_bytes().splitlines())
 
 
-def uses(past: Past) -> None:
+def uses(past: PreviousRun) -> None:
     """Do with what was read what a run that goes on does with it."""
     words = Namespace(**vars(parse([*LINE[:1], *LINE[-2:]])), words=["run", "--record", "r"])
     settings_from(merged(words, past.opening.arguments))

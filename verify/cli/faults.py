@@ -18,7 +18,7 @@ from verify.environment import cores, environment, one_line
 from verify.errors import UsageError
 from verify.faults.cards import cards, right_cards
 from verify.measure.power.outcome import Done
-from verify.measure.power.process_pool import Crew
+from verify.measure.power.process_pool import ProcessPool
 from verify.measure.power.progress import Told
 from verify.measure.power.score import Score
 from verify.measure.power.score_json import document
@@ -42,7 +42,7 @@ QUICK_RIGHT_CASES = 400
 
 
 class Works(Protocol):
-    """The part of a crew that is needed here (`verify.measure.power.process_pool.Crew`)."""
+    """The part of a crew that is needed here (`verify.measure.power.process_pool.ProcessPool`)."""
 
     def work(self, units: Iterable[Unit]) -> Iterator[Done]:
         """Yield each unit with its outcome."""
@@ -61,7 +61,7 @@ def faults_command(arguments: Namespace) -> int:
         counts.append(f"{right} cases of right subjects")
     words = "; ".join([one_line(device="cpu", backend="gloo"), *counts, f"{workers} workers"])
     sys.stdout.write(words + "\n")
-    with _written(score, arguments), Crew(workers) as crew:
+    with _written(score, arguments), ProcessPool(workers) as crew:
         judge(score, crew, sys.stdout)
     return score.exit_code
 

@@ -59,9 +59,9 @@ def _is_usage(error: Exception) -> bool:
 
 
 def _run(arguments: Namespace) -> int:
-    from verify.ranks.server_client import Link
+    from verify.ranks.server_client import ServerClient
 
-    with Link() as link:  # it starts while this process imports the rest
+    with ServerClient() as link:  # it starts while this process imports the rest
         from verify.cli.run import run_command
 
         return run_command(arguments, link)

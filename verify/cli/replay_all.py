@@ -23,7 +23,7 @@ from verify.engine.examiner import Examiner
 from verify.errors import UsageError
 from verify.record.journal import Journal
 from verify.record.kept_cases import read_case
-from verify.record.previous_run import Past, read
+from verify.record.previous_run import PreviousRun, read
 from verify.record.writing import JOURNAL
 from verify.report.words import case_words, count, listing
 from verify.subject import Subject
@@ -54,7 +54,7 @@ def replay_all_command(arguments: Namespace) -> int:
     return exit_code(outcomes, internal=internal)
 
 
-def from_record(past: Past, spec: str | None) -> Gathered:
+def from_record(past: PreviousRun, spec: str | None) -> Gathered:
     """Return the failing cases of a record: those of the subject `spec` if the record has it, or all on it.
 
     Without `spec` each is run on the subject that it failed with.
@@ -111,7 +111,7 @@ def exit_code(outcomes: Counter[Outcome], *, internal: int) -> int:
     return errors.UNDECIDED if outcomes[Outcome.UNDECIDED] else errors.OK
 
 
-def _past(folder: Path) -> Past | None:
+def _past(folder: Path) -> PreviousRun | None:
     """Return the last run of the record in `folder`; None if that is no record."""
     if not (folder / JOURNAL).is_file():
         return None
@@ -122,7 +122,7 @@ def _past(folder: Path) -> Past | None:
         raise UsageError(f"Expected a record, but {folder} cannot be read: {error.strerror}.") from None
 
 
-def _as_recorded(arguments: Namespace, past: Past) -> Namespace:
+def _as_recorded(arguments: Namespace, past: PreviousRun) -> Namespace:
     """Return the command line with what it leaves out as the record's run had it."""
     before = past.opening.arguments
     given = {word.partition("=")[0] for word in arguments.words}

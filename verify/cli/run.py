@@ -20,8 +20,8 @@ from verify.engine.floor import Floor
 from verify.environment import backend_words, environment, one_line, version
 from verify.errors import UsageError
 from verify.events import Handler
-from verify.ranks.server_client import Link
-from verify.record.previous_run import Past, read
+from verify.ranks.server_client import ServerClient
+from verify.record.previous_run import PreviousRun, read
 from verify.record.writing import Record
 from verify.report.json_report import Document
 from verify.report.log import Detail, Lines
@@ -31,7 +31,7 @@ from verify.strict_json import plain
 from verify.subject import Overrides
 
 
-def run_command(arguments: Namespace, link: Link) -> int:
+def run_command(arguments: Namespace, link: ServerClient) -> int:
     """Do `python -m verify run` with the server of ranks behind `link`, and return the exit code."""
     with ExitStack() as stack:
         record = past = None
@@ -131,7 +131,7 @@ def _record(stack: ExitStack, folder: str | None) -> Record:
     return record
 
 
-def _resumed(arguments: Namespace, record: Record) -> tuple[Namespace, Past | None]:
+def _resumed(arguments: Namespace, record: Record) -> tuple[Namespace, PreviousRun | None]:
     """Return the command line that goes on with the last run of `record`, and that run, if there is one."""
     past = read(record.journal)
     if past is None:
@@ -167,8 +167,8 @@ def open_run(
     settings: Settings,
     *,
     record: Record | None = None,
-    past: Past | None = None,
-    link: Link | None = None,
+    past: PreviousRun | None = None,
+    link: ServerClient | None = None,
 ) -> Iterator[Run]:
     """Open the run of a command line, with its handlers, and close them all at the end."""
     with ExitStack() as stack:

@@ -28,14 +28,14 @@ from verify.config import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner, PendingTrial
 from verify.engine.failures import Failures, property_of, root_first
-from verify.engine.findings import SHORT_SHARE, Deadly, Findings
+from verify.engine.findings import SHORT_SHARE, FatalKnown, Findings
 from verify.engine.floor import Floor
-from verify.engine.search import Found, Over, Source, draw
+from verify.engine.search import Found, Source, StopSearch, draw
 from verify.engine.seeds import derive
 from verify.engine.tally import Tally
 from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, Event, FailureFound
 from verify.ranks.limit import unlimited
-from verify.record.recall import Memory, Place, Recalled
+from verify.record.recall import Place, Recall, Recalled
 from verify.result import SubjectResult
 from verify.strict_json import plain
 from verify.trial import Trial
@@ -83,7 +83,7 @@ class Campaign:
     seed: int
     emit: Callable[[Event], None]
     keep: Callable[[Trial, Place], None] = lambda trial, place: None
-    memory: Memory = field(default_factory=Memory)
+    memory: Recall = field(default_factory=Recall)
     policy: Policy = DEFAULT_POLICY
     floor: Floor = DEFAULT_FLOOR
     excluded: float = 0.0
@@ -93,7 +93,7 @@ class Campaign:
     interrupted: bool = False
     _failures: Failures = field(init=False)
     _findings: Findings = field(init=False)
-    _deadly: Deadly = field(init=False)
+    _deadly: FatalKnown = field(init=False)
     _judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _states: dict[str, str] = field(default_factory=dict)
     _drawn: int = 0
@@ -113,7 +113,7 @@ class Campaign:
             room_for=room_for,
             native=self.examiner.native if predicts else lambda trial, property_id: (),
         )
-        self._deadly = Deadly(subject.known)
+        self._deadly = FatalKnown(subject.known)
         self._findings = Findings(
             examiner=self.examiner,
             policy=self.policy,
@@ -317,7 +317,7 @@ class Campaign:
         if self._hangs:  # what is begun might wait for nothing, too
             self._settle()
         if self._over_for(case) or self.stopped or self._failing:
-            raise Over
+            raise StopSearch
         self._drawn += 1
         if entry := self._deadly.entry(case):
             self._judged[case.id] = ()
@@ -330,7 +330,7 @@ class Campaign:
         while len(self._flights) >= self.examiner.ranks.most_in_flight:
             self._finish_oldest()
         if self.stopped or self._failing:
-            raise Over
+            raise StopSearch
 
     def _settle(self) -> None:
         """Finish all cases that are in flight."""

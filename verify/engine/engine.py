@@ -14,10 +14,10 @@ from verify.engine.examiner import Examiner, Machinery, machinery
 from verify.engine.floor import Floor
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost, Handler
 from verify.ranks.pool import LostGroup, RankPool
-from verify.ranks.server_client import Link
+from verify.ranks.server_client import ServerClient
 from verify.record.kept_cases import data_folder, keep_case
-from verify.record.previous_run import Past
-from verify.record.recall import Memory, Place
+from verify.record.previous_run import PreviousRun
+from verify.record.recall import Place, Recall
 from verify.record.writing import Record
 from verify.result import SubjectResult
 from verify.subject import NO_OVERRIDES, Overrides, Subject, subject_from
@@ -76,9 +76,9 @@ class Run:
         handlers: Sequence[Handler] = (),
         *,
         record: Record | None = None,
-        past: Past | None = None,
+        past: PreviousRun | None = None,
         keep: Path | None = None,
-        link: Link | None = None,
+        link: ServerClient | None = None,
     ) -> None:
         self.settings = settings
         self.unkept = ""
@@ -163,7 +163,7 @@ class Run:
             seed=chosen.seed,
             emit=self.emit,
             keep=keep,
-            memory=self._past.memory(subject.spec) if self._past else Memory(),
+            memory=self._past.memory(subject.spec) if self._past else Recall(),
             policy=chosen.policy,
             floor=chosen.floor,
             excluded=self.parts.excluded_share(subject.promise.domain),

@@ -11,11 +11,11 @@ from verify.config import Policy
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner
 from verify.engine.failures import Failures
-from verify.engine.search import Found, Limits, Minimum, Over, Source, minimise
+from verify.engine.search import Found, Limits, Minimum, Source, StopSearch, minimise
 from verify.engine.simplify import weight
 from verify.engine.tally import Tally
 from verify.known.entries import Entry, extent
-from verify.record.recall import Memory, Place
+from verify.record.recall import Place, Recall
 from verify.trial import Trial
 
 MAX_DEADLY_RUNS = 5
@@ -26,7 +26,7 @@ SHORT_SHARE = 0.25
 """Of its usual time, what a case gets once a hang has been found; a hang is confirmed with the whole time."""
 
 
-class Deadly:
+class FatalKnown:
     """The known discrepancies that may kill or hang a rank, and how often cases ran all the same."""
 
     def __init__(self, known: Sequence[Entry]) -> None:
@@ -56,12 +56,12 @@ class Findings:
 
     examiner: Examiner
     policy: Policy
-    memory: Memory
+    memory: Recall
     keep: Callable[[Trial, Place], None]
     deadline: Deadline
     tally: Tally
     failures: Failures
-    deadly: Deadly
+    deadly: FatalKnown
     seconds: float = 0.0
     _began: float = 0.0
     _runs: int = 0
@@ -108,12 +108,12 @@ class Findings:
             if self.deadly.entry(case):
                 return None
             if hung >= MAX_HUNG_MINIMISING or self.deadline.over or self.memory.is_concluded(kind):
-                raise Over
+                raise StopSearch
             self.tally.minimising()
             with self.examiner.hurried(SHORT_SHARE):  # a candidate that hangs says nothing new
                 trial = self.examiner.examine(case, grades=False)
             if self.cut_short(trial):
-                raise Over
+                raise StopSearch
             hung += "timeout" in trial.endings
             self._note(trial, kind)
             return kind in trial.failures

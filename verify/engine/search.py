@@ -15,8 +15,8 @@ The same seed draws the same cases as long as none fails. So a failure is minimi
 Hypothesis with that seed, in which all draws hold up to the one that failed: Hypothesis shrinks from there.
 
 Returning early from a test function does not end Hypothesis's shrinking; an exception that is no `Exception`
-does, since Hypothesis lets it pass. `Over` is that exception. After Hypothesis a greedy descent simplifies
-the case itself (`verify.engine.simplify`), since a draw derives many fields from one seed.
+does, since Hypothesis lets it pass. `StopSearch` is that exception. After Hypothesis a greedy descent
+simplifies the case itself (`verify.engine.simplify`), since a draw derives many fields from one seed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _SUPPRESSED = (
 )
 
 
-class Over(BaseException):
+class StopSearch(BaseException):
     """The budget is over: leaves Hypothesis at once, and is never seen by a caller."""
 
 
@@ -138,7 +138,7 @@ class _Shrink:
         """Return whether `case` violates the property in question; each case is run once.
 
         Raises:
-            Over: If that share of the limits is used up.
+            StopSearch: If that share of the limits is used up.
         """
         if case.id in (self.best.id, self.found.case.id):
             return True
@@ -154,7 +154,7 @@ class _Shrink:
     def _end_if_used_up(self, share: float) -> None:
         limits = self._limits
         if self._tries >= share * limits.tries or self._clock() - self._began > share * limits.seconds:
-            raise Over
+            raise StopSearch
 
 
 def draw(source: Source, take: Take) -> None:
@@ -162,10 +162,10 @@ def draw(source: Source, take: Take) -> None:
 
     Args:
         source: The draws.
-        take: Takes a case; raises `Over` to end the draws.
+        take: Takes a case; raises `StopSearch` to end the draws.
     """
     places = itertools.count()
-    with contextlib.suppress(Over):
+    with contextlib.suppress(StopSearch):
         _explore(source, lambda case: take(case, next(places)))
 
 
@@ -178,13 +178,13 @@ def minimise(
         source: The draws that it was found by.
         found: The drawn case.
         fails: Whether a case violates a property; None for a case that may not run, which is no try. May
-            raise `Over` to end the minimising.
+            raise `StopSearch` to end the minimising.
         limits: Of the minimising, of which Hypothesis may take half.
         clock: Monotonic seconds.
     """
     state = _Shrink(found, fails, limits=limits, clock=clock)
     # A subject that fails now and then is Flaky: the caller runs the case kept once more, and says so.
-    with contextlib.suppress(PropertyFailed, Over, Flaky):
+    with contextlib.suppress(PropertyFailed, StopSearch, Flaky):
         _explore(source, state)
     complete = _descend(state)
     return Minimum(kind=found.kind, found=found.case, case=state.best, complete=complete)
@@ -222,6 +222,6 @@ def _descend(state: _Shrink) -> bool:
         while True:
             if not any(state.fails(candidate) for candidate in simpler(state.best)):
                 return True
-    except Over:
+    except StopSearch:
         pass
     return False

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from verify.ranks.limit import Limit, Queues, unlimited
 from verify.ranks.patience import COMPILE_SECONDS, CpuTimes, Late, Patience
-from verify.ranks.rank_handle import Peer
+from verify.ranks.rank_handle import RankHandle
 
 GRACE_SECONDS = 1.0
 _LOOK_SECONDS, _POLL_SECONDS = 0.5, 0.1
@@ -27,7 +27,7 @@ class Collector:
         slowness: By which limits are longer on this machine.
     """
 
-    def __init__(self, ranks: Sequence[Peer]) -> None:
+    def __init__(self, ranks: Sequence[RankHandle]) -> None:
         self.slowness = 1.0
         self._ranks = ranks
         self._queues, self._cpu = Queues(()), CpuTimes(())
@@ -102,7 +102,7 @@ class Collector:
     def poll(self, seconds: float) -> None:
         """Take what ranks answer within so many seconds, or what comes first."""
         for key, _ in self._answers.select(seconds):
-            rank: Peer = key.data
+            rank: RankHandle = key.data
             rank.receive()
             if rank.gone:
                 self._answers.unregister(rank.connection)
@@ -115,7 +115,7 @@ class Collector:
         self._cpu.close()
 
     @property
-    def _silent(self) -> list[Peer]:
+    def _silent(self) -> list[RankHandle]:
         return [rank for rank in self._ranks if rank.silent]
 
     def _patience(self, seconds: float) -> Patience:

@@ -41,7 +41,7 @@ from verify.ranks.messages import (
     Failed,
     Load,
     Loaded,
-    Ran,
+    RankAnswer,
     Run,
     Setup,
     Skipped,
@@ -55,8 +55,8 @@ from verify.ranks.messages import (
 )
 from verify.ranks.patience import Late
 from verify.ranks.placement import Plan
-from verify.ranks.rank_handle import Peer
-from verify.ranks.server_client import Link
+from verify.ranks.rank_handle import RankHandle
+from verify.ranks.server_client import ServerClient
 
 _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
 _LOAD_SECONDS = 60.0
@@ -85,7 +85,7 @@ class RankGroup:
 
     def __init__(
         self,
-        link: Link,
+        link: ServerClient,
         plan: Plan,
         target: Target,
         *,
@@ -110,7 +110,7 @@ class RankGroup:
         self._limit = Limit(0.0)
         self._late: Late = ""
         folder.mkdir(parents=True)  # somebody may have cleaned the folder of temporary files
-        self._ranks = [Peer(number, folder) for number in range(plan.world_size)]
+        self._ranks = [RankHandle(number, folder) for number in range(plan.world_size)]
         self._collector = Collector(self._ranks)
         self._begin()
 
@@ -193,7 +193,7 @@ class RankGroup:
         self._sent.popleft()
         if self._sent:
             self._limit = self._collector.limit(self._sent[0].seconds)
-        changed = {answer.changed for answer in answers if isinstance(answer, Ran)} - {""}
+        changed = {answer.changed for answer in answers if isinstance(answer, RankAnswer)} - {""}
         told = f"left its process changed: {', '.join(sorted(changed))}" if changed else ""
         self.lost = unfit(ranks) or told
         return Observation(ranks=ranks)
@@ -221,7 +221,7 @@ class RankGroup:
         """Return how the submitted case has ended on `rank` so far, or None; never waits."""
         self._collector.poll(0.0)
         answer = next(iter(self._ranks[rank].answers), None)
-        if isinstance(answer, Ran):
+        if isinstance(answer, RankAnswer):
             return answer.ending
         return "died" if self._ranks[rank].gone else None
 
@@ -322,11 +322,11 @@ class RankGroup:
             descriptions.append(answer.description)
         return descriptions[0]
 
-    def _gone_first(self) -> list[Peer]:
+    def _gone_first(self) -> list[RankHandle]:
         """Return the ranks, those first for which the others may wait in vain."""
         return sorted(self._ranks, key=lambda rank: not rank.gone)
 
-    def _why_silent(self, rank: Peer, seconds: float) -> str:
+    def _why_silent(self, rank: RankHandle, seconds: float) -> str:
         if not rank.gone:
             return f"it took more than {seconds:g} s."
         code = self.stop(dead=[rank.number]).get(rank.number)
@@ -342,7 +342,7 @@ class RankGroup:
             codes = self.stop(dead=dead, trace=[rank.number for rank in silent if rank.seen is None])
         observed = []
         for rank in self._ranks:
-            if rank.answers and isinstance(answer := rank.answers[0], Ran):
+            if rank.answers and isinstance(answer := rank.answers[0], RankAnswer):
                 seen = rank.returned(
                     answer, self._sent[0].case, base=shared_tensors.part(self._sent[0].number)
                 )

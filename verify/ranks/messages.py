@@ -134,7 +134,7 @@ class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
     sampled: bool = False
 
 
-class Ran(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class RankAnswer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Rank to parent: how the case ended here.
 
     Attributes:
@@ -247,7 +247,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 ToRank = Setup | Load | Run | Bare
-FromRank = Ready | Loaded | Ran | Skipped | Timed | Failed
+FromRank = Ready | Loaded | RankAnswer | Skipped | Timed | Failed
 ToServer = Spawn | Stop | CountDevices
 FromServer = Spawned | Stopped | Devices
 

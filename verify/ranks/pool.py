@@ -26,7 +26,7 @@ from verify.ranks.group import RankGroup
 from verify.ranks.limit import unlimited
 from verify.ranks.messages import CountDevices, Description, Devices, Target, Timed
 from verify.ranks.placement import Plan, plan
-from verify.ranks.server_client import Link
+from verify.ranks.server_client import ServerClient
 from verify.ranks.shared_tensors import PARTS
 from verify.ranks.spec import resolve
 from verify.ranks.submission import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
@@ -67,7 +67,7 @@ class RankPool:
         timeout: float = 10.0,
         warm_up: float = 15.0,
         on_lost: Callable[[LostGroup], None] | None = None,
-        link: Link | None = None,
+        link: ServerClient | None = None,
         every_element: bool = False,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
@@ -75,7 +75,7 @@ class RankPool:
         self.left: Callable[[], float] = unlimited
         self._device, self._backend = device, backend
         self._on_lost, self._every_element = on_lost, every_element
-        self._link: Link | None = link or Link()
+        self._link: ServerClient | None = link or ServerClient()
         self._cuda_devices = None if device == "cuda" else 0
         self._groups: dict[tuple[Target, int], RankGroup] = {}
         self._targets: dict[str, Target] = {}
@@ -345,7 +345,7 @@ class RankPool:
         self._groups[key] = group
         return group
 
-    def _alive_link(self) -> Link:
+    def _alive_link(self) -> ServerClient:
         if self._link is None:
             raise RankError("Expected an open pool of ranks, but it is closed.")
         if not self._link.alive:
@@ -353,10 +353,10 @@ class RankPool:
                 group.lost = "the server is gone"
                 self._drop_if_lost(group, None)
             self._link.close()
-            self._link = Link()
+            self._link = ServerClient()
         return self._link
 
-    def _plan(self, link: Link, world_size: int) -> Plan:
+    def _plan(self, link: ServerClient, world_size: int) -> Plan:
         if self._cuda_devices is None:
             devices = link.request(CountDevices())
             assert isinstance(devices, Devices)

@@ -23,7 +23,7 @@ _LEDGER_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class PostMortem:
     """The files of one rank."""
 
     folder: Path

@@ -15,13 +15,13 @@ from properties.observation import Ending, RankObservation
 from properties.values.sampling import sample
 from verify.ranks import shared_tensors
 from verify.ranks.endings import exit_text
-from verify.ranks.messages import Failed, Frames, FromRank, Look, Ran, Seen, Skipped, frame
-from verify.ranks.post_mortem import Remains
+from verify.ranks.messages import Failed, Frames, FromRank, Look, RankAnswer, Seen, Skipped, frame
+from verify.ranks.post_mortem import PostMortem
 
 _PIECE = 1 << 16
 
 
-class Peer:
+class RankHandle:
     """The connection and the memory file of rank `number` of the group in `folder`.
 
     Attributes:
@@ -47,7 +47,7 @@ class Peer:
         self.seen: Seen | None = None
         self.unseen = False
         self.forgotten: set[int] = set()
-        self.remains = Remains(folder, number)
+        self.remains = PostMortem(folder, number)
         self._frames = Frames()
         self._decoder = msgspec.json.Decoder(FromRank)
         self._looks = Frames()
@@ -62,7 +62,7 @@ class Peer:
         """Whether others may wait for it in vain."""
         answer = self.answers[0] if self.answers else None
         return isinstance(answer, Failed) or (
-            answer.ending == "raised" if isinstance(answer, Ran) else self.gone
+            answer.ending == "raised" if isinstance(answer, RankAnswer) else self.gone
         )
 
     def receive(self) -> None:
@@ -118,7 +118,7 @@ class Peer:
         self.watch.close()
         os.close(self.memory)
 
-    def returned(self, answer: Ran, case: Case, *, base: int) -> RankObservation:
+    def returned(self, answer: RankAnswer, case: Case, *, base: int) -> RankObservation:
         """Return what it has answered for `case`; its tensors lie from `base` on in the memory file."""
         tensors = shared_tensors.read(
             self.memory, answer.tensors, size=answer.size, spill=answer.spill, base=base

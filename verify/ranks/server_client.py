@@ -30,7 +30,7 @@ _BOOT_SECONDS = 120.0
 _LEAVE_SECONDS = 10.0
 
 
-class Link:
+class ServerClient:
     """A running server, its connection and the folder that it shares with its ranks; closed at the end."""
 
     def __init__(self) -> None:

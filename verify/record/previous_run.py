@@ -25,7 +25,7 @@ from verify.config import Budget
 from verify.events import CampaignEnded, CampaignStarted
 from verify.record.journal import Journal, RecordError
 from verify.record.reading import check_result, struct_from, trial_from
-from verify.record.recall import Memory, Place, Recalled
+from verify.record.recall import Place, Recall, Recalled
 from verify.record.writing import SCHEMA
 from verify.result import SubjectResult
 from verify.strict_json import plain
@@ -86,7 +86,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(slots=True, kw_only=True)
-class Past:
+class PreviousRun:
     """The last run of a record.
 
     Attributes:
@@ -127,9 +127,9 @@ class Past:
         result = self._results.get(subject.spec)
         return (started, result) if result and not result.cut else None
 
-    def memory(self, spec: str) -> Memory:
+    def memory(self, spec: str) -> Recall:
         """Return what was judged of the subject `spec`."""
-        return Memory(self._judged[spec])
+        return Recall(self._judged[spec])
 
     def take(self, journal: Journal, kind: str, offset: int, text: bytes) -> None:
         """Take one line that follows the opening."""
@@ -152,13 +152,13 @@ class Past:
                 self._results[ended.result.subject] = ended.result
 
 
-def read(journal: Journal) -> Past | None:
+def read(journal: Journal) -> PreviousRun | None:
     """Return the last run of the record in `journal`; None if it holds none.
 
     Raises:
         RecordError: If a line of it is not as expected.
     """
-    past: Past | None = None
+    past: PreviousRun | None = None
     begin = _last_run(journal)
     for number, (offset, text) in enumerate(journal.lines(), 1):
         if offset < begin:
@@ -181,7 +181,7 @@ def _last_run(journal: Journal) -> int:
     return begin
 
 
-def _with_line(past: Past | None, journal: Journal, offset: int, text: bytes) -> Past:
+def _with_line(past: PreviousRun | None, journal: Journal, offset: int, text: bytes) -> PreviousRun:
     line = msgspec.json.decode(text, type=Line)
     if line.kind == "environment":
         return _opened(past, text)
@@ -191,7 +191,7 @@ def _with_line(past: Past | None, journal: Journal, offset: int, text: bytes) ->
     return past
 
 
-def _opened(past: Past | None, text: bytes) -> Past:
+def _opened(past: PreviousRun | None, text: bytes) -> PreviousRun:
     schema = msgspec.json.decode(text, type=_Schema).schema
     if not 1 <= schema <= SCHEMA:
         raise ValueError(
@@ -199,7 +199,7 @@ def _opened(past: Past | None, text: bytes) -> Past:
         )
     opening = struct_from(text, Opening)
     if past is None:
-        return Past(opening=opening)
+        return PreviousRun(opening=opening)
     past.opening = opening
     return past
 

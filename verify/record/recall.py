@@ -1,4 +1,4 @@
-"""Memory: what a campaign that did not end had judged, so that the same campaign goes on where it was.
+"""Recall: what a campaign that did not end had judged, so that the same campaign goes on where it was.
 
 Theory of operation
 -------------------
@@ -56,7 +56,7 @@ class Recalled:
 Load = Callable[[], Recalled]
 
 
-class Memory:
+class Recall:
     """What was judged before; each trial is recalled once.
 
     Args:

@@ -69,7 +69,7 @@ class Likeness:
 
 
 @dataclass(slots=True, kw_only=True)
-class Dossier:
+class Resemblance:
     """The evidence of one campaign.
 
     Attributes:
@@ -131,10 +131,10 @@ class Dossier:
 
 def dossier_of(
     subject: Subject, diagnoses: Diagnoses | None, *, room_for: Callable[[float], bool] = lambda seconds: True
-) -> Dossier:
+) -> Resemblance:
     """Return an empty dossier of `subject`."""
     promise = subject.promise
-    return Dossier(
+    return Resemblance(
         diagnoses=diagnoses,
         contract=promise.contract,
         grade=promise.grade,

@@ -79,7 +79,7 @@ def test_the_right_subjects_can_be_given_any_number_of_cases():
     assert sum(unit.cases for unit in right) == 100_000
 
 
-class Crew:
+class ProcessPool:
     """Yields what is done, and is interrupted then."""
 
     def __init__(self, *done):
@@ -94,7 +94,7 @@ def test_an_interrupt_is_told_with_what_was_judged():
     made = (*units(card("a"), card("b"), seeds=2), *right_units(RIGHT, cases=2))
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        judge(Score(made), Crew(caught(made[0]), caught(made[1]), caught(made[2])), stream)
+        judge(Score(made), ProcessPool(caught(made[0]), caught(made[1]), caught(made[2])), stream)
     told = stream.getvalue()
     assert "a          1     2/2" in told
     assert "b          1     1/2" in told

@@ -18,7 +18,7 @@ from verify.cli.parser import parse
 from verify.cli.replay_all import _as_recorded, exit_code, from_files, from_record, summary
 from verify.errors import UsageError
 from verify.record.kept_cases import keep_case
-from verify.record.previous_run import Past, read
+from verify.record.previous_run import PreviousRun, read
 from verify.record.recall import Place
 from verify.record.writing import Record
 from verify.strict_json import plain
@@ -30,7 +30,7 @@ CASES = tuple(Case(batches=(1, size)) for size in (1, 2, 3))
 FOUND = (Discrepancy(quantity="output.0", rank=0, mismatched_ranks=(0,)),)
 
 
-def recorded(folder: Path, arguments: object = ARGUMENTS) -> Past:
+def recorded(folder: Path, arguments: object = ARGUMENTS) -> PreviousRun:
     """Return the past of a record of two subjects: one fails with two cases, the other with one."""
     record = Record(folder, {"arguments": plain(arguments)})
     for subject, failing in (("a:A", CASES[:2]), ("b:B", CASES[1:2])):

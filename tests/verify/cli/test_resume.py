@@ -26,7 +26,7 @@ from verify.known.entries import parse as parse_known
 from verify.record.journal import RecordError
 from verify.record.previous_run import read
 from verify.record.reading import trial_from
-from verify.record.recall import Memory, Place, Recalled
+from verify.record.recall import Place, Recall, Recalled
 from verify.record.writing import Record, observation_to_data
 from verify.result import SubjectResult
 from verify.strict_json import plain
@@ -63,11 +63,11 @@ class Kept(list[tuple[Trial, Place]]):
     def drawn(self) -> list[str]:
         return [trial.case.id for trial, place in self if place.role == "drawn"]
 
-    def memory(self) -> Memory:
+    def memory(self) -> Recall:
         def load(trial: Trial, place: Place) -> Any:
             return lambda: Recalled(trial, place)
 
-        return Memory([(trial.case.id, place, load(trial, place)) for trial, place in self])
+        return Recall([(trial.case.id, place, load(trial, place)) for trial, place in self])
 
 
 def killed_at(number: int) -> FakeRanks:
@@ -172,7 +172,7 @@ def recording(folder: Path, *, ranks: FakeRanks | None = None, **more: Any) -> S
         past = read(record.journal)
         resumed = {"resumed": True} if past else {}
         record.begin({"arguments": plain(ARGUMENTS), **resumed})
-        memory = past.memory("fake:Subject") if past else Memory()
+        memory = past.memory("fake:Subject") if past else Recall()
         made = campaign(Kept(), ranks=ranks, memory=memory, **more)
         made.keep, made.emit = record.keep, record.handle
         return made.run()

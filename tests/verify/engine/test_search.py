@@ -14,9 +14,9 @@ from verify.engine.search import (
     Found,
     Limits,
     Minimum,
-    Over,
     PropertyFailed,
     Source,
+    StopSearch,
     draw,
     failure_class,
     minimise,
@@ -39,7 +39,7 @@ def found_by(rule: Callable[[Case], bool], source: Source = SOURCE) -> Found | N
     def take(case: Case, place: int) -> None:
         if rule(case):
             found.append(Found("forward", case, place))
-            raise Over
+            raise StopSearch
 
     draw(source, take)
     return found[0] if found else None
@@ -145,7 +145,7 @@ def test_a_case_may_end_the_draws() -> None:
     def take(case: Case, place: int) -> None:
         drawn.append(place)
         if len(drawn) == 7:
-            raise Over
+            raise StopSearch
 
     draw(SOURCE, take)
     assert drawn == [*range(7)]

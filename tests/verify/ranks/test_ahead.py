@@ -17,7 +17,7 @@ from properties.values.elements import digest, tensors
 from verify.errors import RankError
 from verify.ranks.pool import RankPool
 from verify.ranks.shared_tensors import PARTS
-from verify.ranks.worker.barrier import Gate
+from verify.ranks.worker.barrier import Barrier
 
 HERE = Path(__file__).parent
 CASE = Case(batches=(3, 2), channels=5, spatial=((2, 3),), random_parameters=True, seed=7)
@@ -164,8 +164,8 @@ def test_cases_of_different_world_sizes_may_fly_together(pool):
     assert drew(pool.observation(), case(4))
 
 
-def gates(folder: Path, number: int) -> list[Gate]:
-    return [Gate(folder / "gate", rank=rank, world_size=number) for rank in range(number)]
+def gates(folder: Path, number: int) -> list[Barrier]:
+    return [Barrier(folder / "gate", rank=rank, world_size=number) for rank in range(number)]
 
 
 def test_a_gate_opens_once_all_have_ended_well(tmp_path):

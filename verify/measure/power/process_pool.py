@@ -95,7 +95,7 @@ class _Worker:
         return f"the worker ended with exit code {code}" + (f":\n{said}" if said else "")
 
 
-class Crew:
+class ProcessPool:
     """Workers on this machine; a context manager that ends them.
 
     Args:

@@ -17,7 +17,7 @@ _NUMBER = struct.Struct("q")
 _PAUSE_SECONDS = 5e-5
 
 
-class Gate:
+class Barrier:
     """One rank's view of the gate of its group.
 
     Args:

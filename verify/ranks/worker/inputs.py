@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from properties.case import Case
 from properties.values.elements import Floats, digest, drawn, tensors
-from verify.ranks.worker.memory_layouts import Before, Laid, dtype_of, lay_out
+from verify.ranks.worker.memory_layouts import Before, LaidOut, dtype_of, lay_out
 
 _LARGEST_INTEGER = 2.0**53
 
@@ -21,8 +21,8 @@ _LARGEST_INTEGER = 2.0**53
 class StepData:
     """Input leaf and cotangent of a step, what their storage held before, and the output once known."""
 
-    input: Laid
-    cotangent: Laid
+    input: LaidOut
+    cotangent: LaidOut
     input_before: Before
     cotangent_before: Before
     output: torch.Tensor | None = None

@@ -25,7 +25,7 @@ from verify.ranks.messages import (
     FromRank,
     Load,
     Loaded,
-    Ran,
+    RankAnswer,
     Ready,
     Run,
     Setup,
@@ -38,7 +38,7 @@ from verify.ranks.messages import (
 from verify.ranks.shared_tensors import part, write
 from verify.ranks.worker import watch
 from verify.ranks.worker.bare_steps import prepare, timed
-from verify.ranks.worker.barrier import Gate
+from verify.ranks.worker.barrier import Barrier
 from verify.ranks.worker.collective_log import Ledger
 from verify.ranks.worker.compiling import compilations, raise_limits
 from verify.ranks.worker.conversion_facts import facts
@@ -118,7 +118,7 @@ class Worker:
         self._groups: dict[tuple[tuple[int, ...], ...], Any] = {(): None}
         self._ledger = Ledger(folder / f"rank-{setup.rank}.ledger")
         self._hygiene = Hygiene()
-        self._gate = Gate(folder / "gate", rank=setup.rank, world_size=setup.world_size)
+        self._gate = Barrier(folder / "gate", rank=setup.rank, world_size=setup.world_size)
         self._number = 0
         self._held = False
         self._factory: Factory | None = None
@@ -139,7 +139,7 @@ class Worker:
             return Loaded(error=describe(error, "load").message)
         return Loaded(description=self._description)
 
-    def run(self, request: Run) -> Ran | Skipped:
+    def run(self, request: Run) -> RankAnswer | Skipped:
         """Run a case and write its tensors into the memory file; pass over one that must not be run ahead."""
         self._number += 1
         # What was passed over is not told at the gate: a slower rank must still see what ended badly.
@@ -150,7 +150,7 @@ class Worker:
         self._gate.tell(self._number, well=ran.ending == "returned" and not ran.changed)
         return ran
 
-    def _run(self, request: Run) -> Ran:
+    def _run(self, request: Run) -> RankAnswer:
         case = request.case
         assert self._factory is not None
         assert self._description is not None
@@ -181,7 +181,7 @@ class Worker:
             spill=self._spill,
             base=part(self._number),
         )
-        return Ran(
+        return RankAnswer(
             ending="raised" if execution.raised else "returned",
             raised=execution.raised,
             tensors={

@@ -21,7 +21,7 @@ _SAMPLES_ONE_BY_ONE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Laid:
+class LaidOut:
     """A tensor as the subject sees it and, for comparison, a dense tensor over the storage it views.
 
     If that is a contiguous block that repeats, with few samples, `period` is one period of it.
@@ -46,7 +46,7 @@ def lay_out(
     dtype: torch.dtype,
     device: torch.device,
     shape: tuple[int, ...],
-) -> Laid:
+) -> LaidOut:
     """Return `values`, in logical order, as a tensor of `shape` in this layout.
 
     contiguous: C order. channels_last: torch's memory format of 4-D and 5-D tensors. permuted: all dimensions
@@ -63,18 +63,18 @@ def lay_out(
     match layout:
         case "expanded":
             dense = plain.reshape([shape[1] if axis == 1 else 1 for axis in range(len(shape))])
-            return Laid(dense.expand(shape), dense)
+            return LaidOut(dense.expand(shape), dense)
         case "contiguous":
             dense = plain.reshape(shape)
-            return Laid(dense, dense, period)
+            return LaidOut(dense, dense, period)
         case "channels_last":
             last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
             dense = plain.reshape(shape).contiguous(memory_format=last)
-            return Laid(dense, dense)
+            return LaidOut(dense, dense)
         case "permuted":
             axes = tuple(reversed(range(len(shape))))
             storage = plain.reshape(shape).permute(axes).contiguous()
-            return Laid(storage.permute(axes), storage)
+            return LaidOut(storage.permute(axes), storage)
         case "sliced":
             return _sliced(plain.reshape(shape))
 
@@ -105,7 +105,7 @@ class _HandedOn(torch.autograd.Function):  # type: ignore[misc]
 class Before:
     """What the storage of a laid-out tensor holds now: a copy, or one period of a block that repeats."""
 
-    def __init__(self, laid: Laid) -> None:
+    def __init__(self, laid: LaidOut) -> None:
         self._period, self._shape = laid.period, laid.storage.shape
         self._copy = laid.storage.clone() if laid.period is None else laid.storage[:0]
 
@@ -146,13 +146,13 @@ def _repeated(period: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return block.view(-1).view(samples, channels, positions)  # the strides of axes of size 1, too
 
 
-def _sliced(plain: torch.Tensor) -> Laid:
+def _sliced(plain: torch.Tensor) -> LaidOut:
     """Lay `plain` as a view with gaps; they hold a number far from most values, never to be read."""
     longer = [size + 1 for size in plain.shape[:-1]] + [2 * plain.shape[-1] + 1]
     storage = torch.full(longer, 24.0, dtype=plain.dtype, device=plain.device)
     view = storage[tuple(slice(1, None) for _ in longer[:-1])][..., 1::2]
     view.copy_(plain)
-    return Laid(view, storage)
+    return LaidOut(view, storage)
 
 
 def strided(plain: torch.Tensor) -> torch.Tensor:

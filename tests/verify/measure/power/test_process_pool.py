@@ -10,7 +10,7 @@ import pytest
 from tests.verify.measure.power.samples import card, units
 from verify.errors import RankError
 from verify.measure.power.outcome import Broken, FaultOutcome
-from verify.measure.power.process_pool import Crew
+from verify.measure.power.process_pool import ProcessPool
 
 WORKER = """
 import json, os, signal, sys, time
@@ -58,7 +58,7 @@ def gone(pid):
 
 
 def test_every_unit_is_done_once_by_as_many_workers_as_there_may_be():
-    with Crew(2, command=COMMAND) as crew:
+    with ProcessPool(2, command=COMMAND) as crew:
         found = done_by(crew, *"abcdefghij")
         workers = {outcome.stopped for outcome in found.values()}
     assert len(found) == 10
@@ -68,7 +68,7 @@ def test_every_unit_is_done_once_by_as_many_workers_as_there_may_be():
 
 
 def test_a_worker_that_dies_loses_its_unit_only_and_is_replaced():
-    with Crew(1, command=COMMAND) as crew:
+    with ProcessPool(1, command=COMMAND) as crew:
         found = done_by(crew, "a", "dies", "b")
     lost = found.pop(("dies", 1))
     assert isinstance(lost, Broken)
@@ -79,7 +79,7 @@ def test_a_worker_that_dies_loses_its_unit_only_and_is_replaced():
 
 
 def test_a_worker_that_says_nothing_for_too_long_is_given_up():
-    with Crew(1, command=COMMAND, silence=1.0) as crew:
+    with ProcessPool(1, command=COMMAND, silence=1.0) as crew:
         found = done_by(crew, "silent", "slow")
     assert "nothing was heard of it for 1 s" in found["silent", 1].reason
     assert isinstance(found["slow", 1], FaultOutcome)
@@ -87,14 +87,14 @@ def test_a_worker_that_says_nothing_for_too_long_is_given_up():
 
 def test_workers_that_never_start_are_an_error_and_not_lost_units():
     with (
-        Crew(1, command=(sys.executable, "-c", "raise SystemExit('no such thing')")) as crew,
+        ProcessPool(1, command=(sys.executable, "-c", "raise SystemExit('no such thing')")) as crew,
         pytest.raises(RankError, match=r"3 in a row did not.*exit code 1:\nno such thing"),
     ):
         done_by(crew, *"abcdef")
 
 
 def test_a_message_that_cannot_be_read_loses_its_unit_only():
-    with Crew(1, command=COMMAND) as crew:
+    with ProcessPool(1, command=COMMAND) as crew:
         found = done_by(crew, "garbled", "a")
     assert found["garbled", 1].reason.startswith("Expected a message of a worker, but got b'no json'")
     assert isinstance(found["a", 1], FaultOutcome)
@@ -107,6 +107,6 @@ def test_an_interrupt_leaves_no_worker_behind():
             raise KeyboardInterrupt
 
     pids = []
-    with pytest.raises(KeyboardInterrupt), Crew(1, command=COMMAND) as crew:
+    with pytest.raises(KeyboardInterrupt), ProcessPool(1, command=COMMAND) as crew:
         interrupted(crew)
     assert gone(pids[0])
