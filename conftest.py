@@ -68,9 +68,10 @@ def real_run(data_folder: Path) -> Iterator[Run]:
 
     With half the usual time limit: the faults that hang take longer than all others otherwise.
     """
-    from verify.engine.engine import Run, Settings
+    from verify.config import Config
+    from verify.engine.engine import Run
 
-    with Run(Settings(seed=1, timeout=5.0), keep=data_folder) as run:
+    with Run(Config(seed=1), keep=data_folder, timeout=5.0) as run:
         yield run
 
 

@@ -1,14 +1,23 @@
-"""A policy: how long a campaign draws, when it has seen enough, and how it treats failures.
+"""What the user asked for: one struct, made by the parser, stored in the record, read by the engine.
 
 Rules
 -----
-- What is judged, and what is said of it, depends on counts: of cases drawn, of cases tried while minimising.
-  Seconds end a campaign only where the user asked for them, or as a net, which says that it was one.
+- A verdict does not depend on the machine's speed: budgets are cases, and tries of a minimising. Seconds are
+  a budget only where the user gives them; else they are a net, and what it cuts short says so.
+- What is stored is what the command line has, as texts: a record of an older version is read as it is.
 """
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from properties.domain import Grade
+from verify.errors import UsageError
 
 SAFETY_NET = 1800.0
 """Seconds after which a campaign with the default budget is cut short; it says so, and decides nothing."""
@@ -71,3 +80,100 @@ class Policy:
 
 DEFAULT_BUDGET = Budget(net=SAFETY_NET)
 DEFAULT_POLICY = Policy()
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is judged, and how, as the options of the command line say it.
+
+    Attributes:
+        subject: SPECs; none for the three built-in systems.
+        device, backend: Where the ranks run; backend None for the device's default.
+        world_sizes: Numbers of ranks, as in `2,4`; None for the domain's.
+        cases, seconds: The budget of each campaign; None and None for the default.
+        seed: Of the draws.
+        grade, contract, domain: `key=value` texts and a grade that replace what a factory promises.
+        properties: Ids of those to judge; None for all.
+        fail_fast: End at the first failing case, once it is minimised.
+        every_element: Judge large tensors whole, in place of a sample (`properties.values.sampling`).
+        min_cases: Cases that a verdict HOLDS needs; None for the default.
+        case_seconds: Seconds that one small case may take on the ranks; None for the factory's, or the usual.
+    """
+
+    subject: tuple[str, ...] = ()
+    device: Literal["cpu", "cuda"] = "cpu"
+    backend: Literal["gloo", "nccl"] | None = None
+    world_sizes: str | None = None
+    cases: int | None = None
+    seconds: float | None = None
+    seed: int = 0
+    grade: Grade | None = None
+    contract: tuple[str, ...] = ()
+    properties: tuple[str, ...] | None = None
+    domain: tuple[str, ...] = ()
+    fail_fast: bool = False
+    every_element: bool = False
+    min_cases: int | None = None
+    case_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cases is not None and not 1 <= self.cases < 2**63:
+            raise ValueError(f"Expected cases from 1 on, but got cases={self.cases}.")
+        if self.min_cases is not None and not 1 <= self.min_cases < 2**63:
+            raise ValueError(f"Expected min_cases from 1 on, but got min_cases={self.min_cases}.")
+        if self.seconds is not None and not 0 < self.seconds < 1e9:
+            raise ValueError(f"Expected seconds above 0, but got seconds={self.seconds}.")
+        if self.case_seconds is not None and not 0 < self.case_seconds < 1e6:
+            raise ValueError(f"Expected seconds above 0, but got case_seconds={self.case_seconds}.")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"Expected a seed from 0 to 2^64 - 1, but got seed={self.seed}.")
+
+    @property
+    def budget(self) -> Budget:
+        """How long each campaign draws."""
+        return Budget.of(self.cases, self.seconds)
+
+    @property
+    def domain_settings(self) -> dict[str, str]:
+        """Keys of the domain that are set, `world_sizes` by its own option, too."""
+        settings = pairs(self.domain, "--domain")
+        return settings if self.world_sizes is None else {**settings, "world_sizes": self.world_sizes}
+
+    @property
+    def contract_settings(self) -> dict[str, str]:
+        """Keys of the contract that are set."""
+        return pairs(self.contract, "--contract")
+
+    @property
+    def replay_options(self) -> tuple[str, ...]:
+        """The options that a replay needs to judge alike, quoted for a shell; it needs no domain."""
+        parts = [f"--contract {shlex.quote(text)}" for text in self.contract]
+        if self.grade:
+            parts.append(f"--grade {self.grade}")
+        if self.case_seconds:
+            parts.append(f"--case-seconds {self.case_seconds:g}")
+        return tuple(parts)
+
+
+DEFAULT_CONFIG = Config()
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return `key=value` texts as a dictionary.
+
+    Raises:
+        UsageError: If one has no `=`, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(f"Expected {option} key=value, but got {text!r}.")
+        if key in found:
+            raise UsageError(f"Expected each key of {option} once, but got {key!r} twice.")
+        found[key] = value
+    return found
+
+
+def setting_texts(settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Return settings of a domain or a contract as `key=value` texts, the counterpart of `pairs`."""
+    return tuple(f"{key}={value}" for key, value in settings.items())

@@ -5,8 +5,6 @@ A rank loads the user's module and answers `describe`; the parent never imports 
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +13,7 @@ import msgspec
 
 from properties.case import Case
 from properties.domain import Domain, DomainError, Promise, override, promise_from
+from verify.config import DEFAULT_CONFIG, Config
 from verify.environment import backend_words
 from verify.known.entries import SHIPPED, Entry, KnownError, concerned, load
 
@@ -74,49 +73,22 @@ class Subject:
         return {name: getattr(Case(), name) for name in ("eps", "momentum") if name in self.lacking}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overrides:
-    """Settings of a command line that replace what the factory promises."""
-
-    domain: Mapping[str, str]
-    contract: Mapping[str, str]
-    grade: str | None = None
-    case_seconds: float | None = None
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The options that repeat these settings, quoted for a shell; a replay needs no domain."""
-        parts = [f"--contract {shlex.quote(f'{key}={value}')}" for key, value in self.contract.items()]
-        if self.grade:
-            parts.append(f"--grade {self.grade}")
-        if self.case_seconds:
-            parts.append(f"--case-seconds {self.case_seconds:g}")
-        return tuple(parts)
-
-
-NO_OVERRIDES = Overrides(domain={}, contract={})
-
-
 def subject_from(
     spec: str,
     description: Describes,
     *,
     label: str | None = None,
     expectation: str = "HOLDS",
-    device: str = "cpu",
-    backend: str | None = None,
-    overrides: Overrides = NO_OVERRIDES,
+    config: Config = DEFAULT_CONFIG,
 ) -> Subject:
-    """Return the subject that a rank described, with the command line's settings.
+    """Return the subject that a rank described, with what the user asked for in place of its promise.
 
     Args:
         spec: As given by the user.
         description: What a rank answered.
         label: How messages call it; the SPEC unless given.
         expectation: HOLDS, or VIOLATED for a control.
-        device: cpu or cuda.
-        backend: gloo or nccl; None for the device's default.
-        overrides: Settings of the command line.
+        config: What the user asked for.
 
     Raises:
         DomainError: On an unknown key or value.
@@ -124,23 +96,23 @@ def subject_from(
     """
     promise = override(
         promise_from(description.promise),
-        domain=overrides.domain,
-        contract=overrides.contract,
-        grade=overrides.grade,
+        domain=config.domain_settings,
+        contract=config.contract_settings,
+        grade=config.grade,
     )
-    if overrides.case_seconds:
-        promise = msgspec.structs.replace(promise, case_seconds=overrides.case_seconds)
+    if config.case_seconds:
+        promise = msgspec.structs.replace(promise, case_seconds=config.case_seconds)
     lacking = tuple(name for name in KEYWORDS if name not in description.keywords)
     return Subject(
         spec=spec,
         label=label or spec,
         promise=msgspec.structs.replace(promise, domain=_within(promise.domain, lacking)),
-        known=concerned(_known(promise.known, description.file), device=device),
+        known=concerned(_known(promise.known, description.file), device=config.device),
         expectation=expectation,
-        device=device,
-        backend=backend_words(device, backend),
-        options=_options(device, backend) + overrides.options,
-        narrowed=frozenset(overrides.domain),
+        device=config.device,
+        backend=backend_words(config.device, config.backend),
+        options=_options(config.device, config.backend) + config.replay_options,
+        narrowed=frozenset(config.domain_settings),
         lacking=lacking,
         converts=description.converts,
     )

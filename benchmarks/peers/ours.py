@@ -10,11 +10,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from verify.config import Policy
-from verify.engine.engine import Run, Settings
+from verify.config import Config, Policy
+from verify.engine.engine import Run
 
 SEED = 1
-_SETTINGS = Settings(seed=SEED, policy=Policy(fail_fast=True, tries=5, tries_total=5))
+_POLICY = Policy(fail_fast=True, tries=5, tries_total=5)
 Found = tuple[str, float]
 """Properties that its first failing case violates, empty if there is none, and seconds."""
 
@@ -28,10 +28,10 @@ def ours(specs: Sequence[str], *, workers: int) -> dict[str, Found]:
 
 def _campaigns(specs: Sequence[str]) -> dict[str, Found]:
     found: dict[str, Found] = {}
-    with tempfile.TemporaryDirectory() as folder, Run(_SETTINGS, keep=Path(folder)) as run:
+    with tempfile.TemporaryDirectory() as folder, Run(Config(seed=SEED), keep=Path(folder)) as run:
         for spec in specs:
             started = time.monotonic()
-            result = run.campaign(run.subject(spec))
+            result = run.campaign(run.subject(spec), policy=_POLICY)
             violated = ", ".join(dict.fromkeys(failure.property for failure in result.failures))
             found[spec] = (violated, time.monotonic() - started)
             sys.stderr.write(f"{spec}: {violated or 'missed'} in {found[spec][1]:.1f} s\n")

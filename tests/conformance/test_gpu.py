@@ -9,22 +9,19 @@ import torch
 
 from properties.case import Case
 from properties.mechanisms.cuda_kernels import goes_to_cudnn
-from verify.engine.campaign import Budget
-from verify.engine.engine import Run, Settings
-from verify.subject import Overrides
+from verify.config import Config
+from verify.engine.engine import Run
 from verify.subjects.builtins import BUILTINS
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none"),
 ]
-FEW = Budget(cases=60, seconds=None)
 
 
 @pytest.mark.parametrize("name", BUILTINS)
 def test_a_system_meets_its_expectation_over_gloo(name):
-    settings = Settings(seed=1, device="cuda", backend="gloo", budget=FEW)
-    with Run(settings) as run:
+    with Run(Config(seed=1, device="cuda", backend="gloo", cases=60)) as run:
         result = run.campaign(run.subject(name, expectation=BUILTINS[name].expectation))
     assert result.verdict == BUILTINS[name].expectation
     assert (result.accounting.hung, result.accounting.internal) == (0, 0)
@@ -32,11 +29,8 @@ def test_a_system_meets_its_expectation_over_gloo(name):
 
 
 def test_torch_holds_over_nccl_with_one_rank():
-    settings = Settings(seed=1, device="cuda", backend="nccl", budget=FEW)
-    with Run(settings) as run:
-        domain = {"world_sizes": "1"}
-        subject = run.subject("torch", overrides=Overrides(domain=domain, contract={}, grade=None))
-        result = run.campaign(subject)
+    with Run(Config(seed=1, device="cuda", backend="nccl", cases=60, world_sizes="1")) as run:
+        result = run.campaign(run.subject("torch"))
     assert result.failures == ()
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from verify.config import Config
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -25,7 +27,7 @@ from catalogue import ENTRIES, Entry  # noqa: E402
 from striking import Range, descendants  # noqa: E402
 
 from verify.engine.campaign import Budget  # noqa: E402
-from verify.engine.engine import Run, Settings  # noqa: E402
+from verify.engine.engine import Run  # noqa: E402
 from verify.events import CaseEnded, Event  # noqa: E402
 from verify.ranks.pool import LostGroup, RankPool  # noqa: E402
 
@@ -141,7 +143,7 @@ def main(words: Sequence[str] | None = None) -> int:
     before = resources()
     say(f"before: {before}")
     saboteur = Saboteur(random.Random(options.seed))
-    with Run(Settings(seed=options.seed), [saboteur]) as run:
+    with Run(Config(seed=options.seed), [saboteur]) as run:
         run.pool._on_lost = lambda group: (losses.append(group), all_losses.append(group))
         saboteur.pool = run.pool
         strikes = soak(run, saboteur, options.cases, options.every, options.seed, losses)
@@ -176,8 +178,7 @@ def soak(
         else:
             entry = chance.choice([one for one in ENTRIES if not one.costly or one.id.startswith("hangs.")])
         saboteur.counts["campaigns"] += 1
-        settings = Settings(seed=seed * 1_000_003 + number, budget=Budget(cases=some, seconds=None))
-        result = run.campaign(subject, settings=settings)
+        result = run.campaign(subject, seed=seed * 1_000_003 + number, budget=Budget(cases=some))
         if result.accounting.cases != some:
             say(f"campaign {number}: {result.accounting.cases} of {some} cases, {result.stopped!r}")
         if entry is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from catalogue import HARMLESS, TIMEOUT, Entry
 
 from properties.observation import RankObservation
-from verify.engine.engine import Run, Settings
+from verify.engine.engine import Run
 from verify.engine.examiner import Examiner
 from verify.ranks.pool import LostGroup
 from verify.trial import Trial
@@ -84,7 +84,7 @@ class Range:
 def opened() -> Iterator[Range]:
     """Open a run for strikes."""
     losses: list[LostGroup] = []
-    with Run(Settings(seed=0, timeout=TIMEOUT)) as run:
+    with Run(timeout=TIMEOUT) as run:
         run.pool._on_lost = losses.append
         yield Range(run, losses)
 

@@ -25,8 +25,8 @@ from tests.verify.fakes import FakeRanks, examiner, returned, tensor
 from verify import errors
 from verify.cli.main import main
 from verify.cli.parser import parse
-from verify.cli.resume import merged, recorded
-from verify.cli.run import settings_from
+from verify.cli.resume import merged
+from verify.cli.run import config_from
 from verify.engine.campaign import Budget, Campaign, Policy
 from verify.engine.tally import Tally
 from verify.errors import UsageError
@@ -153,8 +153,7 @@ def recorded_lines(folder: Path) -> tuple[bytes, ...]:
         ]
         return msgspec.structs.replace(observation, ranks=tuple(filled))
 
-    line = parse(LINE)
-    record = Record(folder, {"versions": {"torch": "2"}, "arguments": plain(recorded(line, seed=1))})
+    record = Record(folder, {"versions": {"torch": "2"}, "arguments": plain(config_from(parse(LINE)))})
     Campaign(
         examiner=examiner({"forward": lambda case: case.channels > 1}, ranks=FakeRanks(behave)),  # type: ignore[arg-type]
         budget=Budget(cases=4, seconds=None),
@@ -170,7 +169,7 @@ def recorded_lines(folder: Path) -> tuple[bytes, ...]:
 def uses(past: PreviousRun) -> None:
     """Do with what was read what a run that goes on does with it."""
     words = Namespace(**vars(parse([*LINE[:1], *LINE[-2:]])), words=["run", "--record", "r"])
-    settings_from(merged(words, past.opening.arguments))
+    config_from(merged(words, past.opening.arguments))
     tally = Tally()
     for spec in ("fake:Subject", ""):
         memory = past.memory(spec)

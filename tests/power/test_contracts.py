@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
 
 from properties.case import decode
 from properties.domain import Contract
-from verify.config import Budget
+from verify.config import Budget, Config, setting_texts
 from verify.engine.floor import Floor
 from verify.faults.cards import CardError, ContractCard, contract_cards
-from verify.subject import Overrides
 
 RIGHT = [card for card in contract_cards() if not card.breaks]
 BREACHES = [card for card in contract_cards() if card.breaks]
@@ -36,7 +34,7 @@ def settings_of():
 
 def violated(run, card, contract):
     """Return what the card's case violates under a contract."""
-    subject = run.subject(card.spec, overrides=Overrides(domain={}, contract=contract, grade=None))
+    subject = run.subject(card.spec, config=Config(contract=setting_texts(contract)))
     return set(run.examiner(subject).examine(decode(card.case)).violated)
 
 
@@ -86,9 +84,8 @@ def test_a_subject_that_breaks_its_contract_is_reported_under_it(real_run, card)
     ],
 )
 def test_drawn_cases_hold_under_the_contract_that_a_right_subject_declares(real_run, card):
-    domain = {"world_sizes": "2"}
-    subject = real_run.subject(card.spec, overrides=Overrides(domain=domain, contract={}, grade=None))
-    result = real_run.campaign(subject, settings=replace(real_run.settings, budget=FEW, floor=Floor(cases=1)))
+    subject = real_run.subject(card.spec, config=Config(world_sizes="2"))
+    result = real_run.campaign(subject, budget=FEW, floor=Floor(cases=1))
     assert result.failures == ()
     assert result.verdict == "HOLDS"
     assert result.accounting.internal == 0

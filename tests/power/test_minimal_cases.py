@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from properties.case import decode
@@ -29,8 +27,7 @@ def test_minimal_case_has_two_ranks_and_one_channel(real_run, fault):
 
 def campaign(run, spec):
     policy = Policy(fail_fast=True, tries=400, tries_total=400)
-    settings = replace(run.settings, budget=Budget(cases=200, seconds=None), policy=policy)
-    return run.campaign(run.subject(spec), settings=settings)
+    return run.campaign(run.subject(spec), budget=Budget(cases=200), policy=policy)
 
 
 def test_detached_statistics_have_a_right_forward(real_run):

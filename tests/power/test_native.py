@@ -9,7 +9,7 @@ import msgspec
 from properties.case import Case, Step
 from verify.engine.engine import Run
 from verify.report.explain import Occurrence, explain
-from verify.subject import Overrides, subject_from
+from verify.subject import subject_from
 
 FILE = Path(__file__).parent / "native_subjects.py"
 STRIDED = Case(
@@ -49,7 +49,7 @@ def test_a_subject_that_declares_it_is_excused(real_run: Run) -> None:
     described = real_run.pool.describe(spec)
     promise = {**described.promise, "known": "torch-native"}
     promised = msgspec.structs.replace(described, promise=promise)
-    subject = subject_from(spec, promised, overrides=Overrides(domain={}, contract={}))
+    subject = subject_from(spec, promised)
     trial = real_run.examiner(subject).examine(STRIDED)
     assert trial.violated == ()
     assert {item.entry for item in trial.excused} == {N5}

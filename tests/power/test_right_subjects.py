@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from properties.case import decode
+from verify.config import Config
 from verify.engine.campaign import Budget
 from verify.faults.cards import right_cards
 from verify.measure.power.pool_worker import judge
@@ -56,14 +55,9 @@ def test_the_grade_of_a_card_is_the_one_that_its_subject_declares(real_run, card
 
 def test_a_subject_that_breaks_grade_a_satisfies_the_grade_it_deserves(real_run):
     """One-pass variance is accused at grade A on data with a large mean, and told that C suits it."""
-    from verify.subject import Overrides
-
     spec = "verify.faults.right:OnePass"
-    overrides = Overrides(
-        domain={"values": "large_offset", "dtypes": "float32", "eval": "no"}, grade="A", contract={}
-    )
-    subject = real_run.subject(spec, overrides=overrides)
-    result = real_run.campaign(subject, settings=replace(real_run.settings, budget=CASES))
+    config = Config(domain=("values=large_offset", "dtypes=float32", "eval=no"), grade="A")
+    result = real_run.campaign(real_run.subject(spec, config=config), budget=CASES)
     assert result.verdict == "VIOLATED"
     assert {failure.property for failure in result.failures} <= {
         "forward",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from properties.case import decode
+from verify.config import Config, setting_texts
 from verify.faults.cards import right_cards
 from verify.measure.power.fault_campaign import judge_right
 from verify.measure.power.work_units import RightUnit
-from verify.subject import Overrides
 
 WRITTEN = tuple(card for card in right_cards() if card.spec.startswith("verify.faults.written:"))
 EXTREMES = "constant,subnormal,near_overflow,tiny_spread,large_offset"
 
 
 def judged(run, card, seed, cases, **domain):
-    overrides = Overrides(domain=domain, contract={}, grade=card.grade)
+    config = Config(domain=setting_texts(domain), grade=card.grade)
     unit = RightUnit(card=card, seed=seed, cases=cases)
-    return judge_right(unit, run.examiner(run.subject(card.spec, overrides=overrides)))
+    return judge_right(unit, run.examiner(run.subject(card.spec, config=config)))
 
 
 @pytest.mark.parametrize("card", WRITTEN, ids=lambda card: card.spec.partition(":")[2])

@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from verify.record.previous_run import Arguments
+from verify.config import Config
 
-ARGUMENTS = Arguments(
-    subject=("fake:Subject",),
-    device="cpu",
-    backend=None,
-    world_sizes=None,
-    cases=40,
-    seconds=None,
-    seed=3,
-    grade=None,
-    contract=(),
-    properties=None,
-    domain=(),
-    fail_fast=False,
-)
+ARGUMENTS = Config(subject=("fake:Subject",), cases=40, seed=3)

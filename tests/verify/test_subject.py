@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from properties.domain import DomainError
+from verify.config import Config
 from verify.known.entries import KnownError
-from verify.subject import KEYWORDS, Overrides, subject_from
+from verify.subject import KEYWORDS, subject_from
 
 ENTRY = """
 [[known]]
@@ -36,13 +37,13 @@ def test_without_a_promise_a_subject_has_the_default_one() -> None:
 
 
 def test_the_command_line_goes_over_the_promise_and_into_the_replay_line() -> None:
-    overrides = Overrides(domain={"dtypes": "float32"}, contract={"momentum": "decay"}, grade="C")
+    config = Config(
+        domain=("dtypes=float32",), contract=("momentum=decay",), grade="C", device="cuda", backend="gloo"
+    )
     subject = subject_from(
         "m:F",
         described({"grade": "B", "domain": {"dims": [2]}}),
-        device="cuda",
-        backend="gloo",
-        overrides=overrides,
+        config=config,
     )
     assert subject.promise.grade == "C"
     assert subject.promise.domain.dims == (2,)
@@ -54,13 +55,13 @@ def test_the_command_line_goes_over_the_promise_and_into_the_replay_line() -> No
 def test_seconds_of_a_case_on_the_command_line_go_over_those_promised_and_into_the_replay_line() -> None:
     promised = subject_from("m:F", described({"case_seconds": 45}))
     assert (promised.promise.case_seconds, promised.options) == (45, ())
-    given = Overrides(domain={}, contract={}, case_seconds=90.0)
-    subject = subject_from("m:F", described({"case_seconds": 45}), overrides=given)
+    given = Config(case_seconds=90.0)
+    subject = subject_from("m:F", described({"case_seconds": 45}), config=given)
     assert (subject.promise.case_seconds, subject.options) == (90.0, ("--case-seconds 90",))
 
 
 def test_on_cuda_the_number_of_gpus_decides_the_backend() -> None:
-    subject = subject_from("m:F", described(), device="cuda")
+    subject = subject_from("m:F", described(), config=Config(device="cuda"))
     assert subject.backend == "nccl or gloo"
     assert subject.options == ("--device cuda",)
 

@@ -12,8 +12,7 @@ from typing import Protocol, TextIO
 import msgspec
 
 from properties.domain import DomainError, Promise, override
-from verify.cli.parser import pairs
-from verify.config import Budget
+from verify.config import Budget, pairs
 from verify.environment import cores, environment, one_line
 from verify.errors import UsageError
 from verify.faults.cards import cards, right_cards

@@ -7,17 +7,17 @@ fails. `aggregated` must hold. `torch` must hold apart from its known discrepanc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TextIO
+from typing import Any, TextIO
+
+import msgspec
 
 from verify import errors
-from verify.config import DEFAULT_BUDGET
+from verify.config import DEFAULT_BUDGET, Config, Policy
 from verify.engine.campaign import Budget
-from verify.engine.engine import Run, Settings, exit_code
+from verify.engine.engine import Run, exit_code
 from verify.report.summary import known_count, known_lines, sizes_words, verdict_words
 from verify.report.words import count, listing, ratio
 from verify.result import SubjectResult
-from verify.subject import Overrides
 from verify.subjects.builtins import BUILTINS
 
 CONTROL_BUDGET = Budget(cases=60, net=DEFAULT_BUDGET.net)
@@ -36,11 +36,9 @@ def main_job(run: Run, stream: TextIO, *, known: bool = False) -> int:
     """
     results = []
     for name, builtin in BUILTINS.items():
-        subject = run.subject(
-            name, expectation=builtin.expectation, overrides=_widened(run.settings.overrides)
-        )
+        subject = run.subject(name, expectation=builtin.expectation, config=_widened(run.config))
         results.append(
-            run.campaign(subject, settings=_settings(run.settings, control=builtin.expectation == "VIOLATED"))
+            run.campaign(subject, **_limits(run.config, control=builtin.expectation == "VIOLATED"))
         )
     code = exit_code(results)
     listed = [line for r in results if known and r.known for line in (f"{r.label}:", *known_lines(r.known))]
@@ -95,17 +93,16 @@ def _met(results: list[SubjectResult]) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _settings(settings: Settings, *, control: bool) -> Settings:
-    """Return the settings of one system; the control needs few cases unless a budget was given."""
-    if control and settings.budget == DEFAULT_BUDGET:
-        policy = replace(settings.policy, tries=CONTROL_TRIES, tries_total=CONTROL_TRIES)
-        return replace(settings, budget=CONTROL_BUDGET, policy=policy)
-    return settings
+def _limits(config: Config, *, control: bool) -> dict[str, Any]:
+    """Return the budget and policy of one system; the control needs few cases unless a budget was given."""
+    if not control or config.budget != DEFAULT_BUDGET:
+        return {}
+    policy = Policy(fail_fast=config.fail_fast, tries=CONTROL_TRIES, tries_total=CONTROL_TRIES)
+    return {"budget": CONTROL_BUDGET, "policy": policy}
 
 
-def _widened(overrides: Overrides) -> Overrides:
-    """Return `overrides` with the rarely drawn numbers of ranks, unless world sizes were given."""
-    if "world_sizes" in overrides.domain:
-        return overrides
-    sizes = ",".join(str(size) for size in (1, 2, 3, 4, *RARELY))
-    return replace(overrides, domain={**overrides.domain, "world_sizes": sizes})
+def _widened(config: Config) -> Config:
+    """Return `config` with the rarely drawn numbers of ranks, unless world sizes were given."""
+    if "world_sizes" in config.domain_settings:
+        return config
+    return msgspec.structs.replace(config, world_sizes=",".join(map(str, (1, 2, 3, 4, *RARELY))))

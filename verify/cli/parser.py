@@ -98,23 +98,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return namespace
 
 
-def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """Return `key=value` texts as a dictionary.
-
-    Raises:
-        UsageError: If one has no `=`, or a key comes twice.
-    """
-    found: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key or not value:
-            raise UsageError(f"Expected {option} key=value, but got {text!r}.")
-        if key in found:
-            raise UsageError(f"Expected each key of {option} once, but got {key!r} twice.")
-        found[key] = value
-    return found
-
-
 def _command(commands: Commands, name: str, text: str, **more: str) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = commands.add_parser(
         name,

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from verify.cli.run import settings_from
+from verify.cli.run import config_from
 from verify.engine.engine import Run
 from verify.errors import UsageError
 from verify.record.kept_cases import data_folder, find_case
@@ -29,7 +29,7 @@ def replay_command(arguments: Namespace) -> int:
         raise UsageError("Expected --subject with a case, but got none; say what it is to be run on.")
     folders = ((Path(arguments.record),) if arguments.record else ()) + (data_folder(),)
     case = find_case(arguments.case, folders)
-    with Run(settings_from(arguments)) as run:
+    with Run(config_from(arguments), threads=1, cpu_only=True) as run:
         subject = run.subject(arguments.subject)
         trial = run.examiner(subject).examine(case)
         run.keep(trial)

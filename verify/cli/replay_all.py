@@ -17,7 +17,7 @@ from typing import TextIO
 from properties.case import Case
 from properties.verdict import Outcome
 from verify import errors
-from verify.cli.run import settings_from
+from verify.cli.run import config_from
 from verify.engine.engine import Run
 from verify.engine.examiner import Examiner
 from verify.errors import UsageError
@@ -38,10 +38,10 @@ def replay_all_command(arguments: Namespace) -> int:
     folder = Path(arguments.all)
     past = _past(folder)
     gathered = from_record(past, arguments.subject) if past else from_files(folder, arguments.subject)
-    settings = settings_from(_as_recorded(arguments, past) if past else arguments)
+    config = config_from(_as_recorded(arguments, past) if past else arguments)
     outcomes: Counter[Outcome] = Counter()
     internal = 0
-    with Run(settings) as run:
+    with Run(config, threads=1, cpu_only=True) as run:
         for spec, cases in gathered.items():
             subject = run.subject(spec)
             sys.stdout.write(f"{subject.label}: {count(len(cases), 'case')}\n")

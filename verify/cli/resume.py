@@ -8,23 +8,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Any
 
-from verify.config import Budget
+from verify.config import Budget, Config
 from verify.errors import UsageError
-from verify.record.previous_run import Arguments
 
 
-def recorded(arguments: Namespace, *, seed: int) -> Arguments:
-    """Return the arguments of a command line that say what is judged."""
-    given = {name: getattr(arguments, name) for name in Arguments.__struct_fields__ if name != "seed"}
-    data: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
-    }
-    return Arguments(seed=seed, **data)
-
-
-def merged(arguments: Namespace, before: Arguments) -> Namespace:
+def merged(arguments: Namespace, before: Config) -> Namespace:
     """Return the command line that goes on with a run.
 
     Args:
@@ -35,7 +24,7 @@ def merged(arguments: Namespace, before: Arguments) -> Namespace:
         UsageError: If an option that is given contradicts the record's.
     """
     given = set(_given(arguments))
-    same = [name for name in Arguments.__struct_fields__ if name not in ("cases", "seconds")]
+    same = [name for name in Config.__struct_fields__ if name not in ("cases", "seconds")]
     for name in same:
         told, was = _comparable(getattr(arguments, name)), _comparable(getattr(before, name))
         if name in given and told != was:
@@ -48,7 +37,7 @@ def merged(arguments: Namespace, before: Arguments) -> Namespace:
     return Namespace(**{**vars(arguments), **kept, "cases": budget[0], "seconds": budget[1]})
 
 
-def _raised(arguments: Namespace, before: Arguments, given: set[str]) -> tuple[int | None, float | None]:
+def _raised(arguments: Namespace, before: Config, given: set[str]) -> tuple[int | None, float | None]:
     """Return --cases and --seconds, raised where they are given."""
     limits = Budget.of(before.cases, before.seconds)
     for name in ("cases", "seconds"):

@@ -1,4 +1,4 @@
-"""The command `run`: the line's settings, its handlers, and the campaigns it asks for."""
+"""The command `run`: what the line asks for, its handlers, and the campaigns it asks for."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from verify import errors
-from verify.cli.parser import pairs
-from verify.cli.resume import merged, recorded
-from verify.config import DEFAULT_MIN_CASES
-from verify.engine.campaign import Budget, Policy
-from verify.engine.engine import Run, Settings, exit_code
-from verify.engine.floor import Floor
+from verify.cli.resume import merged
+from verify.config import Config, pairs
+from verify.engine.engine import Run, exit_code
 from verify.environment import backend_words, environment, one_line, version
 from verify.errors import UsageError
 from verify.events import Handler
@@ -28,7 +25,6 @@ from verify.report.log import Detail, Lines
 from verify.report.terminal import Terminal
 from verify.report.words import count
 from verify.strict_json import plain
-from verify.subject import Overrides
 
 
 def run_command(arguments: Namespace, link: ServerClient) -> int:
@@ -38,11 +34,11 @@ def run_command(arguments: Namespace, link: ServerClient) -> int:
         if arguments.resume:
             record = _record(stack, arguments.record)
             arguments, past = _resumed(arguments, record)
-        settings = settings_from(arguments)
+        config = config_from(arguments)
         if arguments.record:
             record = record or _record(stack, arguments.record)
-            _begin(record, arguments, settings, resumed=past is not None)
-        run = stack.enter_context(open_run(arguments, settings, record=record, past=past, link=link))
+            _begin(record, arguments, config, resumed=past is not None)
+        run = stack.enter_context(open_run(arguments, config, record=record, past=past, link=link))
         code = _campaigns(run, arguments.subject, known=arguments.known)
     return _tell_unwritten(run) or code
 
@@ -75,45 +71,33 @@ def _campaigns(run: Run, specs: Sequence[str], *, known: bool) -> int:
     return exit_code([run.campaign(subject) for subject in subjects])
 
 
-def settings_from(arguments: Namespace) -> Settings:
-    """Return the settings of a command line.
+def config_from(arguments: Namespace) -> Config:
+    """Return what a command line asks for; the seed is drawn where none is given.
 
     Raises:
-        UsageError, DomainError: If they are not as expected.
+        UsageError, DomainError: If it is not as expected.
     """
     if arguments.backend == "nccl" and arguments.device == "cpu":
         raise UsageError("Expected --device cuda with --backend nccl, but got --device cpu.")
-    domain = pairs(getattr(arguments, "domain", []), "--domain")
-    world_sizes = getattr(arguments, "world_sizes", None)
-    if world_sizes is not None:
-        domain["world_sizes"] = world_sizes
-    seed = getattr(arguments, "seed", None)
-    return Settings(
-        seed=secrets.randbelow(2**32) if seed is None else seed,
-        device=arguments.device,
-        backend=arguments.backend,
-        budget=Budget.of(getattr(arguments, "cases", None), getattr(arguments, "seconds", None)),
-        policy=Policy(fail_fast=getattr(arguments, "fail_fast", False)),
-        floor=Floor(cases=getattr(arguments, "min_cases", None) or DEFAULT_MIN_CASES),
-        overrides=Overrides(
-            domain=domain,
-            contract=pairs(arguments.contract, "--contract"),
-            grade=arguments.grade,
-            case_seconds=arguments.case_seconds,
-        ),
-        only=_properties(arguments.properties),
-        every_element=arguments.every_element,
-        threads=1,
-        cpu_only=True,
-    )
+    given = {name: value for name, value in vars(arguments).items() if name in Config.__struct_fields__}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    if given.get("seed") is None:
+        given["seed"] = secrets.randbelow(2**32)
+    if isinstance(given.get("subject"), str):  # of a replay
+        given["subject"] = (given["subject"],)
+    config = Config(**{name: value for name, value in given.items() if value is not None})
+    _check(config)
+    return config
 
 
-def _properties(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    from properties.judge.catalogue import select
+def _check(config: Config) -> None:
+    """Raise unless texts and names are as expected, before ranks start for them."""
+    pairs(config.domain, "--domain")
+    pairs(config.contract, "--contract")
+    if config.properties is not None:
+        from properties.judge.catalogue import select
 
-    return select(names)
+        select(config.properties)
 
 
 def _record(stack: ExitStack, folder: str | None) -> Record:
@@ -148,14 +132,14 @@ def _resumed(arguments: Namespace, record: Record) -> tuple[Namespace, PreviousR
     return resumed, past
 
 
-def _begin(record: Record, arguments: Namespace, settings: Settings, *, resumed: bool) -> None:
+def _begin(record: Record, arguments: Namespace, config: Config, *, resumed: bool) -> None:
     """Write what is known of the run."""
-    backend = backend_words(settings.device, settings.backend)
+    backend = backend_words(config.device, config.backend)
     facts: dict[str, Any] = {
-        **environment(device=settings.device, backend=backend),
+        **environment(device=config.device, backend=backend),
         "command": ["verify", *arguments.words],
-        "seed": settings.seed,
-        "arguments": plain(recorded(arguments, seed=settings.seed)),
+        "seed": config.seed,
+        "arguments": plain(config),
     }
     with _writable("--record", arguments.record):
         record.begin({**facts, "resumed": True} if resumed else facts)
@@ -164,7 +148,7 @@ def _begin(record: Record, arguments: Namespace, settings: Settings, *, resumed:
 @contextmanager
 def open_run(
     arguments: Namespace,
-    settings: Settings,
+    config: Config,
     *,
     record: Record | None = None,
     past: PreviousRun | None = None,
@@ -172,18 +156,20 @@ def open_run(
 ) -> Iterator[Run]:
     """Open the run of a command line, with its handlers, and close them all at the end."""
     with ExitStack() as stack:
-        handlers = _handlers(stack, arguments, settings)
+        handlers = _handlers(stack, arguments, config)
         if record is not None:
             handlers.insert(0, record)  # recorded first
-        yield stack.enter_context(Run(settings, handlers, record=record, past=past, link=link))
+        yield stack.enter_context(
+            Run(config, handlers, record=record, past=past, link=link, threads=1, cpu_only=True)
+        )
 
 
-def _handlers(stack: ExitStack, arguments: Namespace, settings: Settings) -> list[Handler]:
+def _handlers(stack: ExitStack, arguments: Namespace, config: Config) -> list[Handler]:
     """Return the reports to the terminal and to the file that `arguments` name."""
-    backend = backend_words(settings.device, settings.backend)
-    facts: dict[str, Any] = environment(device=settings.device, backend=backend)
+    backend = backend_words(config.device, config.backend)
+    facts: dict[str, Any] = environment(device=config.device, backend=backend)
     command = ["verify", *arguments.words]
-    sys.stdout.write(f"{one_line(device=settings.device, backend=backend)}; seed {settings.seed}\n")
+    sys.stdout.write(f"{one_line(device=config.device, backend=backend)}; seed {config.seed}\n")
     handlers: list[Handler] = []
     lines = Lines(sys.stdout, detail=_detail(arguments), known=arguments.known)
     if sys.stdout.isatty():
@@ -195,7 +181,7 @@ def _handlers(stack: ExitStack, arguments: Namespace, settings: Settings) -> lis
     if arguments.json:
         with _writable("--json", arguments.json):
             handlers.append(
-                Document(Path(arguments.json), environment=facts, command=command, seed=settings.seed)
+                Document(Path(arguments.json), environment=facts, command=command, seed=config.seed)
             )
     return handlers
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from verify import errors
-from verify.engine.campaign import DEFAULT_BUDGET, DEFAULT_FLOOR, DEFAULT_POLICY, Budget, Campaign, Policy
+from verify.config import DEFAULT_CONFIG, DEFAULT_MIN_CASES, Budget, Config, Policy
+from verify.engine.campaign import Campaign
 from verify.engine.examiner import Examiner, Machinery, machinery
 from verify.engine.floor import Floor
 from verify.events import CampaignEnded, CampaignStarted, Event, FailureMinimised, GroupLost, Handler
@@ -20,50 +20,23 @@ from verify.record.previous_run import PreviousRun
 from verify.record.recall import Place, Recall
 from verify.record.writing import Record
 from verify.result import SubjectResult
-from verify.subject import NO_OVERRIDES, Overrides, Subject, subject_from
+from verify.subject import Subject, subject_from
 from verify.subjects.builtins import BUILTINS
 from verify.trial import Trial
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What all campaigns of a run share.
-
-    Attributes:
-        seed: Of the draws.
-        device, backend: Where the ranks run; backend None for the device's default.
-        budget, policy, floor: Of each campaign.
-        overrides: Settings that replace what a factory promises.
-        only: Ids of the properties to judge; None for all.
-        timeout: Seconds that a case may take on the ranks.
-        every_element: Judge large tensors whole, in place of a sample (`properties.values.sampling`).
-        threads, cpu_only: How jax computes in this process, see `reference.host.start`.
-    """
-
-    seed: int
-    device: str = "cpu"
-    backend: str | None = None
-    budget: Budget = DEFAULT_BUDGET
-    policy: Policy = DEFAULT_POLICY
-    floor: Floor = DEFAULT_FLOOR
-    overrides: Overrides = NO_OVERRIDES
-    only: tuple[str, ...] | None = None
-    timeout: float = 10.0
-    every_element: bool = False
-    threads: int | None = None
-    cpu_only: bool = False
 
 
 class Run:
     """An open run; a context manager that ends its ranks.
 
     Args:
-        settings: Shared by its campaigns.
+        config: What the user asked for; shared by its campaigns.
         handlers: Take the events.
         record: Takes the trials, too; must be among the handlers.
         past: What an interrupted run had judged; its campaigns go on.
         keep: Folder for failing cases.
         link: To a server of ranks that has been started; None to start one.
+        timeout: Seconds that a case may take on the ranks.
+        threads, cpu_only: How jax computes in this process, see `reference.host.start`.
 
     Attributes:
         handlers: As given.
@@ -72,15 +45,19 @@ class Run:
 
     def __init__(
         self,
-        settings: Settings,
+        config: Config = DEFAULT_CONFIG,
         handlers: Sequence[Handler] = (),
         *,
         record: Record | None = None,
         past: PreviousRun | None = None,
         keep: Path | None = None,
         link: ServerClient | None = None,
+        timeout: float = 10.0,
+        threads: int | None = None,
+        cpu_only: bool = False,
     ) -> None:
-        self.settings = settings
+        self.config = config
+        self._threads, self._cpu_only = threads, cpu_only
         self.unkept = ""
         self._past = past
         self.handlers = tuple(handlers)
@@ -89,12 +66,12 @@ class Run:
         self._parts: Machinery | None = None
         self._spec = ""
         self.pool = RankPool(
-            device=settings.device,
-            backend=settings.backend,
-            timeout=settings.timeout,
+            device=config.device,
+            backend=config.backend,
+            timeout=timeout,
             on_lost=self._lost,
             link=link,
-            every_element=settings.every_element,
+            every_element=config.every_element,
         )
 
     def __enter__(self) -> Self:
@@ -112,17 +89,15 @@ class Run:
     def parts(self) -> Machinery:
         """The reference and the properties, imported on first use."""
         if self._parts is None:
-            self._parts = machinery(threads=self.settings.threads, cpu_only=self.settings.cpu_only)
+            self._parts = machinery(threads=self._threads, cpu_only=self._cpu_only)
         return self._parts
 
-    def subject(
-        self, spec: str, *, expectation: str = "HOLDS", overrides: Overrides | None = None
-    ) -> Subject:
-        """Return the subject `spec`, as a rank describes it, with the settings of the run.
+    def subject(self, spec: str, *, expectation: str = "HOLDS", config: Config | None = None) -> Subject:
+        """Return the subject `spec`, as a rank describes it, with what the user asked for here or of the run.
 
         Raises:
             SubjectError: If it cannot be loaded.
-            DomainError: If its promise, or the overrides, are not as expected.
+            DomainError: If its promise, or what the user asked for, are not as expected.
             KnownError: If its file of known discrepancies is not.
         """
         builtin = BUILTINS.get(spec)
@@ -131,26 +106,40 @@ class Run:
         return subject_from(
             spec,
             self.pool.describe(spec),
-            label=builtin.label_on(self.settings.device) if builtin else spec,
+            label=builtin.label_on(self.config.device) if builtin else spec,
             expectation=expectation,
-            device=self.settings.device,
-            backend=self.settings.backend,
-            overrides=overrides or self.settings.overrides,
+            config=config or self.config,
         )
 
     def examiner(self, subject: Subject) -> Examiner:
         """Return what makes trials of `subject`."""
-        return Examiner(subject=subject, ranks=self.pool, parts=self.parts, only=self.settings.only)
+        return Examiner(subject=subject, ranks=self.pool, parts=self.parts, only=self.config.properties)
 
-    def campaign(self, subject: Subject, *, settings: Settings | None = None) -> SubjectResult:
+    def campaign(
+        self,
+        subject: Subject,
+        *,
+        seed: int | None = None,
+        budget: Budget | None = None,
+        policy: Policy | None = None,
+        floor: Floor | None = None,
+    ) -> SubjectResult:
         """Run one campaign and return its result; one that had ended before is told again instead.
+
+        Args:
+            subject: Of this run.
+            seed: Of the draws, in place of what the user asked for, like the others.
+            budget: When drawing ends.
+            policy: How failures are treated.
+            floor: What a verdict HOLDS must stand on.
 
         Raises:
             RecordError: If the subject promises something else than in the run that goes on.
         """
-        chosen = settings or self.settings
+        config = self.config
+        budget = budget or config.budget
         self._spec = subject.spec
-        if self._past and (ended := self._past.result(subject, chosen.budget)):
+        if self._past and (ended := self._past.result(subject, budget)):
             return self._tell_again(*ended)
 
         def keep(trial: Trial, place: Place) -> None:
@@ -159,13 +148,13 @@ class Run:
 
         campaign = Campaign(
             examiner=self.examiner(subject),
-            budget=chosen.budget,
-            seed=chosen.seed,
+            budget=budget,
+            seed=config.seed if seed is None else seed,
             emit=self.emit,
             keep=keep,
             memory=self._past.memory(subject.spec) if self._past else Recall(),
-            policy=chosen.policy,
-            floor=chosen.floor,
+            policy=policy or Policy(fail_fast=config.fail_fast),
+            floor=floor or Floor(cases=config.min_cases or DEFAULT_MIN_CASES),
             excluded=self.parts.excluded_share(subject.promise.domain),
             stopped=self._halted,
         )

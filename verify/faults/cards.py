@@ -23,7 +23,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -87,7 +87,7 @@ class RightCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     spec: str
     differs: str
-    grade: str = "A"
+    grade: Literal["A", "B", "C"] = "A"
     family: str = ""
 
     @property

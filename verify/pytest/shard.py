@@ -9,10 +9,12 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from verify.config import DEFAULT_MIN_CASES
+import msgspec
+
+from verify.config import DEFAULT_MIN_CASES, Config
 from verify.engine.launchers import launched
 from verify.entry import EXPECTED, bind, conflict
 
@@ -94,15 +96,15 @@ def use_seed(seed: int) -> None:
 
 def shared_run(device: str, backend: str | None) -> Run:
     """Return this process's open run for a device; `close_runs` ends it."""
-    from verify.engine.engine import Run, Settings
+    from verify.engine.engine import Run
 
     key = (device, backend)
     if key not in _runs:
         if not _runs:
             atexit.register(close_runs)
         threads = 1 if os.environ.get("PYTEST_XDIST_WORKER") else None  # else jax may be the user's, too
-        settings = Settings(seed=0, device=device, backend=backend, threads=threads)
-        _runs[key] = Run(settings).__enter__()
+        config = Config(device=device, backend=backend)  # type: ignore[arg-type]
+        _runs[key] = Run(config, threads=threads).__enter__()
     return _runs[key]
 
 
@@ -126,16 +128,16 @@ def run_shard(shard: Shard) -> SubjectResult:
         raise Undecided(refused)
     bind()
     from verify.engine.campaign import Budget, Policy, derive
-    from verify.engine.engine import Settings
     from verify.engine.floor import Floor
-    from verify.subject import NO_OVERRIDES
 
     run = shared_run(shard.device, shard.backend)
     whole = Budget.of(shard.cases, shard.seconds)
-    settings = Settings(
+    subject = run.subject(
+        shard.spec, config=msgspec.structs.replace(run.config, case_seconds=shard.case_seconds)
+    )
+    return run.campaign(
+        subject,
         seed=derive(default_seed() if shard.seed is None else shard.seed, shard.number),
-        device=shard.device,
-        backend=shard.backend,
         budget=Budget(
             cases=None if whole.cases is None else -(-whole.cases // shard.shards),
             seconds=None if whole.seconds is None else whole.seconds / shard.shards,
@@ -144,8 +146,6 @@ def run_shard(shard: Shard) -> SubjectResult:
         policy=Policy(tries=TRIES, tries_total=2 * TRIES),
         floor=Floor(cases=shard.min_cases).of_a_share(shard.shards),
     )
-    subject = run.subject(shard.spec, overrides=replace(NO_OVERRIDES, case_seconds=shard.case_seconds))
-    return run.campaign(subject, settings=settings)
 
 
 def judge_result(result: SubjectResult) -> None:
@@ -178,11 +178,10 @@ def examine_again(
     from verify import errors
     from verify.record.kept_cases import data_folder, find_case
     from verify.report.trial_text import report_trial
-    from verify.subject import NO_OVERRIDES
 
     run = shared_run(device, backend)
     case = find_case(text, (data_folder(),))
-    subject = run.subject(spec, overrides=replace(NO_OVERRIDES, case_seconds=case_seconds))
+    subject = run.subject(spec, config=msgspec.structs.replace(run.config, case_seconds=case_seconds))
     trial = run.examiner(subject).examine(case)
     run.keep(trial)
     written = io.StringIO()

@@ -15,13 +15,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import msgspec
 
 from properties.case import Case, one_line
-from properties.domain import Grade
-from verify.config import Budget
+from verify.config import Budget, Config
 from verify.events import CampaignEnded, CampaignStarted
 from verify.record.journal import Journal, RecordError
 from verify.record.reading import check_result, struct_from, trial_from
@@ -46,42 +44,10 @@ class _Schema(msgspec.Struct, frozen=True):
     schema: int = 0
 
 
-class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The arguments of a run that say what is judged, as the command line has them."""
-
-    subject: tuple[str, ...]
-    device: Literal["cpu", "cuda"]
-    backend: Literal["gloo", "nccl"] | None
-    world_sizes: str | None
-    cases: int | None
-    seconds: float | None
-    seed: int
-    grade: Grade | None
-    contract: tuple[str, ...]
-    properties: tuple[str, ...] | None
-    domain: tuple[str, ...]
-    fail_fast: bool
-    every_element: bool = False
-    min_cases: int | None = None
-    case_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.cases is not None and not 1 <= self.cases < 2**63:
-            raise ValueError(f"Expected cases from 1 on, but got cases={self.cases}.")
-        if self.min_cases is not None and not 1 <= self.min_cases < 2**63:
-            raise ValueError(f"Expected min_cases from 1 on, but got min_cases={self.min_cases}.")
-        if self.seconds is not None and not 0 < self.seconds < 1e9:
-            raise ValueError(f"Expected seconds above 0, but got seconds={self.seconds}.")
-        if self.case_seconds is not None and not 0 < self.case_seconds < 1e6:
-            raise ValueError(f"Expected seconds above 0, but got case_seconds={self.case_seconds}.")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"Expected a seed from 0 to 2^64 - 1, but got seed={self.seed}.")
-
-
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
     """The line `environment` that a run begins with."""
 
-    arguments: Arguments
+    arguments: Config
     versions: dict[str, str] = {}
 
 

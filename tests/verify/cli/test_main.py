@@ -13,7 +13,8 @@ import pytest
 
 from verify import errors
 from verify.cli.main import main
-from verify.cli.parser import LATER, pairs, parse
+from verify.cli.parser import LATER, parse
+from verify.config import pairs
 from verify.errors import UsageError
 
 HEAVY = ("torch", "jax", "hypothesis", "numpy.testing", "rich")

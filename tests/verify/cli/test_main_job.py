@@ -11,15 +11,14 @@ import pytest
 from properties.case import Case
 from tests.verify.fakes import FakeRanks, Rules, ended, examiner, returned
 from verify.cli.main_job import CONTROL_BUDGET, main_job
-from verify.config import DEFAULT_BUDGET
+from verify.config import DEFAULT_BUDGET, DEFAULT_POLICY, Config, Policy
 from verify.engine.campaign import Budget, Campaign
-from verify.engine.engine import Settings
 from verify.errors import NOT_MET, OK
 from verify.events import GroupLost
 from verify.known.entries import parse
 from verify.report.log import Lines
 from verify.result import SubjectResult
-from verify.subject import Overrides, Subject
+from verify.subject import Subject
 
 KNOWN = parse(
     "\n".join(
@@ -47,18 +46,20 @@ class FakeRun:
     """A run whose systems break the rules that are given for them; it tells what a real one does."""
 
     def __init__(self, rules: dict[str, Rules], stream: io.StringIO, **detail: Any) -> None:
-        self.settings = Settings(seed=1)
+        self.config = Config(seed=1)
         self.budgets: dict[str, Any] = {}
         self._rules = rules
         self._lines = Lines(stream, **detail)
 
-    def subject(self, spec: str, *, expectation: str, overrides: Overrides) -> Subject:
-        assert overrides.domain["world_sizes"] == "1,2,3,4,5,8"
+    def subject(self, spec: str, *, expectation: str, config: Config) -> Subject:
+        assert config.world_sizes == "1,2,3,4,5,8"
         known = KNOWN if spec == "torch" else ()
         return Subject(spec=spec, label=spec, expectation=expectation, known=known)
 
-    def campaign(self, subject: Subject, *, settings: Settings) -> SubjectResult:
-        self.budgets[subject.spec] = settings.budget
+    def campaign(
+        self, subject: Subject, *, budget: Budget = DEFAULT_BUDGET, policy: Policy = DEFAULT_POLICY
+    ) -> SubjectResult:
+        self.budgets[subject.spec] = budget
 
         def behave(case: Case) -> Any:
             if 0 in case.batches and subject.known:
@@ -72,7 +73,7 @@ class FakeRun:
             budget=Budget(cases=40),
             seed=1,
             emit=self._lines.handle,
-            policy=settings.policy,
+            policy=policy,
         ).run()
 
 

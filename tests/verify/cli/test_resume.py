@@ -20,7 +20,7 @@ from tests.verify.fakes import FakeRanks, Heard, broken, examiner, parts, return
 from tests.verify.full_disk import room_for
 from tests.verify.recorded import ARGUMENTS
 from verify.engine.campaign import Budget, Campaign, Policy
-from verify.engine.engine import Run, Settings
+from verify.engine.engine import Run
 from verify.events import FailureMinimised
 from verify.known.entries import parse as parse_known
 from verify.record.journal import RecordError
@@ -356,13 +356,12 @@ def test_a_text_of_a_record_commands_no_terminal(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_campaign_with_what_was_judged(tmp_path: Path) -> None:
     expected, kept, _ = whole()
-    settings = Settings(seed=3, budget=Budget(cases=40, seconds=None))
     subject = Subject(spec="fake:Subject", label="fake:Subject", known=parse_known(KNOWN))
 
     def run(record: Record) -> SubjectResult:
         past = read(record.journal)
         record.begin({"arguments": plain(ARGUMENTS), **({"resumed": True} if past else {})})
-        made = Run(settings, [record], record=record, past=past, keep=tmp_path / "data")
+        made = Run(ARGUMENTS, [record], record=record, past=past, keep=tmp_path / "data")
         made.examiner = lambda subject: examiner(RULES, subject=subject)  # type: ignore[method-assign]
         made._parts = parts(RULES)
         return made.campaign(subject)

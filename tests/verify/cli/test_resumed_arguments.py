@@ -14,7 +14,8 @@ from tests.verify.recorded import ARGUMENTS
 from verify import errors
 from verify.cli.main import main
 from verify.cli.parser import parse
-from verify.cli.resume import merged, recorded
+from verify.cli.resume import merged
+from verify.cli.run import config_from
 from verify.errors import UsageError
 
 
@@ -29,7 +30,7 @@ def test_an_option_that_is_not_given_is_the_records() -> None:
     before = msgspec.structs.replace(ARGUMENTS, domain=("dims=4",), grade="B", fail_fast=True)
     found = merged(line("--json f"), before)
     assert (found.json, found.record, found.resume) == ("f", "r", True)
-    assert recorded(found, seed=found.seed) == before
+    assert config_from(found) == before
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_what_is_repeated_is_no_contradiction() -> None:
         ARGUMENTS, properties=("forward", "ending"), domain=("dims=4", "eval=no")
     )
     again = "--seed 3 --subject fake:Subject --properties ending,forward --domain eval=no --domain dims=4"
-    assert recorded(merged(line(again), before), seed=3) == before
+    assert config_from(merged(line(again), before)) == before
 
 
 def test_a_record_of_nothing_begins_a_run_and_says_so(

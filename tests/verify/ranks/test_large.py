@@ -46,7 +46,7 @@ def test_a_large_case_of_a_right_subject_holds(run, name):
     if name != "not finite":
         elements = sum(math.prod(case.shape_of(rank)) for rank in range(case.world_size))
         assert forward.elements + forward.unjudged == elements
-    assert (forward.unjudged == 0) is run.settings.every_element
+    assert (forward.unjudged == 0) is run.config.every_element
 
 
 SPOILT = """
@@ -73,7 +73,7 @@ def test_one_wrong_element_of_a_large_output_is_told_by_its_index(run, tmp_path,
     file.write_text(SPOILT.format(name="Aggregated", index=index))
     trial = run.examiner(run.subject(f"{file}:Spoilt")).examine(IMAGES)
     found = [one for verdict in trial.verdicts for one in verdict.discrepancies]
-    if not (sampled or run.settings.every_element):
+    if not (sampled or run.config.every_element):
         assert not found
         return
     (one,) = found

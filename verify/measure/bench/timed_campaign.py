@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from properties.case import Case
-from verify.config import Budget, Policy
-from verify.engine.engine import Run, Settings
+from verify.config import Budget, Config, Policy
+from verify.engine.engine import Run
 from verify.engine.examiner import Machinery
 from verify.errors import RankError
 from verify.events import CampaignStarted, Event, GroupLost
 from verify.measure.bench.process_tree import cpu_seconds
 from verify.record.writing import Record
-from verify.subject import Overrides
 from verify.trial import Trial
 
 
@@ -106,21 +105,20 @@ class BenchRun(Run):
     Args:
         watch: Its record.
         parts: The reference and the properties; None for the usual ones.
-        every_element: As in `Settings`.
+        every_element: As in `Config`.
     """
 
     def __init__(self, watch: Watch, parts: Machinery | None = None, *, every_element: bool = False) -> None:
-        settings = Settings(seed=1, every_element=every_element, threads=1)
-        super().__init__(settings, (watch,), record=watch, keep=watch.folder)
+        config = Config(seed=1, every_element=every_element)
+        super().__init__(config, (watch,), record=watch, keep=watch.folder, threads=1)
         self._watch = watch
         self._parts = parts
 
     def verified(self, spec: str, cases: int, *, seed: int, world_size: int | None = None) -> Block:
         """Judge `spec` on so many drawn cases, of one number of ranks or of the default ones."""
-        domain = {} if world_size is None else {"world_sizes": str(world_size)}
-        subject = self.subject(spec, overrides=Overrides(domain=domain, contract={}, grade=None))
-        budget = Budget(cases=cases, seconds=None)
-        self.campaign(subject, settings=Settings(seed=seed, budget=budget, policy=Policy(stored=False)))
+        config = Config(world_sizes=None if world_size is None else str(world_size))
+        subject = self.subject(spec, config=config)
+        self.campaign(subject, seed=seed, budget=Budget(cases=cases), policy=Policy(stored=False))
         return self._watch.block()
 
     def once(self, spec: str, case: Case) -> float:

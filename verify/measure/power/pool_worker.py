@@ -26,12 +26,12 @@ from typing import BinaryIO
 
 import msgspec
 
-from verify.engine.engine import Run, Settings
+from verify.config import Config, setting_texts
+from verify.engine.engine import Run
 from verify.engine.examiner import machinery
 from verify.measure.power.fault_campaign import judge_fault, judge_right
 from verify.measure.power.outcome import Beat, Broken, Message, Outcome, Ready
 from verify.measure.power.work_units import FaultUnit, Unit
-from verify.subject import Overrides
 
 _PR_SET_PDEATHSIG = 1
 _BEAT_SECONDS = 1.0
@@ -48,7 +48,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     machinery(threads=1, cpu_only=True)
     try:
-        with Run(Settings(seed=0)) as run:
+        with Run() as run:
             leave.at_once()
             serve(sys.stdin.buffer, messages, run)
     except BrokenPipeError:
@@ -107,8 +107,8 @@ def judge(unit: Unit, run: Run, *, beat: Callable[[], None] = lambda: None) -> O
     """
     if isinstance(unit, FaultUnit):
         return judge_fault(unit, run.examiner(run.subject(unit.card.spec)), beat=beat)
-    overrides = Overrides(domain=unit.domain, contract={}, grade=unit.card.grade)
-    subject = run.subject(unit.card.spec, overrides=overrides)
+    config = Config(domain=setting_texts(unit.domain), grade=unit.card.grade)
+    subject = run.subject(unit.card.spec, config=config)
     return judge_right(unit, run.examiner(subject), keep=run.keep, beat=beat)
 
 
