@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.testing import assert_close
 
 from benchmarks.peers.checks import Check
-from benchmarks.peers.conversion import conversion_differences
+from benchmarks.peers.converted_module import conversion_differences
 
 _SECONDS = timedelta(seconds=4)
 Factory = Callable[..., Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.peers.checks import SUITES
-from benchmarks.peers.judging import judged
-from benchmarks.peers.table import VERIFY, Row, missed, table
+from benchmarks.peers.peer_findings import judged
+from benchmarks.peers.peer_page import VERIFY, Row, missed, table
 
 
 @pytest.mark.costly

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verify.config import Config
-from verify.engine.campaign import Policy
+from verify.config import Config, Policy
 from verify.engine.engine import Run
 from verify.subjects.builtins import BUILTINS
 

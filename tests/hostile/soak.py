@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE))
 from catalogue import ENTRIES, Entry  # noqa: E402
 from striking import Range, descendants  # noqa: E402
 
-from verify.engine.campaign import Budget  # noqa: E402
+from verify.config import Budget  # noqa: E402
 from verify.engine.engine import Run  # noqa: E402
 from verify.events import CaseEnded, Event  # noqa: E402
 from verify.ranks.pool import LostGroup, RankPool  # noqa: E402

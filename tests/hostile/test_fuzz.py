@@ -27,7 +27,8 @@ from verify.cli.main import main
 from verify.cli.parser import parse
 from verify.cli.resume import merged
 from verify.cli.run import config_from
-from verify.engine.campaign import Budget, Campaign, Policy
+from verify.config import Budget, Policy
+from verify.engine.campaign import Campaign
 from verify.engine.tally import Tally
 from verify.errors import UsageError
 from verify.known.entries import KnownError, extent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from properties.case import decode
-from verify.engine.campaign import Budget, Policy
+from verify.config import Budget, Policy
 from verify.faults.cards import cards
 from verify.measure.power.pool_worker import judge
 from verify.measure.power.work_units import Effort, FaultUnit

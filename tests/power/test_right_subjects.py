@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from properties.case import decode
-from verify.config import Config
-from verify.engine.campaign import Budget
+from verify.config import Budget, Config
 from verify.faults.cards import right_cards
 from verify.measure.power.pool_worker import judge
 from verify.measure.power.work_units import right_units

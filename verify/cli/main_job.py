@@ -12,8 +12,7 @@ from typing import Any, TextIO
 import msgspec
 
 from verify import errors
-from verify.config import DEFAULT_BUDGET, Config, Policy
-from verify.engine.campaign import Budget
+from verify.config import DEFAULT_BUDGET, Budget, Config, Policy
 from verify.engine.engine import Run, exit_code
 from verify.report.summary import known_count, known_lines, sizes_words, verdict_words
 from verify.report.words import count, listing, ratio

@@ -24,7 +24,7 @@ import msgspec
 
 from properties.case import Case
 from properties.verdict import Outcome
-from verify.config import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Policy
+from verify.config import DEFAULT_POLICY, Budget, Policy
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner, PendingTrial
 from verify.engine.failures import Failures, property_of, root_first
@@ -39,8 +39,6 @@ from verify.record.recall import Place, Recall, Recalled
 from verify.result import SubjectResult
 from verify.strict_json import plain
 from verify.trial import Trial
-
-__all__ = ["DEFAULT_BUDGET", "DEFAULT_POLICY", "Budget", "Campaign", "Policy", "derive"]
 
 DRAWS_AT_ONCE = 200
 """Of one run of Hypothesis: to minimise a failure they are drawn again."""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verify.faults.right import _ANY_EPS, AllGather, Explicit, _invstd, _sum_over
-from verify.faults.writing import (
+from verify.faults.ways import (
     Written,
     all_reduced,
     by_detached_mean,

@@ -127,8 +127,9 @@ def run_shard(shard: Shard) -> SubjectResult:
     if refused := launched(os.environ):
         raise Undecided(refused)
     bind()
-    from verify.engine.campaign import Budget, Policy, derive
+    from verify.config import Budget, Policy
     from verify.engine.floor import Floor
+    from verify.engine.seeds import derive
 
     run = shared_run(shard.device, shard.backend)
     whole = Budget.of(shard.cases, shard.seconds)

@@ -11,8 +11,8 @@ import pytest
 from properties.case import Case
 from tests.verify.fakes import FakeRanks, Rules, ended, examiner, returned
 from verify.cli.main_job import CONTROL_BUDGET, main_job
-from verify.config import DEFAULT_BUDGET, DEFAULT_POLICY, Config, Policy
-from verify.engine.campaign import Budget, Campaign
+from verify.config import DEFAULT_BUDGET, DEFAULT_POLICY, Budget, Config, Policy
+from verify.engine.campaign import Campaign
 from verify.errors import NOT_MET, OK
 from verify.events import GroupLost
 from verify.known.entries import parse

@@ -19,7 +19,8 @@ from properties.verdict import holds, undecided
 from tests.verify.fakes import FakeRanks, Heard, broken, examiner, parts, returned, tensor
 from tests.verify.full_disk import room_for
 from tests.verify.recorded import ARGUMENTS
-from verify.engine.campaign import Budget, Campaign, Policy
+from verify.config import Budget, Policy
+from verify.engine.campaign import Campaign
 from verify.engine.engine import Run
 from verify.events import FailureMinimised
 from verify.known.entries import parse as parse_known

@@ -14,9 +14,10 @@ from properties.case import Case
 from properties.domain import Promise
 from properties.observation import Observation
 from tests.verify.fakes import FakeRanks, Heard, ended, examiner, returned
-from verify.config import SAFETY_NET
-from verify.engine.campaign import Budget, Campaign, Policy, derive
+from verify.config import SAFETY_NET, Budget, Policy
+from verify.engine.campaign import Campaign
 from verify.engine.findings import MAX_DEADLY_RUNS, SHORT_SHARE
+from verify.engine.seeds import derive
 from verify.engine.tally import MAX_HUNG, MAX_SLOW
 from verify.events import (
     CampaignEnded,

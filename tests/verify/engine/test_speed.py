@@ -9,7 +9,8 @@ import pytest
 from properties.case import Case
 from properties.observation import Observation
 from tests.verify.fakes import FakeRanks, Heard, Rules, ended, examiner, returned
-from verify.engine.campaign import Budget, Campaign
+from verify.config import Budget
+from verify.engine.campaign import Campaign
 from verify.engine.engine import exit_code
 from verify.engine.floor import Floor
 from verify.errors import UNDECIDED

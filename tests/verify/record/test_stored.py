@@ -1,8 +1,8 @@
 """What an older version has stored is read: a record, with its arguments and trials, and a kept case.
 
 `stored/` was written by `python -m verify run --subject local --cases 4 --seed 6 --world-sizes 2 --properties
-forward,running_mean --domain dims=2 --grade B --min-cases 3 --record DIR` of commit d70f7be, before the options
-of a run became `verify.config.Config`.
+forward,running_mean --domain dims=2 --grade B --min-cases 3 --record DIR` of commit d70f7be, before the
+options of a run became `verify.config.Config`.
 """
 
 from __future__ import annotations

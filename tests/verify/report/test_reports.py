@@ -11,7 +11,8 @@ import pytest
 from tests.verify.fakes import Heard, examiner
 from tests.verify.full_disk import room_for
 from verify.cli.main_job import conclusion, table
-from verify.engine.campaign import Budget, Campaign, Policy
+from verify.config import Budget, Policy
+from verify.engine.campaign import Campaign
 from verify.engine.engine import exit_code
 from verify.errors import INTERNAL, NOT_MET, OK, UNDECIDED
 from verify.events import CampaignEnded, Event, GroupLost

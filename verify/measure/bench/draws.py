@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from properties.case import Case
 from properties.domain import Domain
-from verify.engine.campaign import derive
 from verify.engine.search import Source, draw
+from verify.engine.seeds import derive
 
 
 def draw_cases(take: Callable[[Case], object], *, number: int, seed: int) -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.peers.checks import MEANS
-from benchmarks.peers.judging import Judgement, judged
 from benchmarks.peers.ours import ours
-from benchmarks.peers.table import VERIFY, Row, missed, summary, table
+from benchmarks.peers.peer_findings import Judgement, judged
+from benchmarks.peers.peer_page import VERIFY, Row, missed, summary, table
 from verify.faults.cards import Card, cards, right_cards
 from verify.measure.power.work_units import chosen
 from verify.report.stamp import of_faults, stamped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from benchmarks.peers.checks import SUITES, Check
-from benchmarks.peers.group import Group, RankFailedError
+from benchmarks.peers.processes import Group, RankFailedError
 
 
 @dataclass(slots=True)
