@@ -89,6 +89,11 @@ class Collective(msgspec.Struct, frozen=True, omit_defaults=True):
     shapes: tuple[tuple[int, ...], ...] = ()
     bytes: int = 0
 
+    @property
+    def is_point_to_point(self) -> bool:
+        """It is a send or a receive, which concerns two ranks and not their group."""
+        return self.op.strip("_").startswith(("send", "recv", "isend", "irecv"))
+
 
 class Raised(msgspec.Struct, frozen=True, omit_defaults=True):
     """An exception that left the subject: qualified type name, message (shortened), phase and traceback.

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from properties.case import Case
 from properties.judge.bits import nans
+from properties.judge.collective_agreement import parting
 from properties.observation import Observation
 
 _NUMBERS = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias", "nonfinite")
@@ -93,15 +94,9 @@ def _waits(seen: Seen) -> bool:
 
 def _mismatched(seen: Seen) -> bool:
     """Whether two ranks of a group issued different collectives, or different numbers of them."""
-    for group in seen.case.process_groups:
-        ledgers = {
-            tuple((entry.op, entry.dtypes, entry.shapes) for entry in seen.observation.ranks[rank].ledger)
-            for rank in group
-            if rank < len(seen.observation.ranks)
-        }
-        if len(ledgers) > 1:
-            return True
-    return False
+    ranks = seen.observation.ranks
+    pairs = ((group[0], rank) for group in seen.case.process_groups for rank in group[1:])
+    return any(parting(ranks[first], ranks[rank]) for first, rank in pairs if max(first, rank) < len(ranks))
 
 
 def _raised(seen: Seen) -> bool:

@@ -5,12 +5,9 @@ Rules
 - Evaluation never communicates, neither in its forward nor in its backward: ranks evaluate different numbers
   of batches, and a collective there would hang them. So the contract `affine_grad=sum|mean` is about
   training: the gradients of weight and bias that an evaluation gives are each rank's own.
-- In training, the ranks of a group issue the same collectives in the same order: operation, reduction,
-  dtypes, and, where every rank contributes alike, sizes. A mismatch that happens to work on one backend
-  hangs, aborts or corrupts on another. Send and receive are recorded, not compared.
-- Rooted and uneven operations (broadcast, gather, all_to_all, a list all_gather) may differ in size by rank;
-  of those only operation, reduction and the kinds of dtypes are compared. What is scattered is the root's
-  alone: the other ranks of a scatter contribute nothing, whose dtype could be compared.
+- In training, the ranks of a group issue the same collectives in the same order
+  (`properties.judge.collective_agreement`). A mismatch that happens to work on one backend hangs, aborts or
+  corrupts on another.
 """
 
 from __future__ import annotations
@@ -20,12 +17,10 @@ import math
 from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
+from properties.judge.collective_agreement import Parting, parting
 from properties.judge.completion import INCOMPLETE, complete_groups, failed_ranks
 from properties.observation import Collective, Observation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
-
-_POINT_TO_POINT = ("send", "recv", "isend", "irecv")
-_UNIFORM = ("allreduce", "reducescatterbase", "reducescattertensor", "allgatherbase", "allgatherintotensor")
 
 
 def eval_is_local(
@@ -67,11 +62,10 @@ def collectives(
         if len(group) < 2:
             continue
         facts += len(group) - 1
-        sequences = [_comparable(observation.ranks[rank].ledger) for rank in group]
-        for rank, sequence in zip(group[1:], sequences[1:], strict=True):
-            one = _mismatch((group[0], sequences[0]), (rank, sequence))
-            if one is not None:
-                found.append(one)
+        for rank in group[1:]:
+            parted = parting(observation.ranks[group[0]], observation.ranks[rank])
+            if parted is not None:
+                found.append(_mismatch(parted, group[0], rank))
                 break
     if found:
         return violated("collectives", found, elements=facts)
@@ -81,41 +75,16 @@ def collectives(
     return undecided("collectives", INCOMPLETE) if several and failed_ranks(observation, expected) else None
 
 
-def _comparable(ledger: tuple[Collective, ...]) -> list[Collective]:
-    return [entry for entry in ledger if not entry.op.strip("_").startswith(_POINT_TO_POINT)]
-
-
-def _key(entry: Collective) -> tuple[object, ...]:
-    plain = entry.op.replace("_", "")
-    kind = (plain, entry.group, entry.reduction, frozenset(entry.dtypes))
-    if plain.startswith(_UNIFORM):
-        return (*kind, tuple(math.prod(shape) for shape in entry.shapes))
-    return kind
-
-
-def _alike(a: Collective, b: Collective) -> bool:
-    if a.op == b.op == "scatter" and not (a.dtypes and b.dtypes):  # one of them is not the root
-        return (a.group, a.reduction) == (b.group, b.reduction)
-    return _key(a) == _key(b)
-
-
-def _mismatch(one: tuple[int, list[Collective]], other: tuple[int, list[Collective]]) -> Discrepancy | None:
-    (first, left), (rank, right) = one, other
-    for position in range(max(len(left), len(right))):
-        a = left[position] if position < len(left) else None
-        b = right[position] if position < len(right) else None
-        if a is not None and b is not None and _alike(a, b):
-            continue
-        observed, asked = _text(b), _text(a)
-        return Discrepancy(
-            quantity=f"collective {position}",
-            rank=rank,
-            observed=observed,
-            expected=asked,
-            mismatched_ranks=(first, rank),
-            message=f"As collective {position}, rank {rank} issues {observed}, rank {first} {asked}.",
-        )
-    return None
+def _mismatch(parted: Parting, first: int, rank: int) -> Discrepancy:
+    observed, asked = _text(parted.second), _text(parted.first)
+    return Discrepancy(
+        quantity=f"collective {parted.position}",
+        rank=rank,
+        observed=observed,
+        expected=asked,
+        mismatched_ranks=(first, rank),
+        message=f"As collective {parted.position}, rank {rank} issues {observed}, rank {first} {asked}.",
+    )
 
 
 def _text(entry: Collective | None) -> str:

@@ -80,7 +80,7 @@ def unfit(ranks: Sequence[RankObservation]) -> str:
     raised = any(seen.raised for seen in ranks)
     for seen in ranks:
         for entry in seen.ledger:
-            if entry.op in ("send", "recv"):
+            if entry.is_point_to_point:
                 if raised:
                     return "point-to-point operations"
                 continue

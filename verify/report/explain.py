@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from properties.case import encode
 from properties.judge.catalogue import PROPERTIES
 from properties.judge.ending import describe_ending
-from properties.observation import Observation, RankObservation
+from properties.observation import RankObservation
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.known.entries import Entry
 from verify.report.ledger_words import first_mismatch, summary
@@ -105,7 +105,7 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         *_let_then(occurrence, found),
         *_however(found),
         *_others(verdict),
-        *_endings(occurrence.trial.observation, verdict.property),
+        *_endings(occurrence.trial, verdict.property),
         *_grades(occurrence),
         *_native(occurrence.native),
         *_resembles(occurrence.likeness),
@@ -178,14 +178,15 @@ def _others(verdict: Verdict) -> Iterator[str]:
         yield f"Also     {count(len(verdict.discrepancies) - 4, 'more discrepancy').replace('ys', 'ies')}"
 
 
-def _endings(observation: Observation | None, property_id: str) -> Iterator[str]:
+def _endings(trial: Trial, property_id: str) -> Iterator[str]:
     """Yield how every rank ended, where the collectives part, and the stacks."""
+    observation = trial.observation
     if observation is None or all(rank.ending == "returned" for rank in observation.ranks):
         return
     yield "Ranks"
     for rank in observation.ranks:
         yield f"  rank {rank.rank}: {describe_ending(rank)}; {summary(rank.ledger)}"
-    mismatch = first_mismatch(observation)
+    mismatch = first_mismatch(trial.case, observation)
     if mismatch and property_id != "collectives":
         yield f"Ledger   {mismatch}"
     yield from _stacks(observation.ranks)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from properties.case import Case
+from properties.judge.collective_agreement import Parting, parting
 from properties.observation import Collective, Observation
 from verify.report.words import count
 
-_POINT_TO_POINT = ("send", "recv")
 _VERBS = {
     "allreduce": "all-reduces",
     "allgather": "all-gathers",
@@ -46,40 +47,19 @@ def summary(ledger: tuple[Collective, ...]) -> str:
     return f"{count(len(ledger), 'collective')} ({names}), {sum(entry.bytes for entry in ledger)} bytes"
 
 
-def first_mismatch(observation: Observation) -> str:
-    """Return where the collectives of two ranks of a group first part, or nothing.
-
-    A ledger that is merely shorter than another is a mismatch only if its rank did not fail.
-    """
-    sequences = {
-        rank.rank: [entry for entry in rank.ledger if not entry.op.strip("_").startswith(_POINT_TO_POINT)]
-        for rank in observation.ranks
-    }
-    ended = {rank.rank: rank.ending == "returned" for rank in observation.ranks}
-    for first, mine in sequences.items():
-        for rank, theirs in sequences.items():
-            if rank <= first:
-                continue
-            if text := _parting((first, mine), (rank, theirs), ended=ended):
-                return text
+def first_mismatch(case: Case, observation: Observation) -> str:
+    """Return where the collectives of two ranks of a group first part, or nothing."""
+    for group in case.process_groups:
+        for rank in group[1:]:
+            parted = parting(observation.ranks[group[0]], observation.ranks[rank])
+            if parted is not None:
+                return _parting_words(parted, group[0], rank)
     return ""
 
 
-def _parting(
-    one: tuple[int, list[Collective]], other: tuple[int, list[Collective]], *, ended: dict[int, bool]
-) -> str:
-    (first, mine), (rank, theirs) = one, other
-    for position, (a, b) in enumerate(zip(mine, theirs, strict=False)):
-        if a.group != b.group:
-            return ""  # not peers: their collectives need not match
-        if (a.op, a.dtypes, a.shapes, a.reduction) != (b.op, b.dtypes, b.shapes, b.reduction):
-            where = f"collective {position}, {b.phase}"
-            return f"{where}: rank {rank} {spoken(b)}, rank {first} {spoken(a)}"
-    if len(mine) == len(theirs):
-        return ""
-    longer, shorter = (one, other) if len(mine) > len(theirs) else (other, one)
-    if not ended[shorter[0]]:
-        return ""
-    entry = longer[1][len(shorter[1])]
-    where = f"collective {len(shorter[1])}, {entry.phase}"
-    return f"{where}: rank {longer[0]} {spoken(entry)}, rank {shorter[0]} issues none"
+def _parting_words(parted: Parting, first: int, rank: int) -> str:
+    speakers = [(rank, parted.second), (first, parted.first)]
+    speakers.sort(key=lambda speaker: speaker[1] is None)  # who issues none comes last
+    (_, entry), *_ = speakers
+    words = (f"rank {who} {spoken(issued) if issued else 'issues none'}" for who, issued in speakers)
+    return f"collective {parted.position}, {entry.phase if entry else ''}: {', '.join(words)}"
