@@ -12,10 +12,11 @@ from typing import Protocol
 
 from properties.case import Case
 from properties.judge.bits import nans
+from properties.judge.catalogue import NUMERIC
 from properties.judge.collective_agreement import parting
 from properties.observation import Observation
 
-_NUMBERS = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias", "nonfinite")
+_NUMBERS = (*NUMERIC, "nonfinite")
 
 
 class Seen(Protocol):

@@ -13,6 +13,7 @@ from properties.domain import Contract
 from properties.expectation.expected import Expected
 from properties.judge.bits import comparable, differences, hexadecimal, number
 from properties.judge.completion import INCOMPLETE, complete_groups, failed_ranks
+from properties.judge.property import COMPLETE, Property
 from properties.observation import Observation, Tensor
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
@@ -98,3 +99,14 @@ def _difference(
 
 def _plain(name: str, rank: int, message: str) -> Discrepancy:
     return Discrepancy(quantity=name, rank=rank, message=message)
+
+
+AGREEMENT = Property(
+    id="agreement",
+    judge=agreement,
+    holds="The running buffers are the same on all ranks of a group, bit for bit.",
+    violation="the ranks of a group hold different running buffers",
+    must="the running buffers must be equal on all ranks of a group, bit for bit.",
+    quantities="`running_mean`, `running_var` and `num_batches_tracked` of every step",
+    not_judged="Without running buffers, and in a group of one. " + COMPLETE,
+)

@@ -6,6 +6,7 @@ from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
 from properties.judge.completion import INCOMPLETE, complete_ranks, failed_ranks
+from properties.judge.property import COMPLETE, Property
 from properties.observation import Observation, RankObservation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
@@ -57,3 +58,14 @@ def _discrepancy(name: str, entries: list[tuple[int, str, str]]) -> Discrepancy:
         mismatched_ranks=tuple(entry[0] for entry in entries),
         message=f"{name} is {observed} on rank {rank}, but must be {asked}.",
     )
+
+
+NUM_BATCHES_TRACKED = Property(
+    id="num_batches_tracked",
+    judge=num_batches_tracked,
+    holds="The count of training batches is exact after every step.",
+    violation="the count of training batches is not what it must be",
+    must="each training step must add exactly 1, and nothing else must.",
+    quantities="`num_batches_tracked.STEP`, `num_batches_tracked.end`",
+    not_judged="Without running buffers. " + COMPLETE,
+)

@@ -1,80 +1,52 @@
 """The catalogue: every property by its stable id, and the judge that asks them all.
 
-Adding a property is one new file and one line here. Ids are part of reports, options and files of known
-discrepancies: they never change.
+Adding a property is one new file, with all that is said of it, and one line here. Ids are part of reports,
+options and files of known discrepancies: they never change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from properties.case import Case
 from properties.domain import Contract, DomainError
 from properties.expectation.expected import Expected
-from properties.judge.agreement import agreement
-from properties.judge.batch_count import num_batches_tracked
-from properties.judge.communication import collectives, eval_is_local
-from properties.judge.ending import ending
-from properties.judge.module_conversion import conversion
-from properties.judge.nonfinite import nonfinite
-from properties.judge.numeric import numeric
-from properties.judge.refusal import refusal
-from properties.judge.reruns import repeatable, scaling
-from properties.judge.tensor_form import dtype_and_layout, purity
+from properties.judge.agreement import AGREEMENT
+from properties.judge.batch_count import NUM_BATCHES_TRACKED
+from properties.judge.communication import COLLECTIVES, EVAL_IS_LOCAL
+from properties.judge.ending import ENDING
+from properties.judge.module_conversion import CONVERSION
+from properties.judge.nonfinite import NONFINITE
+from properties.judge.numeric import FORWARD, GRAD_BIAS, GRAD_INPUT, GRAD_WEIGHT, RUNNING_MEAN, RUNNING_VAR
+from properties.judge.property import Property
+from properties.judge.refusal import REFUSAL
+from properties.judge.reruns import REPEATABLE, SCALING
+from properties.judge.tensor_form import DTYPE_AND_LAYOUT, PURITY
 from properties.observation import Observation
 from properties.verdict import Verdict, undecided
 
-Judge = Callable[[Case, Observation, Expected, Contract], Verdict | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Property:
-    """A named pure function of a case, what was observed and what is expected.
-
-    Attributes:
-        id: Stable name.
-        violation: One clause that says what a violation means.
-        judge: The function; it returns None where the property does not apply to the case.
-    """
-
-    id: str
-    violation: str
-    judge: Judge
-
-
-def _number(name: str, words: str, *, quantity: str = "") -> Property:
-    clause = f"{words} is farther from the reference than rounding allows"
-    return Property(name, clause, numeric(quantity or name, property_id=name))
-
-
 _ALL = (
-    _number("forward", "the output", quantity="output"),
-    _number("running_mean", "the running mean"),
-    _number("running_var", "the running variance"),
-    Property(
-        "num_batches_tracked", "the count of training batches is not what it must be", num_batches_tracked
-    ),
-    _number("grad_input", "the input's gradient"),
-    _number("grad_weight", "the weight's gradient"),
-    _number("grad_bias", "the bias's gradient"),
-    Property("agreement", "the ranks of a group hold different running buffers", agreement),
-    Property(
-        "dtype_and_layout", "a tensor has not the dtype, shape or memory that it must have", dtype_and_layout
-    ),
-    Property("purity", "the subject modified a tensor that is not its own", purity),
-    Property("eval_is_local", "the subject communicates in evaluation mode", eval_is_local),
-    Property("collectives", "the ranks of a group issue different collectives", collectives),
-    Property("nonfinite", "a non-finite input does not make its channel non-finite", nonfinite),
-    Property("refusal", "an input that must be refused is not refused alike on every rank", refusal),
-    Property("ending", "a rank hangs, dies or raises on a case that it must accept", ending),
-    Property("repeatable", "the same case gives other bits the second time", repeatable),
-    Property("scaling", "scaling by a power of two does not scale the results exactly", scaling),
-    Property("conversion", "conversion of a tree of modules changes more than it must, or less", conversion),
+    FORWARD,
+    RUNNING_MEAN,
+    RUNNING_VAR,
+    NUM_BATCHES_TRACKED,
+    GRAD_INPUT,
+    GRAD_WEIGHT,
+    GRAD_BIAS,
+    AGREEMENT,
+    DTYPE_AND_LAYOUT,
+    PURITY,
+    EVAL_IS_LOCAL,
+    COLLECTIVES,
+    NONFINITE,
+    REFUSAL,
+    ENDING,
+    REPEATABLE,
+    SCALING,
+    CONVERSION,
 )
 PROPERTIES: dict[str, Property] = {one.id: one for one in _ALL}
-_OF_PROBES = ("repeatable", "scaling", "conversion")
-_OF_RAGGED_CASES = ("ending", "refusal")
+NUMERIC = tuple(one.id for one in _ALL if one.is_numeric)
 
 
 def judge(
@@ -96,9 +68,9 @@ def judge(
     ids = tuple(PROPERTIES) if only is None else select(only)
     reason = _mistake(case, observation, expected)
     if reason:
-        return tuple(undecided(one, reason) for one in ids if one not in _OF_PROBES)
+        return tuple(undecided(one, reason) for one in ids if not PROPERTIES[one].needs_probe)
     if case.ragged_grad:
-        ids = tuple(one for one in ids if one in _OF_RAGGED_CASES)
+        ids = tuple(one for one in ids if PROPERTIES[one].of_ragged_cases)
     verdicts = (PROPERTIES[one].judge(case, observation, expected, contract) for one in ids)
     return tuple(verdict for verdict in verdicts if verdict is not None)
 
@@ -126,3 +98,29 @@ def _mistake(case: Case, observation: Observation, expected: Expected) -> str:
         if wanted and seen.digest and seen.digest != wanted:
             return f"machinery: rank {seen.rank} drew inputs with digest {seen.digest}, expected {wanted}"
     return ""
+
+
+def listing() -> str:
+    """Return the ids, each with what must hold, as lines of a help text."""
+    width = max(map(len, PROPERTIES))
+    return "\n".join(f"  {name:<{width}}  {one.holds}" for name, one in PROPERTIES.items())
+
+
+def page() -> str:
+    """Return the page of properties as Markdown."""
+    parts = [_HEAD]
+    for name, one in PROPERTIES.items():
+        parts.append(
+            f"## {name}\n\n{one.holds}\n\n- looks at: {one.quantities}\n- not judged: {one.not_judged}\n"
+        )
+    return "\n".join(parts)
+
+
+_HEAD = """# The properties
+
+Made by `python -m verify properties --table docs/properties.md`; do not edit.
+
+What is judged of every case. Each property holds, is violated, or is undecided, which is counted. An element
+is within its bound if |observed - expected| is at most what rounding can do, of which the reference tells. A
+quantity is named by its step, from 0 on. `--properties ID,...` judges only some of them.
+"""

@@ -19,6 +19,7 @@ from properties.domain import Contract
 from properties.expectation.expected import Expected
 from properties.judge.collective_agreement import Parting, parting
 from properties.judge.completion import INCOMPLETE, complete_groups, failed_ranks
+from properties.judge.property import COMPLETE, Property
 from properties.observation import Collective, Observation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
@@ -112,3 +113,25 @@ def _spoken(phase: str, op: str, ranks: list[int], *, reduced: bool) -> Discrepa
         mismatched_ranks=distinct,
         message=f"In evaluation mode, {phase} issues {op} on rank {', '.join(map(str, distinct))}.{why}",
     )
+
+
+EVAL_IS_LOCAL = Property(
+    id="eval_is_local",
+    judge=eval_is_local,
+    holds="No rank communicates in evaluation mode, neither forward nor backward.",
+    violation="the subject communicates in evaluation mode",
+    must="evaluation must not communicate.",
+    quantities="the collectives of evaluations",
+    not_judged="Without a step in evaluation mode. " + COMPLETE,
+)
+
+
+COLLECTIVES = Property(
+    id="collectives",
+    judge=collectives,
+    holds="The ranks of a group issue the same collectives in the same order.",
+    violation="the ranks of a group issue different collectives",
+    must="the ranks of a group must issue the same collectives in the same order.",
+    quantities="operation, reduction, dtypes, and sizes where every rank contributes alike",
+    not_judged="Send and receive. " + COMPLETE,
+)

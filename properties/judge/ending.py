@@ -17,6 +17,7 @@ import re
 from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
+from properties.judge.property import Property
 from properties.observation import Observation, RankObservation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
@@ -121,3 +122,15 @@ def _discrepancies(primary: list[RankObservation]) -> list[Discrepancy]:
             )
         )
     return found
+
+
+ENDING = Property(
+    id="ending",
+    judge=ending,
+    holds="On a case that is not to be refused, no rank hangs, dies or raises.",
+    violation="a rank hangs, dies or raises on a case that it must accept",
+    must="every rank must return.",
+    quantities="how each rank ended",
+    not_judged="A rank that stopped because a peer had failed.",
+    of_ragged_cases=True,
+)

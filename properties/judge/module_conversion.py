@@ -19,6 +19,7 @@ from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
 from properties.judge.completion import complete_ranks
+from properties.judge.property import Property
 from properties.observation import Observation
 from properties.verdict import Discrepancy, Verdict, holds, violated
 
@@ -97,3 +98,15 @@ def _discrepancy(one: tuple[str, str, str], ranks: list[int]) -> Discrepancy:
         mismatched_ranks=tuple(ranks),
         message=f"After conversion, {what} is {observed}, but must be {asked}.",
     )
+
+
+CONVERSION = Property(
+    id="conversion",
+    judge=conversion,
+    holds="Conversion changes nothing of a tree of modules but what normalises in it.",
+    violation="conversion of a tree of modules changes more than it must, or less",
+    must="conversion must replace every plain batch norm, and keep all else.",
+    quantities="parameters, options, mode, hooks, attributes, buffers and names of every module",
+    not_judged="Without a `convert_sync_batchnorm` of the subject's own; cases that do not ask for it.",
+    needs_probe=True,
+)

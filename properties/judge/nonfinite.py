@@ -15,6 +15,7 @@ from properties.domain import Contract
 from properties.expectation.expected import Expected, Interval
 from properties.judge.bits import hexadecimal, number
 from properties.judge.completion import complete_ranks
+from properties.judge.property import COMPLETE, Property
 from properties.observation import Observation, Tensor
 from properties.verdict import Discrepancy, Verdict, holds, violated
 
@@ -64,3 +65,14 @@ def _discrepancy(
         channels=tuple(int(c) for c in np.unique(np.nonzero(wrong)[axis])),
         mismatched_ranks=(rank,),
     )
+
+
+NONFINITE = Property(
+    id="nonfinite",
+    judge=nonfinite,
+    holds="A non-finite input makes its channel non-finite on every rank of the group.",
+    violation="a non-finite input does not make its channel non-finite",
+    must="a non-finite input must make its channel non-finite on every rank of the group.",
+    quantities="elements of outputs, buffers and gradients that must not be finite",
+    not_judged="Without a non-finite input. Which of NaN and infinity it is. " + COMPLETE,
+)

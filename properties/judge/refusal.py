@@ -19,6 +19,7 @@ from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
 from properties.judge.ending import TOO_SLOW, describe_ending
+from properties.judge.property import Property
 from properties.observation import Observation, Raised, RankObservation
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
@@ -105,3 +106,15 @@ def _discrepancy(seen: RankObservation, wanted: str, how: str) -> Discrepancy:
         message=f"rank {seen.rank} {how} {describe_ending(seen)}",
         ending=seen.ending,
     )
+
+
+REFUSAL = Property(
+    id="refusal",
+    judge=refusal,
+    holds="An input that must be refused is refused in its forward, alike on every rank of the group.",
+    violation="an input that must be refused is not refused alike on every rank",
+    must="every rank must refuse the case, with the same type of exception.",
+    quantities="the type of the exception on each rank",
+    not_judged="Where nothing must be refused.",
+    of_ragged_cases=True,
+)

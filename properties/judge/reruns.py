@@ -28,6 +28,7 @@ from properties.expectation.expected import Expected
 from properties.judge.bits import comparable, differences, hexadecimal, number
 from properties.judge.completion import complete_ranks
 from properties.judge.ending import TOO_SLOW, describe_ending
+from properties.judge.property import Property
 from properties.observation import Observation, Tensor
 from properties.probe import second, shift_of
 from properties.verdict import Discrepancy, Outcome, Verdict, undecided, violated
@@ -183,3 +184,30 @@ def _widest(found: list[Discrepancy]) -> tuple[Discrepancy, ...]:
         if one.quantity not in widest or one.mismatched > widest[one.quantity].mismatched:
             widest[one.quantity] = one
     return tuple(sorted(widest.values(), key=lambda one: -one.mismatched))
+
+
+REPEATABLE = Property(
+    id="repeatable",
+    judge=repeatable,
+    holds="The same case run twice gives the same bits.",
+    violation="the same case gives other bits the second time",
+    must="the same case must give the same bits twice.",
+    quantities="every tensor",
+    not_judged="Cases that do not ask for a second run, and where the contract says `deterministic=no`.",
+    needs_probe=True,
+)
+
+
+SCALING = Property(
+    id="scaling",
+    judge=scaling,
+    holds="Scaling cotangent and parameters by powers of two scales outputs and gradients exactly.",
+    violation="scaling by a power of two does not scale the results exactly",
+    must="scaling by a power of two must scale the results, bit for bit.",
+    quantities="outputs, gradients and buffers of a second, scaled run",
+    not_judged=(
+        "Cases that do not ask for it, and where the contract says `deterministic=no` or `scaling=no`. "
+        "Elements near the smallest normal or the largest number are undecided."
+    ),
+    needs_probe=True,
+)

@@ -19,6 +19,7 @@ from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
 from properties.judge.completion import INCOMPLETE, complete_ranks, failed_ranks
+from properties.judge.property import COMPLETE, Property
 from properties.observation import Observation, Tensor
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
@@ -114,3 +115,28 @@ def _modified(name: str, ranks: list[int]) -> Discrepancy:
         mismatched_ranks=tuple(ranks),
         message=f"{name} was modified in place on rank {listed}.",
     )
+
+
+DTYPE_AND_LAYOUT = Property(
+    id="dtype_and_layout",
+    judge=dtype_and_layout,
+    holds=(
+        "Every tensor has the dtype and shape that it must have, and every output its own memory, and "
+        "requires a gradient exactly if the input, weight or bias does."
+    ),
+    violation="a tensor has not the dtype, shape or memory that it must have",
+    must="every tensor must have the dtype, shape and memory of torch's batch norm.",
+    quantities="every expected tensor",
+    not_judged="The memory format. " + COMPLETE,
+)
+
+
+PURITY = Property(
+    id="purity",
+    judge=purity,
+    holds="Input, cotangent, weight, bias and earlier outputs are left as they were.",
+    violation="the subject modified a tensor that is not its own",
+    must="the subject must leave input, cotangent, weight and bias as they are.",
+    quantities="the storages of these tensors",
+    not_judged="The input where the contract says `inplace`. " + COMPLETE,
+)

@@ -92,7 +92,7 @@ def _doctor(arguments: Namespace) -> int:
 
 
 def _properties(arguments: Namespace) -> int:
-    from properties.judge.descriptions import listing, page
+    from properties.judge.catalogue import listing, page
 
     if not arguments.table:
         sys.stdout.write(f"{listing()}\n")

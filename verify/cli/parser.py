@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
 from properties.domain import Contract, Domain, keys_text
-from properties.judge.descriptions import listing
 from verify.config import DEFAULT_BUDGET, DEFAULT_MIN_CASES
 from verify.errors import UsageError
 
@@ -44,12 +43,22 @@ PLACES_TEXT = """environment:
 
 """
 
+_LISTING = "{properties}"
 COMMANDS = "run, replay, faults, bench, properties, doctor"
 LATER = ("recheck", "report", "baseline")
 """Commands that a later version will have."""
 
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """Return the help with the list of properties, which is loaded for it alone: it needs numpy."""
+        text = super().format_help()
+        if _LISTING not in text:
+            return text
+        from properties.judge.catalogue import listing
+
+        return text.replace(_LISTING, listing())
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of ending the process with argparse's own exit code."""
         raise UsageError(f"{self.prog}: {message}")
@@ -277,7 +286,7 @@ def _keys(*, domain: bool = True) -> str:
 
 
 def _properties() -> str:
-    return f"ids of --properties (docs/properties.md says when each is not judged):\n{listing()}\n\n"
+    return f"ids of --properties (docs/properties.md says when each is not judged):\n{_LISTING}\n\n"
 
 
 def _names(text: str) -> tuple[str, ...]:

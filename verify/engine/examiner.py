@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from properties.case import Case
 from properties.domain import Contract, Domain, Grade
 from properties.expectation.expected import Expected
+from properties.judge.catalogue import NUMERIC
 from properties.observation import Observation
 from properties.verdict import Outcome, Verdict
 from verify.engine.interrupts import put_off
@@ -28,7 +29,6 @@ from verify.trial import Excused, Trial
 TORCH = "torch"
 """The SPEC of torch's own, which in evaluation and in a group of one rank is its native batch norm."""
 GRADES: tuple[Grade, ...] = ("A", "B", "C")
-NUMERIC = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias")
 
 
 class Ranks(Protocol):

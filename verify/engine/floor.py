@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from properties.judge.catalogue import NUMERIC
 from verify.config import DEFAULT_MIN_CASES
 from verify.report.words import count, listing
 from verify.result import PropertyResult, StandsOn
-
-NUMBERS = ("forward", "running_mean", "running_var", "grad_input", "grad_weight", "grad_bias")
-"""Properties of numbers: a verdict has no ground if one was judged and could be decided on no case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +75,6 @@ class Floor:
                 f"it held on {count(stands.synchronised, 'case')} with two ranks or more in a process group, "
                 f"and HOLDS needs {self.synchronised}, a quarter of --min-cases {self.cases}"
             )
-        names = asked if asked is not None else [name for name in properties if name in NUMBERS]
+        names = asked if asked is not None else [name for name in properties if name in NUMERIC]
         if never := [name for name in names if name not in stands.properties]:
             yield f"{listing(never)} could be decided on no case"

@@ -30,39 +30,6 @@ _INDENT = " " * 9
 _MOST_NAMED = 3
 NOTHING_KNOWN = Likeness()
 
-_WITHIN = "|observed - expected| <= bound must hold."
-_COMPARED = {
-    "forward": ("reference.forward(case)", _WITHIN),
-    "running_mean": ("the reference's running mean", _WITHIN),
-    "running_var": ("the reference's running variance", _WITHIN),
-    "grad_input": (
-        "the reference's gradient of the input, by jax.vjp",
-        _WITHIN,
-    ),
-    "grad_weight": (
-        "the reference's gradient of the weight, by jax.vjp",
-        _WITHIN,
-    ),
-    "grad_bias": (
-        "the reference's gradient of the bias, by jax.vjp",
-        _WITHIN,
-    ),
-}
-_MUST = {
-    "num_batches_tracked": "each training step must add exactly 1, and nothing else must.",
-    "agreement": "the running buffers must be equal on all ranks of a group, bit for bit.",
-    "dtype_and_layout": "every tensor must have the dtype, shape and memory of torch's batch norm.",
-    "purity": "the subject must leave input, cotangent, weight and bias as they are.",
-    "eval_is_local": "evaluation must not communicate.",
-    "collectives": "the ranks of a group must issue the same collectives in the same order.",
-    "nonfinite": "a non-finite input must make its channel non-finite on every rank of the group.",
-    "refusal": "every rank must refuse the case, with the same type of exception.",
-    "ending": "every rank must return.",
-    "repeatable": "the same case must give the same bits twice.",
-    "scaling": "scaling by a power of two must scale the results, bit for bit.",
-    "conversion": "conversion must replace every plain batch norm, and keep all else.",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occurrence:
@@ -124,13 +91,10 @@ def _let_then(occurrence: Occurrence, found: Discrepancy) -> Iterator[str]:
     subject, property_id = occurrence.subject, occurrence.property_id
     where = f" on {ranks((found.rank,))}" if found.rank >= 0 else ""
     observed = f"observed = {subject.label}{where}, {subject.device}/{subject.backend}"
-    if property_id in _COMPARED:
-        reference, must = _COMPARED[property_id]
-        yield f"Let      expected = {reference}, float64; {observed}"
-        yield f"Then     {must}"
-    else:
-        yield f"Let      {observed}"
-        yield f"Then     {_MUST[property_id]}"
+    judged = PROPERTIES[property_id]
+    wanted = f"expected = {judged.expected}, float64; " if judged.is_numeric else ""
+    yield f"Let      {wanted}{observed}"
+    yield f"Then     {judged.must}"
 
 
 def _however(found: Discrepancy) -> Iterator[str]:

@@ -97,11 +97,11 @@ _FAKE = """
 import json, sys
 import torch.testing._internal.distributed.fake_pg
 from properties.case import Case
-from verify.ranks import memory
+from verify.ranks import shared_tensors
 from verify.ranks.messages import Load, Run, Setup, Target
 from verify.ranks.worker.loop import Worker
 setup = Setup(rank=2, world_size=4, device="cpu", backend="fake", folder=sys.argv[1])
-worker = Worker(setup, memory.create())
+worker = Worker(setup, shared_tensors.create())
 target = Target(spec="", attribute="Synced", file=sys.argv[2])
 worker.load(Load(target=target))
 ran = worker.run(Run(case=Case(batches=(2,) * 4, groups=((0, 2), (1, 3)))))

@@ -21,7 +21,7 @@ LOOKS = 1500
 # second or two (CPython 3.11: of three runs three).
 _STRESS = f"""
 import socket, sys, threading
-from verify.ranks import watch
+from verify.ranks.worker import watch
 from verify.ranks.messages import Frames, Look, frame, receive
 ours, theirs = socket.socketpair()
 watch.start(theirs)

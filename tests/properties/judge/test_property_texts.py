@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from properties.judge.catalogue import PROPERTIES
-from properties.judge.descriptions import DESCRIPTIONS, listing, page
+from properties.judge.catalogue import PROPERTIES, listing, page
 from verify import errors
 from verify.cli.main import main
 
 PAGE = Path(__file__).parents[3] / "docs" / "properties.md"
 
 
-def test_every_property_is_described_and_no_other():
-    assert list(DESCRIPTIONS) == list(PROPERTIES)
-    for one in DESCRIPTIONS.values():
+def test_every_property_has_all_its_sentences():
+    for one in PROPERTIES.values():
         for text in (one.holds, one.not_judged):
             assert text[0].isupper()
             assert text.endswith(".")
+        assert one.must.endswith(".")
+        assert one.quantities
+        assert one.violation[-1] != "."
 
 
 def test_the_page_is_what_the_command_makes(tmp_path):
@@ -27,7 +28,7 @@ def test_the_page_is_what_the_command_makes(tmp_path):
     assert main(["properties", "--table", str(file)]) == errors.OK
     assert file.read_text() == page()
     assert PAGE.read_text() == page(), "make it again: python -m verify properties --table docs/properties.md"
-    for name, one in DESCRIPTIONS.items():
+    for name, one in PROPERTIES.items():
         assert f"## {name}\n\n{one.holds}" in page()
 
 
