@@ -16,7 +16,6 @@ from typing import Literal
 
 import msgspec
 
-from properties.domain import Grade
 from verify.errors import UsageError
 
 SAFETY_NET = 1800.0
@@ -106,7 +105,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cases: int | None = None
     seconds: float | None = None
     seed: int = 0
-    grade: Grade | None = None
+    grade: Literal["A", "B", "C"] | None = None
     contract: tuple[str, ...] = ()
     properties: tuple[str, ...] | None = None
     domain: tuple[str, ...] = ()

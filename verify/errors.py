@@ -7,10 +7,6 @@ its case is undecided).
 
 from __future__ import annotations
 
-from properties.case import CaseError
-
-__all__ = ["CaseError", "RankError", "SubjectError", "UsageError"]
-
 OK = 0
 NOT_MET = 1
 UNDECIDED = 2

@@ -46,7 +46,9 @@ def adds_one_by_one(case: Case, rank: int) -> bool:
 
     They add float32 up in float64, but for the channels-last kernel, also taken by batches of one position,
     and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32, and
-    float64 in itself.
+    float64 in itself. The backward of contiguous tensors adds each plane up in the lanes of a vector, in
+    float32 (`vec::reduce_all`): an eighth of the plane one by one, which grade A admits for ordinary
+    cotangents, and not for one that repeats a value (`tests/power/test_written_subjects.py`).
     """
     strided = case.input_layout in ("permuted", "sliced")
     by_channels = case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1

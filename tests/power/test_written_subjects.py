@@ -40,6 +40,18 @@ def test_the_subjects_are_many_and_differ():
     assert {card.grade for card in WRITTEN} == {"A", "B", "C"}
 
 
+def test_the_lanes_of_torchs_own_kernel_are_grade_b(real_run):
+    """A plane of 4,860 values is added up in eight lanes, 608 one by one: 1.008 x the bound of grade A."""
+    case = decode(
+        '{"batches":[1,107],"cotangent_layout":"expanded","seed":15138816,"spatial":[[3,3,5]],'
+        '"values":"large_offset"}'
+    )
+    (card,) = (card for card in WRITTEN if card.spec.endswith(":NativeOnWhole"))
+    subject = real_run.subject(card.spec, config=Config(grade=card.grade))
+    trial = real_run.examiner(subject).examine(case)
+    assert (card.grade, trial.violated, trial.internal) == ("B", (), "")
+
+
 REPORTED = (
     '{"batches":[2],"steps":[{"mode":"eval"}],"tracking":false,"values":"near_overflow"}',
     '{"batches":[2,2],"values":"near_overflow"}',

@@ -163,7 +163,9 @@ def test_a_light_import_is_light(statement: str) -> None:
     ],
 )
 def test_the_parent_never_imports_torch(module: str) -> None:
-    assert "torch" not in imported_by(f"import {module}\nfrom verify.engine.examiner import machinery; machinery()")
+    assert "torch" not in imported_by(
+        f"import {module}\nfrom verify.engine.examiner import machinery; machinery()"
+    )
 
 
 def test_the_test_of_light_imports_sees_heavy_ones() -> None:
