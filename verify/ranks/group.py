@@ -222,7 +222,7 @@ class RankGroup:
         self._collector.poll(0.0)
         answer = next(iter(self._ranks[rank].answers), None)
         if isinstance(answer, RankAnswer):
-            return answer.ending
+            return answer.observed.ending
         return "died" if self._ranks[rank].gone else None
 
     def stop(self, *, dead: Sequence[int] = (), trace: Sequence[int] = ()) -> dict[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from properties.case import Case
-from properties.observation import Collective, Ending, Raised
+from properties.observation import RankObservation
 
 MAX_FRAME = 1 << 28
 TRACE_SIGNAL = signal.SIGUSR2
@@ -135,29 +135,20 @@ class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankAnswer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Rank to parent: how the case ended here.
+    """Rank to parent: what it observed of the case, and where the tensors are.
 
     Attributes:
-        ending: `returned` or `raised`.
-        size: Bytes that the tensors take in the memory file, or in the file `spill` if it is named.
+        observed: Its observation, without the tensors.
+        tensors: Their headers, by name.
+        size: Bytes that they take in the memory file, or in the file `spill` if it is named.
         changed: What the subject has changed in its process that cannot be put right: renew the group.
-        compiled: How many functions dynamo has compiled.
-        compile_seconds: What that took, of `seconds`.
     """
 
-    ending: Ending
-    raised: Raised | None = None
+    observed: RankObservation
     tensors: dict[str, TensorHeader] = {}
     size: int = 0
     spill: str = ""
-    modified: tuple[str, ...] = ()
-    ledger: tuple[Collective, ...] = ()
-    digest: str = ""
-    seconds: float = 0.0
-    facts: dict[str, str] = {}
     changed: str = ""
-    compiled: int = 0
-    compile_seconds: float = 0.0
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -62,7 +62,7 @@ class RankHandle:
         """Whether others may wait for it in vain."""
         answer = self.answers[0] if self.answers else None
         return isinstance(answer, Failed) or (
-            answer.ending == "raised" if isinstance(answer, RankAnswer) else self.gone
+            answer.observed.ending == "raised" if isinstance(answer, RankAnswer) else self.gone
         )
 
     def receive(self) -> None:
@@ -128,19 +128,7 @@ class RankHandle:
                 positions = sample(case, self.number, int(name.partition(".")[2]))
                 whole = case.shape_of(self.number)
                 tensors[name] = msgspec.structs.replace(tensors[name], positions=positions, whole=whole)
-        return RankObservation(
-            rank=self.number,
-            ending=answer.ending,
-            raised=answer.raised,
-            tensors=tensors,
-            modified=answer.modified,
-            ledger=answer.ledger,
-            digest=answer.digest,
-            seconds=answer.seconds,
-            facts=answer.facts,
-            compiled=answer.compiled,
-            compile_seconds=answer.compile_seconds,
-        )
+        return msgspec.structs.replace(answer.observed, tensors=tensors)
 
     def died(self, code: int | None) -> RankObservation:
         """Return what is told of it after its process has ended with `code`."""

@@ -15,7 +15,7 @@ import msgspec
 from properties.case import MAX_WORLD_SIZE, Case
 from properties.domain import Grade
 from properties.judge.catalogue import PROPERTIES
-from properties.observation import Collective, Ending, Observation, Raised, RankObservation, tensor_from_data
+from properties.observation import Ending, Observation, tensor_from_data
 from properties.verdict import Outcome, Verdict
 from verify.record.recall import Place, Recalled
 from verify.result import SubjectResult
@@ -34,29 +34,6 @@ _ORDER = {name: place for place, name in enumerate(PROPERTIES)}
 _Read = TypeVar("_Read")
 
 
-class _Rank(msgspec.Struct, frozen=True, kw_only=True):
-    rank: int
-    ending: Ending
-    raised: Raised | None = None
-    exit: str = ""
-    stack: str = ""
-    tensors: dict[str, dict[str, Any]] = {}
-    modified: tuple[str, ...] = ()
-    ledger: tuple[Collective, ...] = ()
-    digest: str = ""
-    seconds: float = 0.0
-    facts: dict[str, str] = {}
-
-
-class _Again(msgspec.Struct, frozen=True, kw_only=True):
-    ranks: tuple[_Rank, ...]
-
-
-class _Observation(msgspec.Struct, frozen=True, kw_only=True):
-    ranks: tuple[_Rank, ...]
-    again: _Again | None = None
-
-
 class _Trial(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     id: str
@@ -69,7 +46,7 @@ class _Trial(msgspec.Struct, frozen=True, kw_only=True):
     ratios: dict[Grade, dict[str, float]] = {}
     seconds: float = 0.0
     internal: str = ""
-    observation: _Observation | None = None
+    observation: Observation | None = None
 
 
 def struct_from(text: bytes, kind: type[_Read]) -> _Read:
@@ -83,17 +60,21 @@ def trial_from(text: bytes) -> tuple[str, Recalled]:
     Raises:
         ValueError: If it is not as a record has it.
     """
-    data = struct_from(text, _Trial)
+    data = msgspec.convert(_with_tensors(_restored(msgspec.json.decode(text))), type=_Trial)
     _require(data.id == data.case.id, "the id of its case", id=data.id)
     verdicts = (*(_verdict(one) for one in data.holds), *data.verdicts)
     for verdict in verdicts:
         _check_verdict(verdict)
     _check_place(data.place)
+    for observed in (data.observation, data.observation and data.observation.again):
+        if observed:
+            ranks = [rank.rank for rank in observed.ranks]
+            _require(ranks == list(range(len(ranks))), "ranks in their order", ranks=ranks)
     trial = Trial(
         case=data.case,
         verdicts=tuple(sorted(verdicts, key=lambda verdict: _ORDER[verdict.property])),
         excused=data.excused,
-        observation=_observation(data.observation) if data.observation else None,
+        observation=data.observation,
         satisfied=data.satisfied,
         graded={str(grade): dict(ratios) for grade, ratios in data.ratios.items()},
         internal=data.internal,
@@ -147,21 +128,21 @@ def _check_place(place: Place) -> None:
     _require(0 <= place.runs < 2**53, "runs from 0 on", runs=place.runs)
 
 
-def _observation(data: _Observation) -> Observation:
-    again = Observation(ranks=_ranks(data.again.ranks)) if data.again else None
-    return Observation(ranks=_ranks(data.ranks), again=again)
+def _with_tensors(data: Any) -> Any:
+    """Return the plain data of a trial with every stored tensor made one again; JSON has no type for it."""
+    for observed in _dicts(data, "observation"):
+        for run in (observed, *_dicts(observed, "again")):
+            ranks = run.get("ranks")
+            for rank in ranks if isinstance(ranks, list) else ():
+                for tensors in _dicts(rank, "tensors"):
+                    tensors.update({name: tensor_from_data(one) for name, one in tensors.items()})
+    return data
 
 
-def _ranks(data: tuple[_Rank, ...]) -> tuple[RankObservation, ...]:
-    _require([rank.rank for rank in data] == list(range(len(data))), "ranks in their order", ranks=len(data))
-    rest = [name for name in _Rank.__struct_fields__ if name != "tensors"]
-    return tuple(
-        RankObservation(
-            tensors={name: tensor_from_data(tensor) for name, tensor in rank.tensors.items()},
-            **{name: getattr(rank, name) for name in rest},
-        )
-        for rank in data
-    )
+def _dicts(data: Any, key: str) -> list[dict[str, Any]]:
+    """Return what `data` has under `key`, if that is a dictionary; the types are checked afterwards."""
+    found = data.get(key) if isinstance(data, dict) else None
+    return [found] if isinstance(found, dict) else []
 
 
 def _require(condition: bool, expected: str, **given: object) -> None:  # noqa: FBT001 - the only argument

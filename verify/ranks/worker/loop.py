@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from properties.case import Case
+from properties.observation import RankObservation
 from verify.errors import SubjectError
 from verify.ranks.messages import (
     Bare,
@@ -146,9 +147,10 @@ class Worker:
         self._held = request.ahead and (self._held or not self._gate.passes(self._number - 1))
         if self._held:
             return Skipped(number=self._number)
-        ran = self._run(request)
-        self._gate.tell(self._number, well=ran.ending == "returned" and not ran.changed)
-        return ran
+        answer = self._run(request)
+        well = answer.observed.ending == "returned" and not answer.changed
+        self._gate.tell(self._number, well=well)
+        return answer
 
     def _run(self, request: Run) -> RankAnswer:
         case = request.case
@@ -181,23 +183,24 @@ class Worker:
             spill=self._spill,
             base=part(self._number),
         )
-        return RankAnswer(
+        observed = RankObservation(
+            rank=self._setup.rank,
             ending="raised" if execution.raised else "returned",
             raised=execution.raised,
-            tensors={
-                name: tensor.header(start)
-                for (name, tensor), start in zip(execution.tensors.items(), starts, strict=True)
-            },
-            size=size,
-            spill=spill,
             modified=tuple(execution.modified),
             ledger=self._ledger.take(),
             digest=execution.digest,
             seconds=execution.seconds,
             facts=told,
-            changed=self._hygiene.changed(),
             compiled=compiled.functions,
             compile_seconds=compiled.seconds,
+        )
+        headers = {
+            name: tensor.header(start)
+            for (name, tensor), start in zip(execution.tensors.items(), starts, strict=True)
+        }
+        return RankAnswer(
+            observed=observed, tensors=headers, size=size, spill=spill, changed=self._hygiene.changed()
         )
 
     def bare(self, request: Bare) -> Timed:

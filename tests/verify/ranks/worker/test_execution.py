@@ -104,8 +104,9 @@ setup = Setup(rank=2, world_size=4, device="cpu", backend="fake", folder=sys.arg
 worker = Worker(setup, shared_tensors.create())
 target = Target(spec="", attribute="Synced", file=sys.argv[2])
 worker.load(Load(target=target))
-ran = worker.run(Run(case=Case(batches=(2,) * 4, groups=((0, 2), (1, 3)))))
-print(json.dumps([ran.ending, str(ran.raised), [(entry.op, entry.group) for entry in ran.ledger]]))
+answer = worker.run(Run(case=Case(batches=(2,) * 4, groups=((0, 2), (1, 3)))))
+seen = answer.observed
+print(json.dumps([seen.ending, str(seen.raised), [(entry.op, entry.group) for entry in seen.ledger]]))
 """
 
 
