@@ -37,7 +37,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         positions: Of a large tensor of which a sample was given back (`properties.values.sampling`), which
             ones: the array is (positions, C), and a position is its sample times the spatial size plus its
             spatial position. None for all.
-        whole: The logical shape of such a tensor.
+        logical_shape: The logical shape of such a tensor.
     """
 
     dtype: str
@@ -47,12 +47,12 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     aliases_input: bool = False
     positions: NDArray[np.int64] | None = None
-    whole: tuple[int, ...] = ()
+    logical_shape: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its logical shape."""
-        return tuple(self.array.shape) if self.positions is None else self.whole
+        return tuple(self.array.shape) if self.positions is None else self.logical_shape
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -64,7 +64,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         if self.positions is None:
             return place
         row, channel = place
-        spatial = self.whole[2:]
+        spatial = self.logical_shape[2:]
         sample, position = divmod(int(self.positions[row]), math.prod(spatial))
         return (sample, channel, *(int(i) for i in np.unravel_index(position, spatial) if spatial))
 
@@ -176,7 +176,7 @@ def tensor_to_data(tensor: Tensor) -> dict[str, Any]:
         "device": tensor.device,
         "aliases_input": tensor.aliases_input,
         "data": base64.b64encode(little.tobytes()).decode("ascii"),
-        **({} if sampled is None else {"positions": sampled.tolist(), "whole": list(tensor.whole)}),
+        **({} if sampled is None else {"positions": sampled.tolist(), "whole": list(tensor.logical_shape)}),
     }
 
 
@@ -222,7 +222,7 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
             device=str(data["device"]),
             aliases_input=bool(data["aliases_input"]),
             positions=positions,
-            whole=whole,
+            logical_shape=whole,
         )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"Expected a stored tensor, but a field is missing or wrong: {error}") from None

@@ -57,7 +57,8 @@ class Policy:
         minimise_seconds, minimise_total: Nets, where a case takes long: seconds of one minimising, and of all
             together.
         stored: Run the stored case of each known discrepancy first.
-        until: Properties that are minimised first; once all were violated, drawing ends. Empty: never.
+        stop_after_violating: Properties that are minimised first; once all were violated, drawing ends.
+            Empty: never.
     """
 
     fail_fast: bool = False
@@ -66,7 +67,7 @@ class Policy:
     minimise_seconds: float = 120.0
     minimise_total: float = 300.0
     stored: bool = True
-    until: frozenset[str] = frozenset()
+    stop_after_violating: frozenset[str] = frozenset()
 
     def tries_left(self, used: int) -> int:
         """Return how many candidates the next minimising may run, after others ran `used`."""

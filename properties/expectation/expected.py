@@ -29,7 +29,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
         repeats: Value, bound and overflows are those of one period of a block that repeats
             (`properties.values.period`), (period, C): what a position expects is that of its number modulo
             the period.
-        whole: The tensor's logical shape where that of `value` is another.
+        logical_shape: The tensor's logical shape where that of `value` is another.
         unjudged: Elements of the tensor beside those of a sample (`at`).
         optional: The tensor may be absent (a gradient that is None).
         dtype: torch's name of the dtype it must be stored in.
@@ -41,33 +41,33 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     optional: bool = False
     dtype: str = "float32"
     repeats: bool = False
-    whole: tuple[int, ...] = ()
+    logical_shape: tuple[int, ...] = ()
     unjudged: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's logical shape."""
-        return self.whole or self.value.shape
+        return self.logical_shape or self.value.shape
 
     @property
-    def times(self) -> NDArray[np.int64]:
+    def multiplicity(self) -> NDArray[np.int64]:
         """How many elements of the tensor each element of `value` stands for, in a shape that broadcasts."""
         if not self.repeats:
             return np.ones((1,) * self.value.ndim, np.int64)
-        n, _, *spatial = self.whole
+        n, _, *spatial = self.logical_shape
         return times(n * math.prod(spatial), len(self.value)).astype(np.int64)[:, None]
 
     def complete(self) -> Interval:
         """Return the interval with every element of the tensor; itself if it does not repeat."""
         if not self.repeats:
             return self
-        n, c, *spatial = self.whole
+        n, c, *spatial = self.logical_shape
         value, bound, overflows = (
-            repeated(array.T[None], (n, c, math.prod(spatial))).reshape(self.whole)
+            repeated(array.T[None], (n, c, math.prod(spatial))).reshape(self.logical_shape)
             for array in (self.value, self.bound, self.overflows)
         )
         return msgspec.structs.replace(
-            self, value=value, bound=bound, overflows=overflows, repeats=False, whole=()
+            self, value=value, bound=bound, overflows=overflows, repeats=False, logical_shape=()
         )
 
     def extremes(self, tensor: Tensor) -> tuple[Floats, Floats]:
@@ -77,7 +77,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
         """
         if not self.repeats:
             return tensor.values, tensor.values
-        n, c, *spatial = self.whole
+        n, c, *spatial = self.logical_shape
         kept = tensor.dtype if tensor.dtype in ("float32", "float64") else ""
         array = tensor.array if kept else tensor.values
         low, high = extremes(array.reshape(n, c, math.prod(spatial)), len(self.value))
@@ -102,7 +102,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
             bound=bound,
             overflows=overflows,
             repeats=False,
-            whole=self.shape,
+            logical_shape=self.shape,
             unjudged=math.prod(self.shape) - value.size,
         )
 

@@ -135,6 +135,6 @@ def put(
         optional=optional,
         dtype=dtype,
         repeats=repeats,
-        whole=walk.case.shape_of(rank) if repeats else (),
+        logical_shape=walk.case.shape_of(rank) if repeats else (),
     )
     walk.tensors.setdefault(name, {})[rank] = interval

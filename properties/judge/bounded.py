@@ -202,7 +202,7 @@ def _counter(pairs: list[Pair]) -> Callable[[NDArray[np.bool_]], int]:
     if not any(pair.interval.repeats for pair in pairs):
         return lambda mask: int(np.count_nonzero(mask))
     intervals = [pair.interval for pair in pairs]
-    times = np.concatenate([np.broadcast_to(one.times, one.value.shape).ravel() for one in intervals])
+    times = np.concatenate([np.broadcast_to(one.multiplicity, one.value.shape).ravel() for one in intervals])
     return lambda mask: int(times[mask].sum())
 
 

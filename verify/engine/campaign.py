@@ -346,14 +346,14 @@ class Campaign:
     def _note(self, trial: Trial, place: int) -> None:
         """Note what a drawn case says of the campaign: what fails for the first time, and whether to stop."""
         self.stopped = self.tally.costly or self.stopped
-        if self._failures.fresh(trial, first=self.policy.until):
+        if self._failures.fresh(trial, first=self.policy.stop_after_violating):
             self._failing.append((trial, place))
         else:
             self._stop_if_enough()
 
     def _minimise(self, source: Source, trial: Trial, place: int) -> None:
         """Minimise a failure of a drawn case, unless it was told meanwhile, and tell it."""
-        for kind in self._failures.fresh(trial, first=self.policy.until)[:1]:
+        for kind in self._failures.fresh(trial, first=self.policy.stop_after_violating)[:1]:
             subject = self.examiner.subject.spec
             self.emit(FailureFound(subject=subject, property=property_of(kind), case=trial.case))
             self._concluded(self._findings.minimise(source, Found(kind, trial.case, place), trial))
@@ -379,9 +379,9 @@ class Campaign:
                 self._failures.tell_as_is(kind, trial, found=case)
 
     def _stop_if_enough(self) -> None:
-        """End the drawing once every property of the policy's `until` was violated."""
-        until = self.policy.until
-        if until and until <= self.tally.violated | set(map(property_of, self._failures.told)):
+        """End the drawing once every property of the policy's `stop_after_violating` was violated."""
+        wanted = self.policy.stop_after_violating
+        if wanted and wanted <= self.tally.violated | set(map(property_of, self._failures.told)):
             self.stopped = self.stopped or "every property that was looked for is violated"
 
     # Failures

@@ -271,7 +271,7 @@ class RankPool:
             group is not None
             and self._serves(group, flight.case)
             and elements(flight.case) <= MOST_AHEAD
-            and all(earlier.company for earlier in self._before(flight))
+            and all(earlier.allows_pipelining for earlier in self._before(flight))
         )
 
     def _before(self, flight: Flight) -> list[Flight]:

@@ -127,7 +127,9 @@ class RankHandle:
             if header.sampled:
                 positions = sample(case, self.number, int(name.partition(".")[2]))
                 whole = case.shape_of(self.number)
-                tensors[name] = msgspec.structs.replace(tensors[name], positions=positions, whole=whole)
+                tensors[name] = msgspec.structs.replace(
+                    tensors[name], positions=positions, logical_shape=whole
+                )
         return msgspec.structs.replace(answer.observed, tensors=tensors)
 
     def died(self, code: int | None) -> RankObservation:

@@ -53,7 +53,7 @@ class Flight:
         return self.target, self.case.world_size
 
     @property
-    def company(self) -> bool:
+    def allows_pipelining(self) -> bool:
         """Whether another case may be sent to the same ranks behind it: a probe is followed by its second."""
         return self.group is not None and second(self.case) is None and elements(self.case) <= MOST_AHEAD
 

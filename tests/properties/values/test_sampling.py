@@ -81,7 +81,7 @@ def given_back(case, expected, *, at=lambda name, rank: None):
                 array=np.array(interval.at(positions).value),
                 requires_grad=True,
                 positions=positions,
-                whole=() if positions is None else interval.shape,
+                logical_shape=() if positions is None else interval.shape,
             )
         ranks.append(RankObservation(rank=rank, ending="returned", tensors=tensors))
     return ranks

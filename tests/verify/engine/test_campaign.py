@@ -326,7 +326,7 @@ def test_a_campaign_ends_once_every_property_that_it_looks_for_is_violated() -> 
         "grad_input": lambda case: len(case.batches) > 1,
         "purity": lambda case: False,
     }
-    until = Policy(until=frozenset({"forward", "grad_input"}))
+    until = Policy(stop_after_violating=frozenset({"forward", "grad_input"}))
     result = run(rules, policy=until)
     assert result.accounting.cases < 20
     assert result.properties["forward"].violated
@@ -336,7 +336,7 @@ def test_a_campaign_ends_once_every_property_that_it_looks_for_is_violated() -> 
 
 def test_a_campaign_that_misses_a_property_that_it_looks_for_draws_to_the_end() -> None:
     rules = {"forward": lambda case: case.channels > 3, "purity": lambda case: False}
-    result = run(rules, policy=Policy(until=frozenset({"forward", "purity"})))
+    result = run(rules, policy=Policy(stop_after_violating=frozenset({"forward", "purity"})))
     assert result.accounting.cases == 60
     assert result.stopped == ""
 
@@ -344,5 +344,5 @@ def test_a_campaign_that_misses_a_property_that_it_looks_for_draws_to_the_end() 
 def test_of_a_case_that_violates_several_properties_one_that_is_looked_for_is_minimised() -> None:
     heard = Heard()
     rules = {"forward": lambda case: True, "grad_input": lambda case: True}
-    run(rules, policy=Policy(until=frozenset({"grad_input"})), heard=heard)
+    run(rules, policy=Policy(stop_after_violating=frozenset({"grad_input"})), heard=heard)
     assert [event.property for event in heard.of(FailureFound)] == ["grad_input"]

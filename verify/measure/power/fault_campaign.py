@@ -97,7 +97,7 @@ def judge_fault(
         policy=Policy(
             tries=effort.tries,
             tries_total=effort.tries_total,
-            until=frozenset(card.caught_by),
+            stop_after_violating=frozenset(card.caught_by),
         ),
         clock=clock,
     )
