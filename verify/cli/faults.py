@@ -50,7 +50,9 @@ class Works(Protocol):
 def faults_command(arguments: Namespace) -> int:
     """Do `python -m verify faults` and return its exit code."""
     if arguments.sensitivity:
-        return _sensitivity(arguments)
+        from verify.measure.sensitivity.sweep import sensitivity_command
+
+        return sensitivity_command(arguments)
     score = Score(tuple(units(arguments)), whole=not arguments.names and not arguments.quick)
     for option in ("json", "table"):
         _check_writable(option, getattr(arguments, option))
@@ -141,14 +143,3 @@ def _without(option: str, words: list[str]) -> list[str]:
 def _check_writable(option: str, path: str | None) -> None:
     if path and not Path(path).absolute().parent.is_dir():
         raise UsageError(f"Expected --{option} to be writable, but got {path!r}: there is no such folder.")
-
-
-def _sensitivity(arguments: Namespace) -> int:
-    try:
-        from verify.measure.sensitivity.sweep import sensitivity_command
-    except ModuleNotFoundError as error:
-        if error.name != "verify.measure.sensitivity.sweep":
-            raise
-        raise UsageError("Expected faults without --sensitivity: it is not in this version yet.") from None
-    code: int = sensitivity_command(arguments)
-    return code

@@ -1,7 +1,12 @@
 """A deadline: when a campaign must end by its clock, and whether that is its budget or the net behind it.
 
-The budget's seconds are those of a campaign, which may have been interrupted and resumed; the net's are those
-of one process.
+Rules
+-----
+- The budget's seconds are those of a campaign, which may have been interrupted and resumed; the net's are
+  those of one process.
+- A budget of seconds is kept, minimising and the case that runs at its end included: cases get what is left
+  (`left`), and none begins for which there is no room. What the end cuts off is not counted.
+- No verdict rests on it: what the net cuts short is UNDECIDED, unless something was violated before.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Judges(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machinery:
-    """The three parts a campaign is made of, so that tests can replace them.
+    """What a campaign is made of beside its ranks, so that tests can replace it.
 
     Attributes:
         expect: The reference.

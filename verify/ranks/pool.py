@@ -1,7 +1,20 @@
 """The pool: rank groups by subject and world size, made when needed and made anew when lost.
 
-A case is in flight from `submit` to `observation`, in which the parent computes its expected values. More may
-be sent ahead, so that the ranks need not wait while the parent judges the first.
+Rules
+-----
+- A case is in flight from `submit` to `observation`, in which the parent computes its expected values. More
+  may be sent ahead, so that the ranks need not wait while the parent judges the first. Observations come in
+  the order of submission.
+- What ends a group is told of the case that ended it, and of no other: a case sent ahead to it is sent again.
+- SIGKILL comes from outside a process (the kernel's want of memory, a person). A case whose rank or server
+  was killed so runs once more on new ranks, and that counts; one that kills its ranks itself does so again.
+
+Theory of operation
+-------------------
+A group is made anew for four reasons: it is lost (`RankGroup.lost`); it must have imported `torch._dynamo`
+for a checkpointed step and has not; it holds `MAX_GROUPINGS` sets of process groups, which live as long as
+it does; there is no room beside the groups that were used last. The server lives as long as the
+pool; where it has died, all groups are lost and the next case starts another.
 """
 
 from __future__ import annotations

@@ -1,8 +1,16 @@
-"""The gate: between a case and one that was sent ahead, the ranks of a group wait for each other.
+"""The barrier: between a case and one that was sent ahead, the ranks of a group wait for each other.
 
-A rank that goes on while another still runs the case, or has failed it, would answer the other's collectives
-with those of the next case. So a rank tells in a shared file how each of its cases ended, and begins the next
-one only when all have ended the last one well. Otherwise the parent decides: the rank passes the case over.
+Rules
+-----
+- A rank that goes on while another still runs the case, or has failed it, would answer the other's
+  collectives with those of the next case. So it begins that only when all have ended the last one well.
+- Otherwise the parent decides: the rank passes the case over, and the parent sends it again.
+
+Theory of operation
+-------------------
+Each rank writes in a file that all share how its case ended, and looks what the others wrote. A collective of
+torch would do as well until a rank hangs or dies: then all would hang in ours, and the subject's ending could
+not be told from it.
 """
 
 from __future__ import annotations
