@@ -116,15 +116,15 @@ def kill_all_ranks(pool: RankPool, chance: random.Random) -> None:
 
 def kill_the_server(pool: RankPool, chance: random.Random) -> None:
     """Kill the server."""
-    if pool._link is not None:
-        _signal(pool._link._process.pid, signal.SIGKILL)
+    if pool.groups.link is not None:
+        _signal(pool.groups.link._process.pid, signal.SIGKILL)
 
 
 _ACTS = (kill_a_rank, kill_all_ranks, kill_the_server)
 
 
 def _ranks(pool: RankPool) -> list[int]:
-    return [pid for group in pool._groups.values() for pid in group.pids]
+    return [pid for group in pool.groups.open.values() for pid in group.pids]
 
 
 def _signal(pid: int, number: int) -> None:
@@ -144,7 +144,7 @@ def main(words: Sequence[str] | None = None) -> int:
     say(f"before: {before}")
     saboteur = Saboteur(random.Random(options.seed))
     with Run(Config(seed=options.seed), [saboteur]) as run:
-        run.pool._on_lost = lambda group: (losses.append(group), all_losses.append(group))
+        run.pool.groups.on_lost = lambda group: (losses.append(group), all_losses.append(group))
         saboteur.pool = run.pool
         strikes = soak(run, saboteur, options.cases, options.every, options.seed, losses)
     after = resources()

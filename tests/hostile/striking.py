@@ -75,7 +75,7 @@ class Range:
     @property
     def server(self) -> int:
         """Process id of the server of ranks."""
-        link = self.run.pool._link
+        link = self.run.pool.groups.link
         assert link is not None
         return link._process.pid
 
@@ -85,7 +85,7 @@ def opened() -> Iterator[Range]:
     """Open a run for strikes."""
     losses: list[LostGroup] = []
     with Run(timeout=TIMEOUT) as run:
-        run.pool._on_lost = losses.append
+        run.pool.groups.on_lost = losses.append
         yield Range(run, losses)
 
 

@@ -82,5 +82,5 @@ def test_processes_that_a_rank_has_disowned_go_when_the_next_group_does(
     shooting_range.strike(by_id["deaths.ExitsAtOnce"])
     below = striking.descendants(shooting_range.server)
     assert not any(command.startswith("sleep ") for command in below.values())
-    ranks = {pid for group in shooting_range.run.pool._groups.values() for pid in group.pids}
+    ranks = {pid for group in shooting_range.run.pool.groups.open.values() for pid in group.pids}
     assert set(below) == ranks

@@ -1,4 +1,4 @@
-"""The pool: rank groups by subject and world size, made when needed and made anew when lost.
+"""The pool: runs cases on ranks, several in flight, in the order in which they are submitted.
 
 Rules
 -----
@@ -8,13 +8,6 @@ Rules
 - What ends a group is told of the case that ended it, and of no other: a case sent ahead to it is sent again.
 - SIGKILL comes from outside a process (the kernel's want of memory, a person). A case whose rank or server
   was killed so runs once more on new ranks, and that counts; one that kills its ranks itself does so again.
-
-Theory of operation
--------------------
-A group is made anew for four reasons: it is lost (`RankGroup.lost`); it must have imported `torch._dynamo`
-for a checkpointed step and has not; it holds `MAX_GROUPINGS` sets of process groups, which live as long as
-it does; there is no room beside the groups that were used last. The server lives as long as the
-pool; where it has died, all groups are lost and the next case starts another.
 """
 
 from __future__ import annotations
@@ -25,7 +18,6 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -36,17 +28,15 @@ from properties.probe import second
 from verify.errors import RankError, SubjectError
 from verify.ranks.endings import LostGroup
 from verify.ranks.group import RankGroup
+from verify.ranks.group_registry import GroupRegistry, serves
 from verify.ranks.limit import unlimited
-from verify.ranks.messages import CountDevices, Description, Devices, Target, Timed
-from verify.ranks.placement import Plan, plan
+from verify.ranks.messages import Description, Target, Timed
+from verify.ranks.placement import plan
 from verify.ranks.server_client import ServerClient
 from verify.ranks.shared_tensors import PARTS
-from verify.ranks.spec import resolve
 from verify.ranks.submission import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
 
 __all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
-
-MAX_GROUPS, MAX_RANKS, MAX_GROUPINGS = 6, 64, 8
 
 
 class RankPool:
@@ -60,10 +50,10 @@ class RankPool:
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
         link: To a server that has been started; None to start one. The pool closes it.
-        every_element: Have large tensors given back whole, in place of a sample
-            (`properties.values.sampling`).
+        every_element: Have large tensors given back whole, not on a sample (`properties.values.sampling`).
 
     Attributes:
+        groups: The groups that it has, made when they are needed and made anew when they are lost.
         left: Returns the seconds from now after which no case goes on, whatever it may take; may be changed.
         timeout, warm_up: As given.
         hurry: Of that time, the share that a case gets; may be changed between cases.
@@ -86,15 +76,15 @@ class RankPool:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
         self.timeout, self.warm_up, self.hurry = timeout, warm_up, 1.0
         self.left: Callable[[], float] = unlimited
-        self._device, self._backend = device, backend
-        self._on_lost, self._every_element = on_lost, every_element
-        self._link: ServerClient | None = link or ServerClient()
-        self._cuda_devices = None if device == "cuda" else 0
-        self._groups: dict[tuple[Target, int], RankGroup] = {}
-        self._targets: dict[str, Target] = {}
+        self.groups = GroupRegistry(
+            device=device,
+            backend=backend,
+            link=link or ServerClient(),
+            every_element=every_element,
+            on_lost=on_lost,
+            on_dropped=self._unsend,
+        )
         self._called: set[Target] = set()
-        self._descriptions: dict[Target, Description] = {}
-        self._made, self._dynamo = 0, False
         self._owner = os.getpid()
         self._flights: deque[Flight] = deque()
         atexit.register(self.close)
@@ -112,9 +102,7 @@ class RankPool:
             SubjectError: If `spec` names nothing that exists.
             RankError: If the server of ranks cannot be reached.
         """
-        target = self._target(spec)
-        if target not in self._descriptions:
-            self._group(target, 1)
+        self.groups.prepare(spec)
 
     @property
     def most_in_flight(self) -> int:
@@ -124,7 +112,7 @@ class RankPool:
     @property
     def booting(self) -> bool:
         """Whether the server of ranks has not answered yet."""
-        return self._link is not None and not self._link.answered
+        return self.groups.link is not None and not self.groups.link.answered
 
     def describe(self, spec: str) -> Description:
         """Return what a rank says of the subject `spec`.
@@ -133,22 +121,7 @@ class RankPool:
             SubjectError: One line: what was wanted and what was found, if it cannot be loaded.
             RankError: If a rank cannot be started.
         """
-        target = self._target(spec)
-        if target not in self._descriptions:
-            group = self._group(target, 1)
-            try:
-                self._descriptions[target] = self._described(group)
-            except (RankError, SubjectError):
-                if not group.killed and self._server_lives:
-                    raise
-                self._descriptions[target] = self._described(self._group(target, 1))
-        return self._descriptions[target]
-
-    def _described(self, group: RankGroup) -> Description:
-        try:
-            return group.describe()
-        finally:
-            self._drop_if_lost(group, None)
+        return self.groups.describe(spec)
 
     def submit(
         self,
@@ -180,7 +153,7 @@ class RankPool:
             raise RankError(
                 f"Expected fewer than {self.most_in_flight} cases in flight, but got {len(self._flights)}."
             )
-        target = msgspec.structs.replace(self._target(spec), inplace=inplace)
+        target = msgspec.structs.replace(self.groups.target(spec), inplace=inplace)
         warm_up = 0.0 if target in self._called else self.warm_up
         self._called.add(target)
         flight = Flight(target, case, timeout=(seconds or self.timeout) * self.hurry, warm_up=warm_up)
@@ -208,7 +181,7 @@ class RankPool:
             seen = self._observe_first()
             again = flight.killed
         except (RankError, SubjectError):
-            if not flight.killed and self._server_lives:
+            if not flight.killed and self.groups.server_lives:
                 raise
             again = True
         if again:
@@ -217,10 +190,6 @@ class RankPool:
         for waiting in self._flights:
             self._try_to_send(waiting)
         return seen
-
-    @property
-    def _server_lives(self) -> bool:
-        return self._link is not None and self._link.alive
 
     def _observe_first(self) -> Observation:
         """Return the observation of the first case in flight, which is sent now if it was not."""
@@ -231,7 +200,7 @@ class RankPool:
         assert group is not None
         try:
             seen = group.observation(left=self.left)
-            self._dynamo |= any(rank.compiled for rank in seen.ranks)  # groups to come have imported it
+            self.groups.dynamo |= any(rank.compiled for rank in seen.ranks)  # groups to come have imported it
             following = second(case)
             if following is not None and not group.lost and all(r.ending == "returned" for r in seen.ranks):
                 group.submit(following, seconds=seconds_for(following, flight.timeout))
@@ -242,7 +211,7 @@ class RankPool:
         finally:
             self._flights.popleft()
             flight.killed = group.killed
-            self._drop_if_lost(group, case)
+            self.groups.drop_if_lost(group, case)
         return seen
 
     def _try_to_send(self, flight: Flight) -> None:
@@ -260,11 +229,7 @@ class RankPool:
 
     def _send(self, flight: Flight) -> None:
         case = flight.case
-        self._dynamo |= checkpoints(case)
-        group = self._group(flight.target, case.world_size)
-        if not self._serves(group, case):
-            self._drop(group)
-            group = self._group(group.target, case.world_size)
+        group = self.groups.group_for(flight.target, case)
         if any(earlier.group is None for earlier in self._before(flight)):
             return  # what comes before has lost its group meanwhile, and is sent again first
         if flight.again:
@@ -272,17 +237,17 @@ class RankPool:
         group.submit(case, seconds=flight.seconds)
         flight.group = group
 
-    def _serves(self, group: RankGroup, case: Case) -> bool:
-        """Return whether a group can run `case`: else it is made anew."""
-        full = case.groups not in group.groupings and len(group.groupings) >= MAX_GROUPINGS
-        return not full and (group.dynamo or not checkpoints(case))
+    def _unsend(self, group: RankGroup) -> None:
+        """Have the cases that a dropped group would have run sent again when their turn comes."""
+        for flight in self._flights:
+            flight.group = None if flight.group is group else flight.group
 
     def _may_go_ahead(self, flight: Flight) -> bool:
         """Return whether a case can be sent while others are in flight, without any cost to those."""
-        group = self._groups.get(flight.key)
+        group = self.groups.open.get(flight.key)
         return (
             group is not None
-            and self._serves(group, flight.case)
+            and serves(group, flight.case)
             and elements(flight.case) <= MOST_AHEAD
             and all(earlier.allows_pipelining for earlier in self._before(flight))
         )
@@ -306,16 +271,13 @@ class RankPool:
             SubjectError: If `spec` names nothing that exists.
             RankError: If a rank did not run them; the group is then made anew.
         """
-        self._dynamo |= any(map(checkpoints, cases))
-        group = self._group(self._target(spec), cases[0].world_size)
-        if any(map(checkpoints, cases)) and not group.dynamo:
-            self._drop(group)
-            group = self._group(group.target, group.plan.world_size)
+        hardest = next(filter(checkpoints, cases), cases[0])
+        group = self.groups.group_for(self.groups.target(spec), hardest)
         seconds = self.warm_up + sum(seconds_for(case, self.timeout) for case in cases)
         try:
             return group.bare(cases, seconds=seconds)
         finally:
-            self._drop_if_lost(group, None)
+            self.groups.drop_if_lost(group, None)
 
     def close(self) -> None:
         """End all ranks and the server, so that nothing is left behind; may be called again.
@@ -326,81 +288,4 @@ class RankPool:
             return
         atexit.unregister(self.close)
         self._flights.clear()
-        if self._link is not None:
-            # The server kills its ranks when it leaves.
-            self._link.close()
-            self._link = None
-        for group in self._groups.values():
-            group.close()
-        self._groups.clear()
-
-    def _target(self, spec: str) -> Target:
-        """Return where `spec` is, seen from the folder in which it was first asked for."""
-        if spec not in self._targets:
-            self._targets[spec] = resolve(spec, folder=Path.cwd())
-        return self._targets[spec]
-
-    def _group(self, target: Target, world_size: int) -> RankGroup:
-        link = self._alive_link()
-        key = (target, world_size)
-        group = self._groups.pop(key, None)
-        if group is None:
-            self._make_room(world_size)
-            self._made += 1
-            group = RankGroup(
-                link,
-                self._plan(link, world_size),
-                target,
-                folder=link.folder / f"group-{self._made}",
-                dynamo=self._dynamo,
-                every_element=self._every_element,
-            )
-        self._groups[key] = group
-        return group
-
-    def _alive_link(self) -> ServerClient:
-        if self._link is None:
-            raise RankError("Expected an open pool of ranks, but it is closed.")
-        if not self._link.alive:
-            for group in tuple(self._groups.values()):
-                group.lost = "the server is gone"
-                self._drop_if_lost(group, None)
-            self._link.close()
-            self._link = ServerClient()
-        return self._link
-
-    def _plan(self, link: ServerClient, world_size: int) -> Plan:
-        if self._cuda_devices is None:
-            devices = link.request(CountDevices())
-            assert isinstance(devices, Devices)
-            self._cuda_devices = devices.cuda
-        usable = self._cuda_devices
-        return plan(device=self._device, backend=self._backend, world_size=world_size, cuda_devices=usable)
-
-    def _make_room(self, world_size: int) -> None:
-        while self._groups and (
-            len(self._groups) >= MAX_GROUPS
-            or world_size + sum(group.plan.world_size for group in self._groups.values()) > MAX_RANKS
-        ):
-            self._drop(next(iter(self._groups.values())))
-
-    def _drop(self, group: RankGroup) -> None:
-        self._groups.pop((group.target, group.plan.world_size), None)
-        for flight in self._flights:
-            flight.group = None if flight.group is group else flight.group
-        group.close()
-
-    def _drop_if_lost(self, group: RankGroup, case: Case | None) -> None:
-        if not group.lost:
-            return
-        self._drop(group)
-        if self._on_lost is not None:
-            self._on_lost(
-                LostGroup(
-                    spec=group.target.spec,
-                    world_size=group.plan.world_size,
-                    reason=group.lost,
-                    case=case.id if case else "",
-                    pids=group.pids,
-                )
-            )
+        self.groups.close()

@@ -17,7 +17,8 @@ from properties.probe import second
 from properties.values.elements import digest, parameters, tensors
 from tests.verify.ranks.real import CASE, HERE, exists, spec
 from verify.errors import RankError, SubjectError
-from verify.ranks.pool import MAX_GROUPINGS, MAX_GROUPS, LostGroup, RankPool
+from verify.ranks.group_registry import MAX_GROUPINGS, MAX_GROUPS
+from verify.ranks.pool import LostGroup, RankPool
 
 
 def local_reference(case: Case, rank: int):
@@ -305,7 +306,7 @@ def test_groups_are_bounded_in_number(losses):
         for world_size in range(1, MAX_GROUPS + 2):
             case = Case(batches=(2,) * world_size)
             assert {ours.ending for ours in pool.run(spec("Synced"), case).ranks} == {"returned"}
-            assert len(pool._groups) <= MAX_GROUPS
+            assert len(pool.groups.open) <= MAX_GROUPS
     assert losses == []
 
 
@@ -334,9 +335,9 @@ def test_sixteen_ranks_run(losses):
 def test_nothing_is_left_behind_after_close():
     with RankPool() as pool:
         pool.run(spec("Local"), CASE)
-        folder = pool._link.folder
-        (group,) = pool._groups.values()
-        pids = (*group.pids, pool._link._process.pid)
+        folder = pool.groups.link.folder
+        (group,) = pool.groups.open.values()
+        pids = (*group.pids, pool.groups.link._process.pid)
         assert all(exists(pid) for pid in pids)
     assert not any(exists(pid) for pid in pids)
     assert not folder.exists()
@@ -351,8 +352,8 @@ from verify.ranks.pool import RankPool
 pool = RankPool()
 pool.run(sys.argv[1], Case())
 assert "torch" not in sys.modules and "jax" not in sys.modules
-(group,) = pool._groups.values()
-print(*group.pids, pool._link._process.pid, pool._link.folder, flush=True)
+(group,) = pool.groups.open.values()
+print(*group.pids, pool.groups.link._process.pid, pool.groups.link.folder, flush=True)
 pool.submit(sys.argv[1], Case(momentum=None))
 time.sleep(60 if sys.argv[2] == "wait" else 0)
 """
@@ -383,10 +384,10 @@ def test_nothing_is_left_behind_however_the_parent_ends(how):
 def test_a_server_that_is_killed_takes_its_ranks_along_and_is_replaced(losses):
     with RankPool(timeout=2.0, on_lost=losses.append) as pool:
         pool.run(spec("Local"), CASE)
-        (group,) = pool._groups.values()
+        (group,) = pool.groups.open.values()
         pids = group.pids
-        os.kill(pool._link._process.pid, 9)
-        pool._link._process.wait(5)
+        os.kill(pool.groups.link._process.pid, 9)
+        pool.groups.link._process.wait(5)
         limit = time.monotonic() + 5
         while any(exists(pid) for pid in pids) and time.monotonic() < limit:
             time.sleep(0.02)
