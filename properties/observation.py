@@ -34,9 +34,11 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         requires_grad: As the rank had it.
         device: torch's device type: cpu or cuda.
         aliases_input: It shares storage with the input.
-        positions: Of a large tensor of which a sample was given back (`properties.values.sampling`), which
-            ones: the array is (positions, C), and a position is its sample times the spatial size plus its
-            spatial position. None for all.
+        positions: Of a tensor that was given back folded (`properties.values.period.fold`), where each of
+            its elements lies, in the shape of the array, (rows, C); a position is its sample times the
+            spatial size plus its spatial position. None for a whole one.
+        held: Places of the period by which it was folded.
+        bits: Digest of the whole tensor, if it was folded and a second run is to be compared with it.
         logical_shape: The logical shape of such a tensor.
     """
 
@@ -48,6 +50,8 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     aliases_input: bool = False
     positions: NDArray[np.int64] | None = None
     logical_shape: tuple[int, ...] = ()
+    held: int = 0
+    bits: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,9 +67,8 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         """Return where in the tensor the element at `place` of its array is."""
         if self.positions is None:
             return place
-        row, channel = place
-        spatial = self.logical_shape[2:]
-        sample, position = divmod(int(self.positions[row]), math.prod(spatial))
+        channel, spatial = place[1], self.logical_shape[2:]
+        sample, position = divmod(int(self.positions[place]), math.prod(spatial))
         return (sample, channel, *(int(i) for i in np.unravel_index(position, spatial) if spatial))
 
 
@@ -165,7 +168,6 @@ def as_float64(array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
 
 def tensor_to_data(tensor: Tensor) -> dict[str, Any]:
     """Return `tensor` as plain JSON data: little-endian bytes in base64 with dtype and shape."""
-    sampled = tensor.positions
     little = tensor.array.astype(tensor.array.dtype.newbyteorder("<"), copy=False)
     return {
         "dtype": tensor.dtype,
@@ -176,8 +178,13 @@ def tensor_to_data(tensor: Tensor) -> dict[str, Any]:
         "device": tensor.device,
         "aliases_input": tensor.aliases_input,
         "data": base64.b64encode(little.tobytes()).decode("ascii"),
-        **({} if sampled is None else {"positions": sampled.tolist(), "whole": list(tensor.logical_shape)}),
+        **({} if tensor.positions is None else _fold_to_data(tensor, tensor.positions)),
     }
+
+
+def _fold_to_data(tensor: Tensor, positions: NDArray[np.int64]) -> dict[str, Any]:
+    whole = list(tensor.logical_shape)
+    return {"positions": positions.tolist(), "whole": whole, "held": tensor.held, "bits": tensor.bits}
 
 
 _NUMPY_NAMES = (
@@ -213,7 +220,7 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
         if len(raw) != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"Expected {math.prod(shape)} values of {name}, but got {len(raw)} bytes.")
         array = np.frombuffer(raw, dtype).reshape(shape).astype(np.dtype(name))
-        positions, whole = _sampled(data, shape)
+        positions, whole = _folded(data, shape)
         return Tensor(
             dtype=str(data["dtype"]),
             array=array,
@@ -223,21 +230,28 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
             aliases_input=bool(data["aliases_input"]),
             positions=positions,
             logical_shape=whole,
+            held=int(data.get("held", 0)),
+            bits=str(data.get("bits", "")),
         )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"Expected a stored tensor, but a field is missing or wrong: {error}") from None
 
 
-def _sampled(
-    data: dict[str, Any], shape: tuple[int, ...]
-) -> tuple[NDArray[np.int64] | None, tuple[int, ...]]:
-    """Return the positions of a stored sample whose array has this shape, and the whole tensor's shape."""
+def _folded(data: dict[str, Any], shape: tuple[int, ...]) -> tuple[NDArray[np.int64] | None, tuple[int, ...]]:
+    """Return the positions of a stored tensor that is not whole, and the whole one's shape.
+
+    Version 0.1.0 kept a sample of large tensors: rows of all channels, with one position a row.
+    """
     if data.get("positions") is None:
         return None, ()
     whole = tuple(int(size) for size in data["whole"])
-    positions = np.array([int(position) for position in data["positions"]], np.int64)
+    positions = np.array(data["positions"], np.int64)
+    if positions.ndim == 1 and len(shape) == 2:
+        positions = np.repeat(positions[:, None], shape[1], axis=1)
     count = math.prod(whole[:1] + whole[2:])
-    fits = len(whole) > 1 and min(whole) >= 0 and shape == (len(positions), whole[1])
-    if not fits or (len(positions) and not 0 <= positions.min() <= positions.max() < count):
-        raise ValueError(f"Expected positions in a tensor of shape {whole!r}, one a row of shape={shape!r}.")
+    fits = len(whole) > 1 and min(whole) >= 0 and shape == positions.shape and shape[1] == whole[1]
+    if not fits or (positions.size and not 0 <= positions.min() <= positions.max() < count):
+        raise ValueError(
+            f"Expected positions in a tensor of shape {whole!r}, one for each of shape={shape!r}."
+        )
     return positions, whole

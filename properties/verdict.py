@@ -30,7 +30,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         observed, expected, bound, ratio: At that element.
         observed_bits: The observed value's bits in hexadecimal, if it is stored in a floating-point dtype.
         mismatched, elements: How many elements lie beyond their bound, of how many that were judged.
-        sampled: Those are a sample.
+        at_least: More than `mismatched` may be: of a large tensor not all are looked at one by one.
         channels: Channels that hold a mismatched element.
         mismatched_ranks: Ranks that hold one.
         message: One sentence for people, where numbers do not tell it.
@@ -47,7 +47,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     observed_bits: str = ""
     mismatched: int = 0
     elements: int = 0
-    sampled: bool = False
+    at_least: bool = False
     channels: tuple[int, ...] = ()
     mismatched_ranks: tuple[int, ...] = ()
     message: str = ""
@@ -63,7 +63,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         elements: How many elements (or facts) it looked at.
         undecided: How many of them could not be decided.
         blind: How many decided elements have a bound above the expected magnitude.
-        unjudged: How many elements, beside those, are of large tensors and not in their sample.
         max_ratio: Greatest |observed - expected| / bound over the decided elements; 0 without any.
         ratios: max_ratio by quantity and storage dtype (`grad_input float32`).
         discrepancies: Why, if VIOLATED; the greatest first.
@@ -75,7 +74,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     elements: int = 0
     undecided: int = 0
     blind: int = 0
-    unjudged: int = 0
     max_ratio: float = 0.0
     ratios: dict[str, float] = {}
     discrepancies: tuple[Discrepancy, ...] = ()

@@ -94,7 +94,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         grade, contract, domain: `key=value` texts and a grade that replace what a factory promises.
         properties: Ids of those to judge; None for all.
         fail_fast: End at the first failing case, once it is minimised.
-        every_element: Judge large tensors whole, in place of a sample (`properties.values.sampling`).
         min_cases: Cases that a verdict HOLDS needs; None for the default.
         case_seconds: Seconds that one small case may take on the ranks; None for the factory's, or the usual.
     """
@@ -111,7 +110,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     properties: tuple[str, ...] | None = None
     domain: tuple[str, ...] = ()
     fail_fast: bool = False
-    every_element: bool = False
     min_cases: int | None = None
     case_seconds: float | None = None
 

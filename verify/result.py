@@ -78,7 +78,6 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
         pairs: (case, property) pairs judged.
         coarse_pairs: Pairs with more than a tenth of their elements undecided or blind.
         elements, undecided, blind: Elements (or facts) over all pairs.
-        unjudged: Elements beside those: of large outputs and gradients of inputs only a sample is judged.
         internal: Cases that our own machinery failed on; UNDECIDED, never counted as held.
         hung, died: Cases on which a rank hung, or its process ended.
         slow: Cases that were given up as too slow; UNDECIDED.
@@ -92,7 +91,6 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
     elements: int = 0
     undecided: int = 0
     blind: int = 0
-    unjudged: int = 0
     internal: int = 0
     hung: int = 0
     died: int = 0

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.observation import Tensor, as_float64
-from properties.values.period import extremes, repeated, times
+from properties.observation import Tensor
+from properties.values.period import repeated, times
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +30,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
             (`properties.values.period`), (period, C): what a position expects is that of its number modulo
             the period.
         logical_shape: The tensor's logical shape where that of `value` is another.
-        unjudged: Elements of the tensor beside those of a sample (`at`).
+        weights: How many elements of the tensor each element of `value` stands for, in a shape that
+            broadcasts; None for one.
         optional: The tensor may be absent (a gradient that is None).
         dtype: torch's name of the dtype it must be stored in.
     """
@@ -42,7 +43,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "float32"
     repeats: bool = False
     logical_shape: tuple[int, ...] = ()
-    unjudged: int = 0
+    weights: NDArray[np.int64] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,10 +53,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def multiplicity(self) -> NDArray[np.int64]:
         """How many elements of the tensor each element of `value` stands for, in a shape that broadcasts."""
-        if not self.repeats:
-            return np.ones((1,) * self.value.ndim, np.int64)
-        n, _, *spatial = self.logical_shape
-        return times(n * math.prod(spatial), len(self.value)).astype(np.int64)[:, None]
+        return np.ones((1,) * self.value.ndim, np.int64) if self.weights is None else self.weights
 
     def complete(self) -> Interval:
         """Return the interval with every element of the tensor; itself if it does not repeat."""
@@ -70,31 +68,25 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
             self, value=value, bound=bound, overflows=overflows, repeats=False, logical_shape=()
         )
 
-    def extremes(self, tensor: Tensor) -> tuple[Floats, Floats]:
-        """Return the least and the greatest value, in float64, of what each element of `value` stands for.
+    def at(self, tensor: Tensor) -> Interval:
+        """Return what is expected of the elements of a folded tensor, (rows, C); itself for a whole one.
 
-        Both are its values if the interval does not repeat.
+        The rows of the least elements stand for all of their places, the others for none beside.
         """
-        if not self.repeats:
-            return tensor.values, tensor.values
-        n, c, *spatial = self.logical_shape
-        kept = tensor.dtype if tensor.dtype in ("float32", "float64") else ""
-        array = tensor.array if kept else tensor.values
-        low, high = extremes(array.reshape(n, c, math.prod(spatial)), len(self.value))
-        return as_float64(low, kept or "float64"), as_float64(high, kept or "float64")
-
-    def at(self, positions: NDArray[np.int64] | None) -> Interval:
-        """Return the interval at a sample of the tensor's positions; None for all."""
+        positions = tensor.positions
         if positions is None:
             return self
         n, c, *spatial = self.shape
+        size, channels = math.prod(spatial), np.arange(c)
 
         def rows(array: NDArray[Any]) -> NDArray[Any]:
             if self.repeats:
-                return array[positions % len(array)]
-            sample, position = np.divmod(positions, math.prod(spatial))
-            return array.reshape(n, c, math.prod(spatial))[sample, :, position]
+                return array[positions % len(array), channels]
+            sample, position = np.divmod(positions, size)
+            return array.reshape(n, c, size)[sample, channels, position]
 
+        weights = np.zeros((len(positions), 1), np.int64)
+        weights[: tensor.held, 0] = times(n * size, tensor.held)
         value, bound, overflows = rows(self.value), rows(self.bound), rows(self.overflows)
         return msgspec.structs.replace(
             self,
@@ -103,7 +95,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
             overflows=overflows,
             repeats=False,
             logical_shape=self.shape,
-            unjudged=math.prod(self.shape) - value.size,
+            weights=weights,
         )
 
 

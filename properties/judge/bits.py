@@ -33,7 +33,12 @@ def nans(tensor: Tensor) -> NDArray[np.bool_]:
 
 def comparable(one: Tensor, other: Tensor) -> bool:
     """Return whether the tensors have one dtype and one shape, so that their elements correspond."""
-    return one.dtype == other.dtype and one.array.dtype == other.array.dtype and one.shape == other.shape
+    return (one.dtype, one.array.dtype, one.shape, one.array.shape) == (
+        other.dtype,
+        other.array.dtype,
+        other.shape,
+        other.array.shape,
+    )
 
 
 def differences(one: Tensor, other: Tensor) -> NDArray[np.bool_]:

@@ -15,10 +15,10 @@ Rules
 
 Theory of operation
 -------------------
-Of a large tensor that repeats (`properties.values.period`) one period is expected, and of all that is
-observed at a place of it the least and the greatest are compared: unless one of them is beyond its bound,
-none is. All tensors of the quantity, of all ranks and steps, are flattened into one vector and compared at
-once; only a violation is traced back to its rank, name and index.
+A large tensor that repeats comes folded (`properties.values.period.fold`): at each place of its period the
+least and the greatest of what was observed. Unless one of them is beyond the bound, none is. All tensors of
+the quantity, of all ranks and steps, are flattened into one vector and compared at once; only a violation is
+traced back to its rank, name and index.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from properties.case import Case
@@ -36,6 +37,7 @@ from properties.expectation.expected import Expected, Interval
 from properties.judge.bits import hexadecimal, number
 from properties.judge.completion import INCOMPLETE, complete_ranks, failed_ranks
 from properties.observation import Observation, Tensor
+from properties.values.period import fold
 from properties.verdict import Discrepancy, Outcome, Verdict, undecided
 
 Floats = NDArray[np.float64]
@@ -130,7 +132,8 @@ def _match_one(found: Matching, pair: Pair | None) -> None:
     stored, wanted = _NARROWER.get(pair.tensor.dtype, 0), _NARROWER[pair.interval.dtype]
     fits = pair.tensor.dtype == pair.interval.dtype or stored > wanted
     if fits and pair.tensor.shape == pair.interval.shape:
-        found.pairs.append(replace(pair, interval=pair.interval.at(pair.tensor.positions)))
+        tensor = as_folded(pair.tensor, pair.interval)
+        found.pairs.append(replace(pair, tensor=tensor, interval=pair.interval.at(tensor)))
     else:
         found.misfits += 1
 
@@ -157,11 +160,9 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
     value = np.concatenate([pair.interval.value.ravel() for pair in pairs])
     bound = np.concatenate([pair.interval.bound.ravel() for pair in pairs])
     overflows = np.concatenate([pair.interval.overflows.ravel() for pair in pairs])
-    ratio = _ratio(pairs, value, bound, overflows)
+    observed = np.concatenate([pair.tensor.values.ravel() for pair in pairs])
+    ratio = ratios(value, bound, overflows, observed)
     greatest = float(ratio.max(initial=0.0))
-    if any(pair.interval.repeats for pair in pairs) and (greatest > 1 or overflows.any()):
-        complete = [replace(pair, interval=pair.interval.complete()) for pair in pairs]
-        return _compare(property_id, quantity, replace(matching, pairs=complete))
     decided = np.isfinite(value) & np.isfinite(bound)
     poisoned = ~np.isfinite(value) & ~np.isinf(bound)
     counted = _counter(pairs)
@@ -177,29 +178,15 @@ def _compare(property_id: str, quantity: str, matching: Matching) -> Verdict:
         elements=elements,
         undecided=unknown,
         blind=counted(decided & (bound > visible)),
-        unjudged=sum(pair.interval.unjudged for pair in pairs),
         max_ratio=greatest,
         ratios={f"{quantity} {pairs[0].interval.dtype}": greatest} if elements > unknown else {},
         discrepancies=tuple(sorted(discrepancies, key=lambda d: -d.ratio)),
     )
 
 
-def _ratio(pairs: list[Pair], value: Floats, bound: Floats, overflows: NDArray[np.bool_]) -> Floats:
-    """Return the ratios; where an expected value stands for many elements, the greatest of theirs.
-
-    That is at the least or at the greatest of what is observed, or at a NaN, which is both.
-    """
-    observed = [pair.interval.extremes(pair.tensor) for pair in pairs]
-    low, high = (np.concatenate([each[end].ravel() for each in observed]) for end in (0, 1))
-    ratio = ratios(value, bound, overflows, low)
-    if any(pair.interval.repeats for pair in pairs):
-        ratio = np.maximum(ratio, ratios(value, bound, overflows, high))
-    return ratio
-
-
 def _counter(pairs: list[Pair]) -> Callable[[NDArray[np.bool_]], int]:
     """Return a function that counts the elements for which a mask over what is expected is true."""
-    if not any(pair.interval.repeats for pair in pairs):
+    if all(pair.interval.weights is None for pair in pairs):
         return lambda mask: int(np.count_nonzero(mask))
     intervals = [pair.interval for pair in pairs]
     times = np.concatenate([np.broadcast_to(one.multiplicity, one.value.shape).ravel() for one in intervals])
@@ -244,13 +231,12 @@ def _trace(pairs: list[Pair], ratio: Floats) -> tuple[Discrepancy, ...]:
     for name, entries in parts.items():
         guilty = [(pair, part) for pair, part in entries if part.size and part.max() > 1]
         if guilty:
-            total = sum(part.size for _, part in entries)
-            sampled = any(pair.interval.unjudged for pair, _ in entries)
-            found.append(_describe(name, guilty, elements=total, sampled=sampled))
+            total = sum(math.prod(pair.interval.shape) for pair, _ in entries)
+            found.append(_describe(name, guilty, elements=total))
     return tuple(found)
 
 
-def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int, sampled: bool) -> Discrepancy:
+def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int) -> Discrepancy:
     pair, part = max(guilty, key=lambda entry: float(entry[1].max()))
     place = tuple(int(i) for i in np.unravel_index(int(part.argmax()), part.shape))
     channels: set[int] = set()
@@ -266,9 +252,39 @@ def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int, sa
         bound=float(pair.interval.bound[place]),
         ratio=float(part[place]),
         observed_bits=hexadecimal(pair.tensor, place),
-        mismatched=sum(int(np.count_nonzero(other > 1)) for _, other in guilty),
+        mismatched=sum(_mismatched(entry, other > 1) for entry, other in guilty),
         elements=elements,
-        sampled=sampled,
+        at_least=any(entry.tensor.positions is not None for entry, _ in guilty),
         channels=tuple(sorted(channels)),
         mismatched_ranks=tuple(entry.rank for entry, _ in guilty),
     )
+
+
+def _mismatched(pair: Pair, wrong: NDArray[np.bool_]) -> int:
+    """Return how many elements are wrong, of a folded tensor how many at least.
+
+    Where the least of a place is above what is expected, or the greatest below, so are all of that place.
+    """
+    tensor, interval = pair.tensor, pair.interval
+    if tensor.positions is None:
+        return int(np.count_nonzero(wrong))
+    held = tensor.held
+    low, high = wrong[:held], wrong[held : 2 * held]
+    values, value = tensor.values, interval.value[:held]
+    whole = (low & (values[:held] > value)) | (high & (values[held : 2 * held] < value))
+    distinct = low.astype(np.int64) + (high & (tensor.positions[:held] != tensor.positions[held : 2 * held]))
+    distinct = np.maximum(distinct, high)
+    return int(np.where(whole, interval.multiplicity[:held], distinct).sum())
+
+
+def as_folded(tensor: Tensor, interval: Interval) -> Tensor:
+    """Return a tensor folded if what is expected of it is one period, and it was given back whole."""
+    if not interval.repeats or tensor.positions is not None:
+        return tensor
+    n, c, *spatial = tensor.shape
+    held, size = len(interval.value), math.prod(spatial)
+    positions = fold(tensor.values.reshape(n, c, size), held)
+    sample, position = np.divmod(positions, size)
+    array = tensor.array.reshape(n, c, size)[sample, np.arange(c), position]
+    shape = tensor.shape
+    return structs.replace(tensor, array=array, positions=positions, logical_shape=shape, held=held)

@@ -14,6 +14,7 @@ from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected, Interval
 from properties.judge.bits import hexadecimal, number
+from properties.judge.bounded import as_folded
 from properties.judge.completion import complete_ranks
 from properties.judge.property import COMPLETE, Property
 from properties.observation import Observation, Tensor
@@ -33,11 +34,14 @@ def nonfinite(case: Case, observation: Observation, expected: Expected, contract
                 continue
             if not _poisoned(interval).any():
                 continue
-            poisoned = _poisoned(interval.at(tensor.positions).complete())
-            facts += int(np.count_nonzero(poisoned))
+            tensor = as_folded(tensor, interval)
+            interval = interval.at(tensor)
+            poisoned = _poisoned(interval)
+            count = int(np.broadcast_to(interval.multiplicity, poisoned.shape)[poisoned].sum())
+            facts += count
             wrong = poisoned & np.isfinite(tensor.values)
             if wrong.any():
-                found.append(_discrepancy(name, rank, tensor, wrong=wrong, poisoned=poisoned))
+                found.append(_discrepancy(name, rank, tensor, wrong=wrong, poisoned=count))
     if found:
         return violated("nonfinite", found, elements=facts)
     return holds("nonfinite", elements=facts) if facts else None
@@ -48,7 +52,7 @@ def _poisoned(interval: Interval) -> NDArray[np.bool_]:
 
 
 def _discrepancy(
-    name: str, rank: int, tensor: Tensor, *, wrong: NDArray[np.bool_], poisoned: NDArray[np.bool_]
+    name: str, rank: int, tensor: Tensor, *, wrong: NDArray[np.bool_], poisoned: int
 ) -> Discrepancy:
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
     axis = 1 if wrong.ndim > 1 else 0
@@ -60,11 +64,19 @@ def _discrepancy(
         expected="not finite",
         ratio=np.inf,
         observed_bits=hexadecimal(tensor, place),
-        mismatched=int(np.count_nonzero(wrong)),
-        elements=int(np.count_nonzero(poisoned)),
+        mismatched=_distinct(tensor, wrong),
+        elements=poisoned,
+        at_least=tensor.positions is not None,
         channels=tuple(int(c) for c in np.unique(np.nonzero(wrong)[axis])),
         mismatched_ranks=(rank,),
     )
+
+
+def _distinct(tensor: Tensor, wrong: NDArray[np.bool_]) -> int:
+    """Return how many elements are marked; in a folded tensor an element may stand in several rows."""
+    if tensor.positions is None:
+        return int(np.count_nonzero(wrong))
+    return len({(int(tensor.positions[place]), place[1]) for place in map(tuple, np.argwhere(wrong))})
 
 
 NONFINITE = Property(

@@ -106,6 +106,11 @@ def _compare(probe: str, case: Case, observation: Observation, *, ranks: tuple[i
             different = different & ~open_
             if different.any():
                 found.append(_discrepancy(name, rank, (one, other), different=different, shift=shift))
+            elif probe == "repeatable" and one.bits != other.bits:
+                message = f"{name} of the second run has other bits than that of the first on rank {rank}."
+                found.append(
+                    Discrepancy(quantity=name, rank=rank, mismatched=1, at_least=True, message=message)
+                )
     outcome = Outcome.VIOLATED if found else Outcome.HOLDS
     if elements and undecided == elements:
         outcome = Outcome.UNDECIDED

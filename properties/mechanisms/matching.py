@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from properties.expectation.expected import Interval
-from properties.judge.bounded import ratios
+from properties.judge.bounded import as_folded, ratios
 from properties.observation import Tensor
 
 
@@ -18,14 +18,9 @@ def meets(tensor: Tensor | None, interval: Interval | None) -> bool:
         return tensor is None and (interval is None or interval.optional)
     if tensor.shape != interval.shape:
         return False
-    interval = interval.at(tensor.positions)
+    tensor = as_folded(tensor, interval)
+    interval, observed = interval.at(tensor), tensor.values
+    if float(ratios(interval.value, interval.bound, interval.overflows, observed).max(initial=0.0)) > 1:
+        return False
     poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
-    if interval.repeats and (interval.overflows.any() or poisoned.any()):
-        interval = interval.complete()
-        poisoned = ~np.isfinite(interval.value) & ~np.isinf(interval.bound)
-    for observed in interval.extremes(tensor):
-        if float(ratios(interval.value, interval.bound, interval.overflows, observed).max(initial=0.0)) > 1:
-            return False
-        if (poisoned & np.isfinite(observed)).any():
-            return False
-    return True
+    return not (poisoned & np.isfinite(observed)).any()

@@ -8,12 +8,15 @@ Rules
 - The period has no factor below 11, so that what goes wrong by a vector, a warp or a block of threads lands
   on another value, and mostly also what goes wrong by a sample or a row of an image.
 - A block of one period has shape (1, C, period), whatever the shape of the whole.
+- What a subject makes of such a block is given back folded (`fold`): of all elements that lie at a place of
+  the period the least and the greatest. What must hold of every element, a distance from one expected value,
+  holds of all if it holds of those two; so all are judged, and few travel.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +30,6 @@ Shape = tuple[int, int, int]
 REPEATS_ABOVE = 1 << 17
 _ELEMENTS, _LEAST = 1 << 16, 1009
 _SMALL_FACTORS = 2 * 3 * 5 * 7
-_SAMPLES_ONE_BY_ONE = 256
 
 
 def period(case: Case, rank: int) -> int:
@@ -66,34 +68,30 @@ def times(count: int, held: int) -> NDArray[np.float64]:
     return found
 
 
-def extremes(block: NDArray[T], held: int) -> tuple[NDArray[T], NDArray[T]]:
-    """Return the least and the greatest value at each position of a period, each (period, C); NaN if any is.
+def fold(block: NDArray[Any], held: int) -> NDArray[np.int64]:
+    """Return where the elements lie by which all of a block that repeats are judged, (rows, C).
+
+    One row for each place of the period and end: first where the least value of the place is, then the
+    greatest; where any is NaN, both are one. If not all of the block is finite, a third row has the smallest
+    magnitude, NaN left aside: whatever is finite at the place shows there.
 
     Args:
-        block: (N, C, positions), a whole block.
+        block: (N, C, positions), whole, of a dtype that numpy can order.
         held: The period.
     """
     n, c, positions = block.shape
-    if n > _SAMPLES_ONE_BY_ONE:
-        rows = block.transpose(0, 2, 1).reshape(n * positions, c)
-        full = len(rows) // held * held
-        table = rows[:full].reshape(-1, held, c)
-        low, high = table.min(axis=0), table.max(axis=0)
-        rest = len(rows) - full
-        low[:rest], high[:rest] = np.minimum(low[:rest], rows[full:]), np.maximum(high[:rest], rows[full:])
-        return low, high
-    low, high = np.empty((c, held), block.dtype), np.empty((c, held), block.dtype)
-    seen = 0
-    for sample in block:
-        start = 0
-        while start < positions:
-            place = seen % held
-            size = min(positions - start, held - place)
-            part, where = sample[:, start : start + size], slice(place, place + size)
-            if seen < held:
-                low[:, where] = high[:, where] = part
-            else:
-                np.minimum(low[:, where], part, out=low[:, where])
-                np.maximum(high[:, where], part, out=high[:, where])
-            start, seen = start + size, seen + size
-    return low.T, high.T
+    rows = block.transpose(0, 2, 1).reshape(n * positions, c)
+    numbers = occurrences(n * positions, held)
+    table = rows[numbers]
+    ends = [table.argmin(axis=0), table.argmax(axis=0)]
+    if not np.isfinite(table).all():
+        ends.append(np.where(np.isnan(table), np.inf, np.abs(table)).argmin(axis=0))
+    places = np.arange(held)[:, None]
+    return np.concatenate([numbers[end, places] for end in ends])
+
+
+def occurrences(count: int, held: int) -> NDArray[np.int64]:
+    """Return the positions that hold the same, (times, held); a place that occurs once less repeats one."""
+    numbers = np.arange(-(-count // held) * held)
+    numbers[numbers >= count] -= held
+    return numbers.reshape(-1, held)

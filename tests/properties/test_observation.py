@@ -34,11 +34,23 @@ def test_data_is_little_endian_whatever_the_array():
 
 GOOD = tensor_to_data(Tensor(dtype="float32", array=np.zeros((2, 3), np.float32)))
 SAMPLED = {**GOOD, "positions": [0, 19], "whole": [4, 3, 5]}
+FOLDED = {**GOOD, "positions": [[0, 19, 3], [5, 6, 7]], "whole": [4, 3, 5], "held": 1, "bits": "ab"}
 
 
-def test_a_sample_survives_json():
+def test_a_folded_tensor_survives_json():
+    again = tensor_from_data(json.loads(json.dumps(tensor_to_data(tensor_from_data(FOLDED)))))
+    assert (again.positions.tolist(), again.shape) == (FOLDED["positions"], (4, 3, 5))
+    assert (again.array.shape, again.held, again.bits) == ((2, 3), 1, "ab")
+    assert again.index((0, 1)) == (3, 1, 4)
+
+
+def test_a_sample_of_an_older_version_is_read():
     again = tensor_from_data(json.loads(json.dumps(tensor_to_data(tensor_from_data(SAMPLED)))))
-    assert (again.positions.tolist(), again.shape, again.array.shape) == ([0, 19], (4, 3, 5), (2, 3))
+    assert (again.positions.tolist(), again.shape, again.array.shape) == (
+        [[0] * 3, [19] * 3],
+        (4, 3, 5),
+        (2, 3),
+    )
     assert again.index((1, 2)) == (3, 2, 4)
 
 

@@ -144,9 +144,6 @@ def _add_promise(command: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds that one small case may take on the ranks, for a slow subject (the factory's, else 10)",
     )
-    command.add_argument(
-        "--every-element", action="store_true", help="judge tensors above 2^20 elements whole, not a sample"
-    )
 
 
 def _add_run(commands: Commands) -> None:

@@ -134,7 +134,6 @@ def _as_recorded(arguments: Namespace, past: PreviousRun) -> Namespace:
             "contract": arguments.contract or list(before.contract),
             "grade": arguments.grade or before.grade,
             "properties": arguments.properties or before.properties,
-            "every_element": arguments.every_element or before.every_element,
         }
     )
 

@@ -71,7 +71,6 @@ class Run:
             timeout=timeout,
             on_lost=self._lost,
             link=link,
-            every_element=config.every_element,
         )
 
     def __enter__(self) -> Self:

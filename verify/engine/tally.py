@@ -120,7 +120,6 @@ class Tally:
         self._counts["elements"] += verdict.elements
         self._counts["undecided"] += verdict.undecided
         self._counts["blind"] += verdict.blind
-        self._counts["unjudged"] += verdict.unjudged
         self._counts["coarse"] += verdict.undecided + verdict.blind > COARSE_SHARE * verdict.elements
 
     def skip(self, entry: str) -> None:
@@ -143,7 +142,6 @@ class Tally:
             elements=c["elements"],
             undecided=c["undecided"],
             blind=c["blind"],
-            unjudged=c["unjudged"],
             internal=c["internal"],
             hung=c["hung"],
             slow=c["slow"],

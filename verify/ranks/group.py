@@ -91,11 +91,11 @@ class RankGroup:
         *,
         folder: Path,
         dynamo: bool = False,
-        every_element: bool = False,
+        whole: bool = False,
     ) -> None:
         self.plan = plan
         self.target = target
-        self.dynamo, self._every_element = dynamo, every_element
+        self.dynamo, self._whole = dynamo, whole
         self.groupings: set[tuple[tuple[int, ...], ...]] = set()
         self.lost = ""
         self.killed = False
@@ -271,7 +271,7 @@ class RankGroup:
                     device=self.plan.devices[rank.number],
                     backend=self.plan.backend,
                     folder=str(self._folder),
-                    every_element=self._every_element,
+                    whole=self._whole,
                 )
                 for rank in self._ranks
             ]

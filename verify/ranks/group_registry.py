@@ -37,7 +37,7 @@ class GroupRegistry:
     Args:
         device, backend: As in `RankPool`.
         link: To the server; the registry closes it.
-        every_element: Have large tensors given back whole.
+        whole: Have large tensors given back whole, not folded.
         on_lost: Called with each group that is lost.
         on_dropped: Called with each group before it is closed, lost or not.
 
@@ -54,14 +54,14 @@ class GroupRegistry:
         device: str,
         backend: str | None,
         link: ServerClient,
-        every_element: bool,
+        whole: bool,
         on_lost: Callable[[LostGroup], None] | None,
         on_dropped: Callable[[RankGroup], None],
     ) -> None:
         self.open: dict[tuple[Target, int], RankGroup] = {}
         self.link: ServerClient | None = link
         self.on_lost, self.dynamo = on_lost, False
-        self._on_dropped, self._every_element = on_dropped, every_element
+        self._on_dropped, self._whole = on_dropped, whole
         self._device, self._backend = device, backend
         self._cuda_devices = None if device == "cuda" else 0
         self._targets: dict[str, Target] = {}
@@ -131,7 +131,7 @@ class GroupRegistry:
                 target,
                 folder=link.folder / f"group-{self._made}",
                 dynamo=self.dynamo,
-                every_element=self._every_element,
+                whole=self._whole,
             )
         self.open[key] = group
         return group

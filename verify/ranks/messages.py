@@ -40,7 +40,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         rank, world_size, device, backend: Of the plan.
         folder: The group's folder: the rendezvous file, and `rank-R.log`, `rank-R.stack`.
-        every_element: Give large tensors back whole, in place of a sample (`properties.values.sampling`).
+        whole: Give large tensors back whole, not folded (`properties.values.period.fold`).
     """
 
     rank: int
@@ -48,7 +48,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str
     backend: str
     folder: str
-    every_element: bool = False
+    whole: bool = False
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -119,8 +119,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
     """A tensor with its bytes at `offset` of the rank's memory file; `numpy` names their dtype.
 
-    Of a `sampled` one they are those of the case's sample (`properties.values.sampling`), and the shape is
-    theirs.
+    Of a folded one (`held` is not 0) they are those of the fold, and the shape is theirs; where they lie in
+    the tensor is at `positions` of the file.
     """
 
     dtype: str
@@ -131,7 +131,10 @@ class TensorHeader(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     aliases_input: bool
     offset: int
-    sampled: bool = False
+    positions: int = -1
+    logical_shape: tuple[int, ...] = ()
+    held: int = 0
+    bits: str = ""
 
 
 class RankAnswer(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -50,7 +50,7 @@ class RankPool:
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
         link: To a server that has been started; None to start one. The pool closes it.
-        every_element: Have large tensors given back whole, not on a sample (`properties.values.sampling`).
+        whole: Have large tensors given back whole, not folded, for measures that look at each element.
 
     Attributes:
         groups: The groups that it has, made when they are needed and made anew when they are lost.
@@ -71,7 +71,7 @@ class RankPool:
         warm_up: float = 15.0,
         on_lost: Callable[[LostGroup], None] | None = None,
         link: ServerClient | None = None,
-        every_element: bool = False,
+        whole: bool = False,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
         self.timeout, self.warm_up, self.hurry = timeout, warm_up, 1.0
@@ -80,7 +80,7 @@ class RankPool:
             device=device,
             backend=backend,
             link=link or ServerClient(),
-            every_element=every_element,
+            whole=whole,
             on_lost=on_lost,
             on_dropped=self._unsend,
         )

@@ -12,7 +12,6 @@ import msgspec
 
 from properties.case import Case
 from properties.observation import Ending, RankObservation
-from properties.values.sampling import sample
 from verify.ranks import shared_tensors
 from verify.ranks.endings import exit_text
 from verify.ranks.messages import Failed, Frames, FromRank, Look, RankAnswer, Seen, Skipped, frame
@@ -123,13 +122,6 @@ class RankHandle:
         tensors = shared_tensors.read(
             self.memory, answer.tensors, size=answer.size, spill=answer.spill, base=base
         )
-        for name, header in answer.tensors.items():
-            if header.sampled:
-                positions = sample(case, self.number, int(name.partition(".")[2]))
-                whole = case.shape_of(self.number)
-                tensors[name] = msgspec.structs.replace(
-                    tensors[name], positions=positions, logical_shape=whole
-                )
         return msgspec.structs.replace(answer.observed, tensors=tensors)
 
     def died(self, code: int | None) -> RankObservation:

@@ -102,18 +102,24 @@ def read(
 
 
 def _tensor(header: TensorHeader, buffer: NDArray[np.uint8]) -> Tensor:
-    dtype = np.dtype(header.numpy)
-    count = math.prod(header.shape)
+    positions = _at(buffer, header.positions, np.dtype(np.int64), header.shape) if header.held else None
     return Tensor(
         dtype=header.dtype,
-        array=np.frombuffer(buffer, dtype, count, header.offset).reshape(header.shape)
-        if count
-        else np.empty(header.shape, dtype),
+        array=_at(buffer, header.offset, np.dtype(header.numpy), header.shape),
         strides=header.strides,
         requires_grad=header.requires_grad,
         device=header.device,
         aliases_input=header.aliases_input,
+        positions=positions,
+        logical_shape=header.logical_shape,
+        held=header.held,
+        bits=header.bits,
     )
+
+
+def _at(buffer: NDArray[np.uint8], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    count = math.prod(shape)
+    return np.frombuffer(buffer, dtype, count, offset).reshape(shape) if count else np.empty(shape, dtype)
 
 
 def _write_all(

@@ -12,14 +12,6 @@ from properties.case import MAX_JSON_BYTES, Case, CaseError, decode, encode, sho
 
 DATA_FOLDER = "SYNCBN_VERIFY_DATA"
 """Environment variable that names another data folder."""
-SCHEMA = 2
-"""Since 2 a trial that did not fail is recorded in short, under `holds`; what 1 has is read as well."""
-JOURNAL = "record.jsonl"
-"""Name of the file in a record's folder."""
-MAX_TENSOR_BYTES = 1 << 28
-"""Of the tensors of one observation; with base64 and names well below `verify.record.journal.MAX_LINE`."""
-_ID_DIGITS = frozenset("0123456789abcdef")
-
 _ID_DIGITS = frozenset("0123456789abcdef")
 
 

@@ -21,8 +21,10 @@ from verify.record.recall import Place, Recalled
 from verify.result import SubjectResult
 from verify.trial import Excused, Trial
 
-COUNTS = ("elements", "max_ratio", "undecided", "blind", "unjudged")
-"""What a property that holds is recorded by, in this order and without zeros at the end."""
+COUNTS = ("elements", "max_ratio", "undecided", "blind")
+"""What a property that holds is recorded by, in this order and without zeros at the end.
+
+Version 0.1.0 had a fifth, the elements of large tensors that it did not judge."""
 _FLOATS = frozenset({"max_ratio", "holds", "ratio", "ratios", "bound", "observed", "expected"})
 """Keys below which "nan", "inf" and "-inf" are numbers; see `verify.strict_json`."""
 _SPELLED = {name: float(name) for name in ("nan", "inf", "-inf")}
@@ -101,14 +103,14 @@ def check_result(result: SubjectResult) -> None:
 
 def _verdict(short: tuple[str | int | float, ...]) -> Verdict:
     """Return the verdict that a line has in short: a property that holds, and its counts."""
-    _require(0 < len(short) <= 1 + len(COUNTS), "a property and its counts", holds=short)
+    _require(0 < len(short) <= 2 + len(COUNTS), "a property and its counts", holds=short)
     fields = {"property": short[0], "outcome": Outcome.HOLDS, **dict(zip(COUNTS, short[1:], strict=False))}
     return msgspec.convert(fields, type=Verdict)
 
 
 def _check_verdict(verdict: Verdict) -> None:
     _require(verdict.property in PROPERTIES, "a known property", property=verdict.property)
-    counts = (verdict.elements, verdict.undecided, verdict.blind, verdict.unjudged)
+    counts = (verdict.elements, verdict.undecided, verdict.blind)
     _require(all(0 <= count < 2**63 for count in counts), "counts from 0 on", counts=counts)
     _require(
         all(found.ending in _ENDINGS for found in verdict.discrepancies),

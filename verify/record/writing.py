@@ -28,10 +28,9 @@ from verify.record.recall import Place
 from verify.strict_json import line, plain
 from verify.trial import Trial
 
-DATA_FOLDER = "SYNCBN_VERIFY_DATA"
-"""Environment variable that names another data folder."""
-SCHEMA = 2
-"""Since 2 a trial that did not fail is recorded in short, under `holds`; what 1 has is read as well."""
+SCHEMA = 3
+"""Since 2 a trial that did not fail is recorded in short, under `holds`; since 3 a large tensor is kept
+folded, not on a sample. What 1 and 2 have is read as well."""
 JOURNAL = "record.jsonl"
 """Name of the file in a record's folder."""
 MAX_TENSOR_BYTES = 1 << 28

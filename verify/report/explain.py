@@ -130,8 +130,8 @@ def _mismatched(found: Discrepancy) -> Iterator[str]:
     on = found.mismatched_ranks
     where = "" if not on else f", all on {ranks(on)}" if len(on) == 1 else f", on {ranks(on)}"
     greatest = f" Greatest: {ratio(found.ratio)} x bound." if found.bound else ""
-    of = f"{found.elements} of a sample" if found.sampled else str(found.elements)
-    yield f"Mismatched elements: {found.mismatched} / {of} ({share}){where}.{greatest}"
+    least = "at least " if found.at_least else ""
+    yield f"Mismatched elements: {least}{found.mismatched} / {found.elements} ({share}){where}.{greatest}"
 
 
 def _others(verdict: Verdict) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from verify.report.pace import pace_lines
-from verify.report.words import count, listing, of_a_sample, ratio
+from verify.report.words import count, listing, ratio
 from verify.result import Accounting, KnownResult, StandsOn, SubjectResult
 
 
@@ -123,8 +123,6 @@ def _accounting(counts: Accounting, *, excluded: float, everything: bool) -> Ite
             f"  {counts.pairs} times a property was judged on a case; {counts.coarse_share:.2%} of them had "
             "more than a tenth of their elements undecided or blind"
         )
-    if counts.unjudged:
-        yield f"  {of_a_sample(counts.unjudged)}"
     yield (
         f"  the domain excludes {excluded:.1%} of the default one; "
         f"{counts.skipped} drawn cases skipped as known; "

@@ -8,7 +8,7 @@ from properties.verdict import Outcome
 from verify import errors
 from verify.report.explain import Occurrence, explain
 from verify.report.resemblance import Diagnoses, dossier_of
-from verify.report.words import case_words, of_a_sample, ratio
+from verify.report.words import case_words, ratio
 from verify.subject import Subject
 from verify.trial import Trial
 
@@ -38,8 +38,6 @@ def report_trial(
         stream.write(f"  {verdict.property:<20} {verdict.outcome.value}{size}{reason}\n")
     for excused in trial.excused:
         stream.write(f"  {excused.property:<20} excused by {excused.entry}\n")
-    if unjudged := sum(verdict.unjudged for verdict in trial.verdicts):
-        stream.write(f"  {of_a_sample(unjudged)}\n")
     stream.write(f"{trial.outcome.value}\n")
     codes = {Outcome.HOLDS: errors.OK, Outcome.VIOLATED: errors.NOT_MET, Outcome.UNDECIDED: errors.UNDECIDED}
     return codes[trial.outcome]

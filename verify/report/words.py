@@ -25,12 +25,6 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def of_a_sample(unjudged: int) -> str:
-    """Return what is said of elements that are not in a sample, and how all are judged."""
-    left = count(unjudged, "element")
-    return f"of large tensors a sample was judged, and {left} not; --every-element judges all"
-
-
 def shown(value: float | str) -> str:
     """Return a number with seven digits, as messages show it."""
     return value if isinstance(value, str) else f"{value:.7g}"

@@ -17,7 +17,7 @@ from properties.judge.catalogue import judge
 from properties.observation import Observation, RankObservation, Tensor
 from properties.values import elements
 from properties.values import period as period_module
-from properties.values.period import extremes, period, repeated, times
+from properties.values.period import fold, period, repeated, times
 from properties.verdict import Outcome
 
 WHOLE = 10**9
@@ -102,20 +102,74 @@ def test_each_position_holds_what_its_number_modulo_the_period_holds(n, c, posit
     np.testing.assert_array_equal(times(n * positions, held), np.bincount(numbers.ravel(), minlength=held))
     rng = np.random.Generator(np.random.Philox(n))
     noise = rng.standard_normal(found.shape)
-    low, high = extremes(noise, held)
-    for end, of in ((low, np.min), (high, np.max)):
+    places = fold(noise, held)
+    rows = noise.transpose(0, 2, 1).reshape(-1, c)
+    for end, of in ((places[:held], np.min), (places[held:], np.max)):
         for place in range(0, held, 7):
             at = numbers[:, 0, :] == place
-            np.testing.assert_array_equal(end[place], of(noise.transpose(0, 2, 1)[at], axis=0))
+            np.testing.assert_array_equal(
+                rows[end[place], np.arange(c)], of(noise.transpose(0, 2, 1)[at], axis=0)
+            )
 
 
-def test_a_nan_among_the_copies_is_both_extremes(monkeypatch):
+def test_a_nan_among_the_copies_is_both_ends_and_what_is_finite_beside_it_shows():
     block = np.zeros((60, 2, 3), np.float32)
     block[50, 1, 2] = np.nan
-    for one_by_one in (1, 256):
-        monkeypatch.setattr(period_module, "_SAMPLES_ONE_BY_ONE", one_by_one)
-        for end in extremes(block, 11):
-            assert [tuple(at) for at in np.argwhere(np.isnan(end))] == [((50 * 3 + 2) % 11, 1)]
+    at, channel = (50 * 3 + 2) % 11, 1
+    places = fold(block, 11)
+    rows = block.transpose(0, 2, 1).reshape(-1, 2)
+    values = rows[places, np.arange(2)].reshape(3, 11, 2)
+    assert [tuple(map(int, place)) for place in np.argwhere(np.isnan(values))] == [
+        (0, at, channel),
+        (1, at, channel),
+    ]
+    assert values[2, at, channel] == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(60, 2, 3), (1, 5, 150), (40, 3), (3, 2, 4, 5, 2), (2, 4, 9, 9)])
+@pytest.mark.parametrize("special", [0.0, math.nan, math.inf, -math.inf])
+def test_a_rank_folds_as_the_judge_does(dtype, shape, special):
+    torch = pytest.importorskip("torch")
+    from verify.ranks.worker.capture import capture
+
+    held = 11
+    values = torch.from_numpy(np.random.Generator(np.random.Philox(1)).standard_normal(shape))
+    values.view(-1)[:: values.numel() // 3] = special
+    tensor = values.to(getattr(torch, dtype))
+    if len(shape) == 4:
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    found = capture(tensor, beside=tensor, held=held)
+    n, c, size = shape[0], shape[1], math.prod(shape[2:])
+    whole = capture(tensor, beside=tensor)
+    plain = Tensor(dtype=dtype, array=whole.array)
+    places = fold(plain.values.reshape(n, c, size), held)
+    sample, position = np.divmod(places, size)
+    expected = plain.values.reshape(n, c, size)[sample, np.arange(c), position]
+    observed = Tensor(
+        dtype=dtype, array=found.array, positions=found.positions, logical_shape=shape, held=held
+    )
+    assert (found.logical_shape, found.held, found.positions.shape) == (shape, held, expected.shape)
+    np.testing.assert_array_equal(observed.values, expected)
+    for row in range(0, len(places), 5):
+        assert plain.values[observed.index((row, 1))] == observed.values[row, 1] or np.isnan(
+            observed.values[row, 1]
+        )
+
+
+def test_a_tensor_of_another_shape_or_dtype_is_given_back_whole_and_bits_only_if_asked_for():
+    torch = pytest.importorskip("torch")
+    from verify.ranks.worker.capture import capture
+
+    x = torch.zeros(40, 3)
+    assert capture(x[:20], beside=x, held=11).positions is None
+    assert capture(x.long(), beside=x, held=11).positions is None
+    assert capture(x, beside=x, held=11).bits == ""
+    one, other = capture(x, beside=x, held=11, with_bits=True), x.clone()
+    other[39, 2] = -0.0
+    again = capture(other, beside=x, held=11, with_bits=True)
+    assert one.array.tobytes() == again.array.tobytes()
+    assert one.bits != again.bits
 
 
 @given(st.integers(1, 80_000), st.integers(1, 3000))
@@ -162,7 +216,7 @@ def test_what_is_expected_of_one_period_is_what_is_expected_of_the_whole(name, g
             one = once.tensors[name_][rank]
             repeats += one.repeats
             assert not wanted.repeats
-            assert (one.shape, one.unjudged) == (wanted.shape, 0)
+            assert one.shape == wanted.shape
             full = one.complete()
             np.testing.assert_array_equal(np.isnan(full.value), np.isnan(wanted.value))
             np.testing.assert_array_equal(full.overflows, wanted.overflows)
@@ -213,7 +267,7 @@ def test_one_wrong_element_of_a_repeating_tensor_is_told_by_its_index(name):
         assert verdicts[0].outcome is Outcome.VIOLATED
         (found,) = verdicts[0].discrepancies
         assert (found.quantity, found.rank, found.index, found.mismatched) == ("output.0", 0, index, 1)
-        assert found.sampled is False
+        assert found.at_least is True
 
 
 def test_a_finite_element_of_a_poisoned_channel_is_told_by_its_index():
@@ -235,7 +289,7 @@ def test_blind_and_undecided_elements_are_counted_as_often_as_they_occur():
             ranks = tuple(observed(case, expected))
             counts.append(
                 [
-                    (v.property, v.outcome, v.elements, v.undecided, v.blind, v.unjudged)
+                    (v.property, v.outcome, v.elements, v.undecided, v.blind)
                     for v in judge(case, Observation(ranks=ranks), expected, Contract())
                 ]
             )

@@ -93,7 +93,7 @@ def test_the_options_of_run() -> None:
     line = (
         "run --subject a:B --subject local --device cuda --backend nccl --world-sizes 1,2 --cases 5 "
         "--seconds 2.5 --min-cases 7 --seed 3 --grade B --domain dtypes=float32 --contract momentum=decay "
-        "--properties forward,ending --every-element --case-seconds 60 --fail-fast --record r --json f -v "
+        "--properties forward,ending --case-seconds 60 --fail-fast --record r --json f -v "
         "--known"
     )
     found = vars(parse(line.split()))
@@ -111,7 +111,6 @@ def test_the_options_of_run() -> None:
         "domain": ["dtypes=float32"],
         "contract": ["momentum=decay"],
         "properties": ("forward", "ending"),
-        "every_element": True,
         "case_seconds": 60.0,
         "fail_fast": True,
         "record": "r",

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import verify
 from verify.errors import RankError
-from verify.record.writing import DATA_FOLDER
+from verify.record.kept_cases import DATA_FOLDER
 
 _LEAVE_SECONDS = 15.0
 ROOT = Path(verify.__file__).parents[1]

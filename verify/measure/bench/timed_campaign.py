@@ -105,11 +105,10 @@ class BenchRun(Run):
     Args:
         watch: Its record.
         parts: The reference and the properties; None for the usual ones.
-        every_element: As in `Config`.
     """
 
-    def __init__(self, watch: Watch, parts: Machinery | None = None, *, every_element: bool = False) -> None:
-        config = Config(seed=1, every_element=every_element)
+    def __init__(self, watch: Watch, parts: Machinery | None = None) -> None:
+        config = Config(seed=1)
         super().__init__(config, (watch,), record=watch, keep=watch.folder, threads=1)
         self._watch = watch
         self._parts = parts
@@ -143,12 +142,12 @@ class BenchRun(Run):
 
 
 @contextmanager
-def bench_run(parts: Machinery | None = None, *, every_element: bool = False) -> Iterator[BenchRun]:
+def bench_run(parts: Machinery | None = None) -> Iterator[BenchRun]:
     """Open a run that records into a temporary folder; at the end its ranks end and the folder goes."""
     with tempfile.TemporaryDirectory(prefix="syncbn-verify-bench-") as folder:
         watch = Watch(Path(folder))
         try:
-            with BenchRun(watch, parts, every_element=every_element) as run:
+            with BenchRun(watch, parts) as run:
                 yield run
         finally:
             watch.close()

@@ -100,7 +100,7 @@ def measure(
 
 def _measured(tasks: Sequence[Task]) -> dict[tuple[str, str], tuple[Cell, ...]]:
     """Do `tasks` on one pool of ranks."""
-    with RankPool(every_element=True) as pool, tempfile.TemporaryDirectory() as folder:
+    with RankPool(whole=True) as pool, tempfile.TemporaryDirectory() as folder:
         subject = Subject(pool, Path(folder))
         found: dict[tuple[str, str], tuple[Cell, ...]] = {}
         for task in tasks:

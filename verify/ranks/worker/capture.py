@@ -1,7 +1,15 @@
-"""Capture: a copy of a tensor that the subject gave, on its way out of the rank."""
+"""Capture: a copy of a tensor that the subject gave, on its way out of the rank; of a large one, folded.
+
+Rules
+-----
+- A tensor of the shape of an input that repeats is folded by the input's period, in torch and on its device,
+  as `properties.values.period.fold` says: the elements that the judge needs, and where they lie, travel.
+- One whose dtype cannot be ordered is copied whole: it is wrong anyway.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from properties.values.sampling import Positions
+from properties.values.period import occurrences
 from verify.ranks.messages import TensorHeader
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -18,6 +26,7 @@ _SHARED = (
     *("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"),
     *("complex64", "complex128"),
 )
+_ORDERED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NUMPY_KNOWS = frozenset(getattr(torch, name) for name in _SHARED)
 # Asking a numpy dtype for its name takes longer than copying a small tensor.
 _NAMES = {np.dtype(name).char: name for name in (*_SHARED, "uint16")}
@@ -25,7 +34,12 @@ _NAMES = {np.dtype(name).char: name for name in (*_SHARED, "uint16")}
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A C-contiguous copy of a tensor's values and what else is told of it."""
+    """A C-contiguous copy of a tensor's values and what else is told of it.
+
+    Attributes:
+        positions: Of a folded one, where its elements lie, in the shape of the array.
+        bits: Of a folded one, the digest of all its elements, if it was asked for.
+    """
 
     array: NDArray[Any]
     dtype: str
@@ -33,10 +47,18 @@ class Captured:
     requires_grad: bool
     device: str
     aliases_input: bool
-    sampled: bool = False
+    positions: NDArray[np.int64] | None = None
+    logical_shape: tuple[int, ...] = ()
+    held: int = 0
+    bits: str = ""
 
-    def header(self, offset: int) -> TensorHeader:
-        """Return what travels in the message, for values at `offset` of the memory file."""
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What travels in the memory file, in the order of the offsets of `header`."""
+        return (self.array,) if self.positions is None else (self.array, self.positions)
+
+    def header(self, offset: int, *more: int) -> TensorHeader:
+        """Return what travels in the message, for values at `offset` of the memory file, and positions."""
         return TensorHeader(
             dtype=self.dtype,
             numpy=_NAMES[self.array.dtype.char],
@@ -46,40 +68,59 @@ class Captured:
             device=self.device,
             aliases_input=self.aliases_input,
             offset=offset,
-            sampled=self.sampled,
+            positions=more[0] if more else -1,
+            logical_shape=self.logical_shape,
+            held=self.held,
+            bits=self.bits,
         )
 
 
 def capture(
-    tensor: torch.Tensor, *, beside: torch.Tensor | None = None, positions: Positions | None = None
+    tensor: torch.Tensor,
+    *,
+    beside: torch.Tensor | None = None,
+    held: int = 0,
+    with_bits: bool = False,
 ) -> Captured:
-    """Return a copy of `tensor`, or of what it holds at `positions`, (positions, C).
+    """Return a copy of `tensor`, folded if it is as large as an input that repeats.
 
     Args:
         tensor: The subject's.
         beside: The input whose storage it may share. A tensor of another shape is copied whole.
-        positions: As in `properties.values.sampling`; None for all.
+        held: The input's period; 0 if it does not repeat.
+        with_bits: Of a folded tensor also give the digest of all its elements.
     """
     plain = tensor.detach()
-    sampled = positions is not None and beside is not None and plain.shape == beside.shape
+    folds = bool(held) and beside is not None and plain.shape == beside.shape and plain.dtype in _ORDERED
+    more: dict[str, Any] = {}
+    if folds:
+        if with_bits:
+            more["bits"] = hashlib.blake2b(_array(plain).tobytes(), digest_size=16).hexdigest()
+        shape = tuple(plain.shape)
+        plain, positions = _folded(plain, held)
+        more |= {"positions": positions.cpu().numpy(), "logical_shape": shape, "held": held}
     return Captured(
-        array=_array(_at(plain, positions) if sampled and positions is not None else plain),
+        array=_array(plain),
         dtype=str(tensor.dtype).removeprefix("torch."),
         strides=tuple(tensor.stride()),
         requires_grad=tensor.requires_grad,
         device=tensor.device.type,
-        aliases_input=beside is not None and shares_storage(plain, beside),
-        sampled=sampled,
+        aliases_input=beside is not None and shares_storage(tensor.detach(), beside),
+        **more,
     )
 
 
-def _at(plain: torch.Tensor, positions: Positions) -> torch.Tensor:
-    """Return what (N, C, ...) holds at these positions, (positions, C)."""
-    spatial = plain.shape[2:]
-    sample, position = np.divmod(positions, math.prod(spatial))
-    places = np.unravel_index(position, spatial) if spatial else ()
-    index = [torch.from_numpy(np.ascontiguousarray(axis)).to(plain.device) for axis in (sample, *places)]
-    return plain[(index[0], slice(None), *index[1:])]
+def _folded(plain: torch.Tensor, held: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the elements of (N, C, ...) that a fold has, and their positions, both (rows, C)."""
+    rows = plain.movedim(1, -1).reshape(-1, plain.shape[1])
+    numbers = torch.from_numpy(occurrences(len(rows), held)).to(rows.device)
+    table = rows[numbers]
+    ends = [table.argmin(dim=0), table.argmax(dim=0)]
+    if not bool(table.isfinite().all()):
+        ends.append(table.abs().nan_to_num(nan=math.inf, posinf=math.inf).argmin(dim=0))
+    places = torch.arange(held, device=rows.device)[:, None]
+    positions = torch.cat([numbers[end, places] for end in ends])
+    return rows.gather(0, positions), positions
 
 
 def shares_storage(first: torch.Tensor, second: torch.Tensor) -> bool:

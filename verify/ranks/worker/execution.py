@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from properties.case import Case, events
 from properties.observation import Raised
-from properties.values.sampling import sample
+from properties.values.period import period
 from verify.ranks.worker.capture import Captured, capture
 from verify.ranks.worker.collective_log import Ledger
 from verify.ranks.worker.exceptions import describe
@@ -71,7 +71,7 @@ class Execution:
         *,
         keywords: tuple[str, ...],
         place: Place,
-        every_element: bool = False,
+        whole: bool = False,
         inplace: bool = False,
     ) -> None:
         self.tensors: dict[str, Captured] = {}
@@ -85,10 +85,8 @@ class Execution:
             case, factory, keywords=keywords, device=place.device, group=place.group
         )
         self._data, self.digest = draw(case, place.rank, device=place.device)
-        steps = range(len(case.steps))
-        self._samples = [
-            None if every_element or case.wrong else sample(case, place.rank, step) for step in steps
-        ]
+        held, count = period(case, place.rank), case.count_of(place.rank)
+        self._held = 0 if whole or case.wrong or held == count else held
         self._module: torch.nn.Module
         self._before: dict[str, torch.Tensor] = {}
         self._looked_at: set[int] = set()
@@ -188,8 +186,9 @@ class Execution:
                 yield name, value
 
     def _captured(self, tensor: torch.Tensor, index: int) -> Captured:
-        """Return a copy of an output or a gradient of a step; of a large one at its sample."""
-        return capture(tensor, beside=self._data[index].input.tensor, positions=self._samples[index])
+        """Return a copy of an output or a gradient of a step."""
+        compared = self._case.probe == "repeatable" or self._case.steps[index].backward != "now"
+        return capture(tensor, beside=self._data[index].input.tensor, held=self._held, with_bits=compared)
 
     def _capture(self, names: tuple[str, ...], when: str) -> None:
         for name, value in self._tensors_of(names):
@@ -209,7 +208,11 @@ class Execution:
         output, before = self._data[index].output, self.tensors[f"output.{index}"]
         if self._case.steps[index].backward != "now" and output is not None:
             now = self._captured(output, index)
-            if now.dtype != before.dtype or now.array.tobytes() != before.array.tobytes():
+            if (now.dtype, now.array.tobytes(), now.bits) != (
+                before.dtype,
+                before.array.tobytes(),
+                before.bits,
+            ):
                 self.modified.append(f"output.{index}")
 
     def _note_parameters(self, index: int) -> None:

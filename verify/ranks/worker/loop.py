@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ class Worker:
             self._factory,
             keywords=self._description.keywords,
             place=place,
-            every_element=self._setup.every_element,
+            whole=self._setup.whole,
             inplace=self._inplace,
         )
         execution.run()
@@ -177,12 +178,17 @@ class Worker:
         if case.probe == "conversion" and execution.raised is None:
             keywords = self._description.keywords
             told = facts(case.seed, self._factory, group=place.group, keywords=keywords)
+        captured = execution.tensors
         starts, size, spill = write(
             self._memory,
-            [tensor.array for tensor in execution.tensors.values()],
+            [array for tensor in captured.values() for array in tensor.arrays],
             spill=self._spill,
             base=part(self._number),
         )
+        offsets = iter(starts)
+        headers = {
+            name: tensor.header(*islice(offsets, len(tensor.arrays))) for name, tensor in captured.items()
+        }
         observed = RankObservation(
             rank=self._setup.rank,
             ending="raised" if execution.raised else "returned",
@@ -195,10 +201,6 @@ class Worker:
             compiled=compiled.functions,
             compile_seconds=compiled.seconds,
         )
-        headers = {
-            name: tensor.header(start)
-            for (name, tensor), start in zip(execution.tensors.items(), starts, strict=True)
-        }
         return RankAnswer(
             observed=observed, tensors=headers, size=size, spill=spill, changed=self._hygiene.changed()
         )

@@ -8,22 +8,17 @@ from properties.case import Case
 from verify.measure.bench.figure import Effort, Figure, Tell
 from verify.measure.bench.timed_campaign import bench_run
 
-TARGETS = {"sampled": 2.0, "all judged": 6.0}
-"""By what is judged of output and grad_input; the rest is judged whole in both."""
+NAME, TARGET = "large cases, all judged", 6.0
 SUBJECT = "torch"
 
 
 def measure(effort: Effort, tell: Tell) -> tuple[Figure, ...]:
-    """Return both figures, medians over repetitions; the first repetition, which compiles, does not count."""
+    """Return the figure, a median over repetitions; the first repetition, which compiles, does not count."""
     case = large_case(effort.of(10_000_000, 2_000_000))
-    return tuple(_measured(name, case, effort, tell, every_element=name == "all judged") for name in TARGETS)
-
-
-def _measured(name: str, case: Case, effort: Effort, tell: Tell, *, every_element: bool) -> Figure:
     repetitions, verified, bare = effort.of(15, 1), [], []
-    with bench_run(every_element=every_element) as run:
+    with bench_run() as run:
         for number in range(repetitions + 1):
-            tell(f"{name}, repetition {number} of {repetitions}: {case.id}")
+            tell(f"{NAME}, repetition {number} of {repetitions}: {case.id}")
             seconds = run.once(SUBJECT, case)
             step = run.bare(SUBJECT, (case,)).seconds
             if number:
@@ -37,7 +32,7 @@ def _measured(name: str, case: Case, effort: Effort, tell: Tell, *, every_elemen
         "verified_s": median(verified),
         "bare_s": median(bare),
     }
-    return Figure(name=f"large cases, {name}", value=median(ratios), target=TARGETS[name], details=details)
+    return (Figure(name=NAME, value=median(ratios), target=TARGET, details=details),)
 
 
 def large_case(elements: int) -> Case:
