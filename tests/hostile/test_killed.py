@@ -55,21 +55,21 @@ def only_group(pool: RankPool) -> RankGroup:
 
 
 def before_it_joins(pool: RankPool, kill: Kill) -> Observation:
-    pool.submit(RIGHT, HARMLESS)
+    ticket = pool.submit(RIGHT, HARMLESS)
     group = only_group(pool)
     group._await_pids()
     kill(pool, group)
-    return pool.observation()
+    return ticket.result()
 
 
 def before_it_loads(pool: RankPool, kill: Kill) -> Observation:
-    pool.submit(RIGHT, HARMLESS)
+    ticket = pool.submit(RIGHT, HARMLESS)
     group = only_group(pool)
     group._await_pids()
     while not group._ranks[0].answers:
         group._collector.poll(0.1)
     kill(pool, group)
-    return pool.observation()
+    return ticket.result()
 
 
 def before_it_is_asked(pool: RankPool, kill: Kill) -> Observation:
@@ -80,29 +80,27 @@ def before_it_is_asked(pool: RankPool, kill: Kill) -> Observation:
 
 def as_it_is_asked(pool: RankPool, kill: Kill) -> Observation:
     pool.run(RIGHT, HARMLESS)
-    pool.submit(RIGHT, HARMLESS)
+    ticket = pool.submit(RIGHT, HARMLESS)
     kill(pool, only_group(pool))
-    return pool.observation()
+    return ticket.result()
 
 
 def after_it_answered(pool: RankPool, kill: Kill) -> Observation:
     pool.run(RIGHT, HARMLESS)
-    pool.submit(RIGHT, HARMLESS)
+    ticket = pool.submit(RIGHT, HARMLESS)
     time.sleep(1.0)
     kill(pool, only_group(pool))
-    return pool.observation()
+    return ticket.result()
 
 
 def between_cases_in_flight(pool: RankPool, kill: Kill) -> Observation:
     pool.run(RIGHT, HARMLESS)
-    pool.submit(RIGHT, HARMLESS)
-    for _ in range(pool.most_in_flight - 1):
-        pool.submit(RIGHT, HARMLESS, ahead=True)
+    *tickets, last = [pool.submit(RIGHT, HARMLESS) for _ in range(pool.most_in_flight)]
     time.sleep(0.05)
     kill(pool, only_group(pool))
-    for _ in range(pool.most_in_flight - 1):
-        assert {seen.ending for seen in pool.observation().ranks} == {"returned"}
-    return pool.observation()
+    for ticket in tickets:
+        assert {seen.ending for seen in ticket.result().ranks} == {"returned"}
+    return last.result()
 
 
 MOMENTS = (
@@ -210,8 +208,8 @@ def test_a_server_that_is_killed_again_and_again_is_our_failure(
 def test_a_kill_before_the_next_case_is_sent_ahead_swaps_no_cases(pool: RankPool, kill: Kill) -> None:
     first, following = (msgspec.structs.replace(HARMLESS, seed=seed) for seed in (5, 6))
     alone = [pool.run(RIGHT, one).ranks[0].digest for one in (first, following)]
-    pool.submit(RIGHT, first)
+    tickets = [pool.submit(RIGHT, first)]
     kill(pool, only_group(pool))
     time.sleep(0.2)
-    pool.submit(RIGHT, following, ahead=True)
-    assert [pool.observation().ranks[0].digest for _ in alone] == alone
+    tickets.append(pool.submit(RIGHT, following))
+    assert [ticket.result().ranks[0].digest for ticket in tickets] == alone

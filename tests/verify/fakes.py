@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -58,31 +59,44 @@ class FakeRanks:
     most_in_flight = 2
 
     def __init__(self, behave: Callable[[Case], Observation] = returned) -> None:
-        self.timeout, self.hurry = 10.0, 1.0
+        self.timeout = 10.0
         self.left = unlimited
         self.timeouts: list[float] = []
         self.cases: list[Case] = []
         self._behave = behave
-        self._flights: deque[Case] = deque()
+        self._waiting: deque[FakeTicket] = deque()
 
     def submit(
         self,
         spec: str,
         case: Case,
         *,
-        ahead: bool = False,
         inplace: bool = False,
         seconds: float | None = None,
-    ) -> None:
+        share: float = 1.0,
+    ) -> FakeTicket:
         assert spec
         assert not inplace
-        assert ahead == bool(self._flights)
-        self._flights.append(case)
-        self.timeouts.append((seconds or self.timeout) * self.hurry)
+        assert len(self._waiting) < self.most_in_flight
+        self.timeouts.append((seconds or self.timeout) * share)
         self.cases.append(case)
+        self._waiting.append(ticket := FakeTicket(self, case))
+        return ticket
 
-    def observation(self) -> Observation:
-        return self._behave(self._flights.popleft())
+    def answer(self, ticket: FakeTicket) -> Observation:
+        assert self._waiting.popleft() is ticket  # the first is asked first
+        return self._behave(ticket.case)
+
+
+@dataclass(eq=False)
+class FakeTicket:
+    """A case that was submitted."""
+
+    ranks: FakeRanks
+    case: Case
+
+    def result(self) -> Observation:
+        return self.ranks.answer(self)
 
 
 def broken(property_id: str, **more: Any) -> Verdict:

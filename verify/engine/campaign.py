@@ -203,6 +203,7 @@ class Campaign:
         stored: str = "",
         recalled: Recalled | None = None,
         begun: PendingTrial | None = None,
+        share: float = 1.0,
     ) -> Trial | None:
         """Run and judge one case, or finish what is begun, unless it was judged before; count and tell it.
 
@@ -218,7 +219,7 @@ class Campaign:
             trial = recalled.trial
             self._deadline.recall(recalled.place.elapsed)
         else:
-            trial = self.examiner.finish(begun or self._begin(case))
+            trial = self.examiner.finish(begun or self._begin(case, share))
             if self._findings.cut_short(trial):
                 return None
             elapsed = self._deadline.elapsed
@@ -241,9 +242,8 @@ class Campaign:
         )
         return trial
 
-    def _begin(self, case: Case, *, ahead: bool = False) -> PendingTrial:
-        with self.examiner.hurried(SHORT_SHARE if self._hangs else None):
-            return self.examiner.begin(case, ahead=ahead)
+    def _begin(self, case: Case, share: float = 1.0) -> PendingTrial:
+        return self.examiner.begin(case, share=min(share, SHORT_SHARE) if self._hangs else share)
 
     def _replay_known(self) -> None:
         """Run the stored case of each known discrepancy, unless the command line's domain excludes it.
@@ -257,12 +257,12 @@ class Campaign:
             objections = self.examiner.parts.objections(subject.promise.domain, entry.case)
             if subject.narrowed.intersection(objections):
                 continue
-            with self.examiner.hurried(STORED_SHARE if "timeout" in entry.endings else None):
-                trial = (
-                    self.examiner.examine(entry.case, grades=False)
-                    if objections
-                    else self._trial(entry.case, stored=entry.id)
-                )
+            share = STORED_SHARE if "timeout" in entry.endings else 1.0
+            trial = (
+                self.examiner.examine(entry.case, grades=False, share=share)
+                if objections
+                else self._trial(entry.case, stored=entry.id, share=share)
+            )
             if trial is None or trial.internal or self._findings.cut_short(trial):
                 continue
             self._states[entry.id] = "seen" if any(e.entry == entry.id for e in trial.excused) else "stale"
@@ -323,7 +323,7 @@ class Campaign:
             return
         recalled, begun = self.memory.trial(case.id), None
         if recalled is None:
-            begun = self._begin(case, ahead=any(flight.begun is not None for flight in self._flights))
+            begun = self._begin(case)
         self._flights.append(_Flight(case, place, recalled, begun))
         while len(self._flights) >= self.examiner.ranks.most_in_flight:
             self._finish_oldest()

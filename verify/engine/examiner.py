@@ -6,10 +6,9 @@ subject: the trial carries its traceback and counts as UNDECIDED.
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -35,11 +34,9 @@ class Ranks(Protocol):
     """The part of a rank pool that a trial needs (`verify.ranks.pool.RankPool`).
 
     Attributes:
-        hurry: Of the time that a case may take, the share that it gets; may be changed.
         left: Returns after how many seconds from now whatever runs is ended in any case; may be changed.
     """
 
-    hurry: float
     left: Callable[[], float]
 
     @property
@@ -51,14 +48,18 @@ class Ranks(Protocol):
         spec: str,
         case: Case,
         *,
-        ahead: bool = False,
         inplace: bool = False,
         seconds: float | None = None,
-    ) -> None:
-        """Give the ranks a case, `ahead` while another is in flight, for so many seconds; returns at once."""
+        share: float = 1.0,
+    ) -> Answer:
+        """Give the ranks a case, for that share of so many seconds; returns at once."""
 
-    def observation(self) -> Observation:
-        """Wait, bounded, for what the ranks gave back for the first case in flight."""
+
+class Answer(Protocol):
+    """The part of a ticket that a trial needs (`verify.ranks.submission.Ticket`)."""
+
+    def result(self) -> Observation:
+        """Wait, bounded, for what the ranks gave back."""
 
 
 class Expects(Protocol):
@@ -154,14 +155,14 @@ class PendingTrial:
     """A trial that is begun: the ranks have its case, and what they must give back is known.
 
     Attributes:
-        submitted: The ranks will answer.
+        ticket: Has what the ranks will answer; None if they were not asked.
         expected: What it is judged by; None if our machinery failed.
         internal: The traceback if it did.
         started: Monotonic seconds.
     """
 
     case: Case
-    submitted: bool
+    ticket: Answer | None
     expected: Expected | None = None
     internal: str = ""
     started: float = 0.0
@@ -182,50 +183,34 @@ class Examiner:
     parts: Machinery
     only: Collection[str] | None = None
 
-    def examine(self, case: Case, *, grades: bool = True) -> Trial:
+    def examine(self, case: Case, *, grades: bool = True, share: float = 1.0) -> Trial:
         """Run and judge `case` once.
 
         Args:
             case: The case.
+            share: Of its usual time on the ranks, what it gets.
             grades: On a violation, also judge by the looser grades, to tell which one the subject satisfies.
         """
-        return self.finish(self.begin(case), grades=grades)
+        return self.finish(self.begin(case, share=share), grades=grades)
 
-    @contextlib.contextmanager
-    def hurried(self, share: float | None) -> Iterator[None]:
-        """Give cases that share of their usual time on the ranks; None for all of it."""
-        usual = self.ranks.hurry
-        self.ranks.hurry = min(usual, 1.0 if share is None else share)
-        try:
-            yield
-        finally:
-            self.ranks.hurry = usual
-
-    def begin(self, case: Case, *, ahead: bool = False) -> PendingTrial:
-        """Give `case` to the ranks, and compute what is expected meanwhile.
-
-        Args:
-            case: The case.
-            ahead: Another trial is begun and not yet finished; that one is to be finished first.
-        """
-        started, submitted = time.monotonic(), False
+    def begin(self, case: Case, *, share: float = 1.0) -> PendingTrial:
+        """Give `case` to the ranks, behind those that are begun, and compute what is expected meanwhile."""
+        started = time.monotonic()
+        ticket: Answer | None = None
         try:
             inplace, seconds = self.subject.promise.contract.inplace, self.subject.promise.case_seconds
-            self.ranks.submit(self.subject.spec, case, ahead=ahead, inplace=inplace, seconds=seconds)
-            submitted = True
+            ticket = self.ranks.submit(self.subject.spec, case, inplace=inplace, seconds=seconds, share=share)
             expected = self._expect(case, self.subject.promise.grade)
         except Exception:  # Ours, not the subject's: the pool never raises for what a subject does.
-            return PendingTrial(
-                case=case, submitted=submitted, internal=traceback.format_exc(), started=started
-            )
-        return PendingTrial(case=case, submitted=submitted, expected=expected, started=started)
+            return PendingTrial(case=case, ticket=ticket, internal=traceback.format_exc(), started=started)
+        return PendingTrial(case=case, ticket=ticket, expected=expected, started=started)
 
     def finish(self, begun: PendingTrial, *, grades: bool = True) -> Trial:
         """Wait for the ranks, and judge what they gave back; see `examine`."""
         case, expected, internal = begun.case, begun.expected, begun.internal
         try:
             # Also when the reference failed: the case is in flight, and must be taken back.
-            observation = self.ranks.observation() if begun.submitted else None
+            observation = begun.ticket.result() if begun.ticket else None
             if observation is not None and expected is not None:
                 _check_digests(observation, expected)
                 verdicts, excused = self._judge(case, observation, expected)

@@ -110,8 +110,8 @@ class Findings:
             if hung >= MAX_HUNG_MINIMISING or self.deadline.over or self.memory.is_concluded(kind):
                 raise StopSearch
             self.tally.minimising()
-            with self.examiner.hurried(SHORT_SHARE):  # a candidate that hangs says nothing new
-                trial = self.examiner.examine(case, grades=False)
+            # A candidate that hangs says nothing new.
+            trial = self.examiner.examine(case, grades=False, share=SHORT_SHARE)
             if self.cut_short(trial):
                 raise StopSearch
             hung += "timeout" in trial.endings

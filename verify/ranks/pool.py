@@ -2,9 +2,9 @@
 
 Rules
 -----
-- A case is in flight from `submit` to `observation`, in which the parent computes its expected values. More
-  may be sent ahead, so that the ranks need not wait while the parent judges the first. Observations come in
-  the order of submission.
+- A case is in flight from `submit` until its ticket has the outcome; meanwhile the parent computes what is
+  expected. More are sent ahead, so that the ranks need not wait while the parent judges the first. They run
+  in the order of submission, and the outcome of each stays in its ticket.
 - What ends a group is told of the case that ended it, and of no other: a case sent ahead to it is sent again.
 - SIGKILL comes from outside a process (the kernel's want of memory, a person). A case whose rank or server
   was killed so runs once more on new ranks, and that counts; one that kills its ranks itself does so again.
@@ -34,7 +34,7 @@ from verify.ranks.messages import Description, Target, Timed
 from verify.ranks.placement import plan
 from verify.ranks.server_client import ServerClient
 from verify.ranks.shared_tensors import PARTS
-from verify.ranks.submission import MOST_AHEAD, Flight, checkpoints, elements, seconds_for
+from verify.ranks.submission import MOST_AHEAD, Ticket, checkpoints, elements, seconds_for
 
 __all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
 
@@ -56,7 +56,6 @@ class RankPool:
         groups: The groups that it has, made when they are needed and made anew when they are lost.
         left: Returns the seconds from now after which no case goes on, whatever it may take; may be changed.
         timeout, warm_up: As given.
-        hurry: Of that time, the share that a case gets; may be changed between cases.
 
     Raises:
         PlanError: If device and backend do not go together.
@@ -74,7 +73,7 @@ class RankPool:
         whole: bool = False,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
-        self.timeout, self.warm_up, self.hurry = timeout, warm_up, 1.0
+        self.timeout, self.warm_up = timeout, warm_up
         self.left: Callable[[], float] = unlimited
         self.groups = GroupRegistry(
             device=device,
@@ -86,7 +85,7 @@ class RankPool:
         )
         self._called: set[Target] = set()
         self._owner = os.getpid()
-        self._flights: deque[Flight] = deque()
+        self._queue: deque[Ticket] = deque()
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
@@ -107,7 +106,7 @@ class RankPool:
     @property
     def most_in_flight(self) -> int:
         """Cases that may be submitted and not yet observed: two beside a large one, which takes memory."""
-        return 2 if any(elements(flight.case) > MOST_AHEAD for flight in self._flights) else PARTS
+        return 2 if any(elements(ticket.case) > MOST_AHEAD for ticket in self._queue) else PARTS
 
     @property
     def booting(self) -> bool:
@@ -128,139 +127,135 @@ class RankPool:
         spec: str,
         case: Case,
         *,
-        ahead: bool = False,
         inplace: bool = False,
         seconds: float | None = None,
-    ) -> None:
-        """Have the ranks run `case` on the subject `spec`, and return at once.
+        share: float = 1.0,
+    ) -> Ticket:
+        """Have the ranks run `case` on the subject `spec`, and return at once, with its ticket.
+
+        The ranks go on to it as soon as they can, once they have run the cases that were submitted before. If
+        `most_in_flight` are, the first of those is waited for.
 
         Args:
             spec: Names the subject.
             case: The case.
-            ahead: Keep the cases in flight, whose observations come first: the ranks go on to this one as
-                soon as they can. Otherwise those are waited for, and their observations thrown away.
             inplace: The subject may write over its input.
             seconds: That a small case of this subject may take, in place of `timeout`.
+            share: Of that time, what this case gets.
 
         Raises:
             SubjectError: If `spec` names nothing that exists.
-            RankError: If the server of ranks cannot be reached, or `most_in_flight` cases are in flight.
+            RankError: If the server of ranks cannot be reached.
         """
-        while self._flights and not ahead:
-            with contextlib.suppress(RankError, SubjectError):
-                self.observation()
-        if len(self._flights) >= self.most_in_flight:
-            raise RankError(
-                f"Expected fewer than {self.most_in_flight} cases in flight, but got {len(self._flights)}."
-            )
+        while len(self._queue) >= self.most_in_flight:
+            self._finish_first()
         target = msgspec.structs.replace(self.groups.target(spec), inplace=inplace)
         warm_up = 0.0 if target in self._called else self.warm_up
         self._called.add(target)
-        flight = Flight(target, case, timeout=(seconds or self.timeout) * self.hurry, warm_up=warm_up)
-        self._flights.append(flight)
-        if len(self._flights) == 1:
+        timeout = (seconds or self.timeout) * share
+        ticket = Ticket(target, case, timeout=timeout, warm_up=warm_up, advance=self._finish_first)
+        self._queue.append(ticket)
+        if len(self._queue) == 1:
             self._send_first()
         else:
-            self._try_to_send(flight)
+            self._try_to_send(ticket)
+        return ticket
 
-    def observation(self) -> Observation:
-        """Return what the ranks gave back for the first case in flight, or how they ended.
+    def _finish_first(self) -> None:
+        """Wait, bounded, for what the ranks gave back for the first case in flight; its ticket has it then.
 
-        The wait is bounded. The second run of a probe is part of it, if the first returned on every rank.
-        Where a rank, or the server, was killed (SIGKILL comes from outside: the kernel or a person), the case
-        runs once more on new ranks, and that counts.
-
-        Raises:
-            SubjectError: If the subject could not be loaded.
-            RankError: If our own machinery failed; the case is undecided.
+        The second run of a probe is part of it, if the first returned on every rank. Where a rank, or the
+        server, was killed (SIGKILL comes from outside: the kernel or a person), the case runs once more on
+        new ranks, and that counts.
         """
-        if not self._flights:
+        if not self._queue:
             raise RankError("Expected a submitted case to observe, but there is none.")
-        flight = self._flights[0]
+        ticket = self._queue[0]
         try:
-            seen = self._observe_first()
-            again = flight.killed
-        except (RankError, SubjectError):
-            if not flight.killed and self.groups.server_lives:
-                raise
-            again = True
+            outcome: Observation | Exception = self._observe_first()
+            again = ticket.killed
+        except (RankError, SubjectError) as error:
+            outcome, again = error, ticket.killed or not self.groups.server_lives
         if again:
-            self._flights.appendleft(flight.anew())
-            seen = self._observe_first()
-        for waiting in self._flights:
+            ticket.renew()
+            self._queue.appendleft(ticket)
+            try:
+                outcome = self._observe_first()
+            except (RankError, SubjectError) as error:
+                outcome = error
+        ticket.outcome = outcome
+        for waiting in self._queue:
             self._try_to_send(waiting)
-        return seen
 
     def _observe_first(self) -> Observation:
         """Return the observation of the first case in flight, which is sent now if it was not."""
-        if self._flights[0].group is None:
+        if self._queue[0].group is None:
             self._send_first()
-        flight = self._flights[0]
-        group, case = flight.group, flight.case
+        ticket = self._queue[0]
+        group, case = ticket.group, ticket.case
         assert group is not None
         try:
             seen = group.observation(left=self.left)
             self.groups.dynamo |= any(rank.compiled for rank in seen.ranks)  # groups to come have imported it
             following = second(case)
             if following is not None and not group.lost and all(r.ending == "returned" for r in seen.ranks):
-                group.submit(following, seconds=seconds_for(following, flight.timeout))
+                group.submit(following, seconds=seconds_for(following, ticket.timeout))
                 seen = msgspec.structs.replace(seen, again=group.observation(left=self.left))
         except (RankError, SubjectError):
             group.lost = group.lost or "RankError"
             raise
         finally:
-            self._flights.popleft()
-            flight.killed = group.killed
+            self._queue.popleft()
+            ticket.killed = group.killed
             self.groups.drop_if_lost(group, case)
         return seen
 
-    def _try_to_send(self, flight: Flight) -> None:
+    def _try_to_send(self, ticket: Ticket) -> None:
         """Send a case if it can be; what prevents it shows when its turn comes."""
-        if flight.group is None and (flight is self._flights[0] or self._may_go_ahead(flight)):
+        if ticket.group is None and (ticket is self._queue[0] or self._may_go_ahead(ticket)):
             with contextlib.suppress(RankError, SubjectError):
-                self._send(flight)
+                self._send(ticket)
 
     def _send_first(self) -> None:
         try:
-            self._send(self._flights[0])
+            self._send(self._queue[0])
         except (RankError, SubjectError):
-            self._flights.popleft()
+            self._queue.popleft()
             raise
 
-    def _send(self, flight: Flight) -> None:
-        case = flight.case
-        group = self.groups.group_for(flight.target, case)
-        if any(earlier.group is None for earlier in self._before(flight)):
+    def _send(self, ticket: Ticket) -> None:
+        case = ticket.case
+        group = self.groups.group_for(ticket.target, case)
+        if any(earlier.group is None for earlier in self._before(ticket)):
             return  # what comes before has lost its group meanwhile, and is sent again first
-        if flight.again:
+        if ticket.again:
             group.describe()  # a subject that kills its peers must find them loaded, not on their way
-        group.submit(case, seconds=flight.seconds)
-        flight.group = group
+        group.submit(case, seconds=ticket.seconds)
+        ticket.group = group
 
     def _unsend(self, group: RankGroup) -> None:
         """Have the cases that a dropped group would have run sent again when their turn comes."""
-        for flight in self._flights:
-            flight.group = None if flight.group is group else flight.group
+        for ticket in self._queue:
+            ticket.group = None if ticket.group is group else ticket.group
 
-    def _may_go_ahead(self, flight: Flight) -> bool:
+    def _may_go_ahead(self, ticket: Ticket) -> bool:
         """Return whether a case can be sent while others are in flight, without any cost to those."""
-        group = self.groups.open.get(flight.key)
+        group = self.groups.open.get(ticket.key)
         return (
             group is not None
-            and serves(group, flight.case)
-            and elements(flight.case) <= MOST_AHEAD
-            and all(earlier.allows_pipelining for earlier in self._before(flight))
+            and serves(group, ticket.case)
+            and elements(ticket.case) <= MOST_AHEAD
+            and all(earlier.allows_pipelining for earlier in self._before(ticket))
         )
 
-    def _before(self, flight: Flight) -> list[Flight]:
-        """Return the cases in flight that the same ranks run before `flight`."""
-        earlier = itertools.takewhile(lambda other: other is not flight, self._flights)
-        return [other for other in earlier if other.key == flight.key]
+    def _before(self, ticket: Ticket) -> list[Ticket]:
+        """Return the cases in flight that the same ranks run before `ticket`."""
+        earlier = itertools.takewhile(lambda other: other is not ticket, self._queue)
+        return [other for other in earlier if other.key == ticket.key]
 
     def run(self, spec: str, case: Case) -> Observation:
         """Return the observation of `case` on the subject `spec`."""
-        self.submit(spec, case)
-        return self.observation()
+        return self.submit(spec, case).result()
 
     def bare(self, spec: str, cases: Sequence[Case]) -> tuple[Timed, ...]:
         """Return, for each rank, what the bare steps of `cases` took; all of one world size.
@@ -287,5 +282,5 @@ class RankPool:
         if os.getpid() != self._owner:
             return
         atexit.unregister(self.close)
-        self._flights.clear()
+        self._queue.clear()
         self.groups.close()

@@ -1,11 +1,13 @@
-"""A flight: a case on its way through the ranks, what it asks of them, and how long it may take."""
+"""A ticket: a case on its way through the ranks, what it asks of them, and how long it may take."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 from properties.case import Case
+from properties.observation import Observation
 from properties.probe import second
 from verify.ranks.group import RankGroup
 from verify.ranks.messages import Target
@@ -17,14 +19,17 @@ _SECONDS_A_CROWDED_RANK = 0.25
 _CORES = os.cpu_count() or 1
 
 
-@dataclass(slots=True)
-class Flight:
-    """A submitted case; its group is None until it is sent, and when that group was lost before its turn.
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A submitted case, and the way to what the ranks give back for it, as a future of `concurrent.futures`.
 
     Attributes:
         target, case: What runs.
         timeout: Seconds that a small case may take.
         warm_up: Seconds that this one gets beside.
+        advance: Waits for the first case in the queue, and gives its ticket the outcome.
+        group: Whose ranks have it; None until it is sent, and when that group was lost before its turn.
+        outcome: What came of it, once it is known.
         killed: A rank was killed while it ran.
         again: It runs once more for that reason.
     """
@@ -34,18 +39,33 @@ class Flight:
     _: KW_ONLY
     timeout: float
     warm_up: float = 0.0
+    advance: Callable[[], None]
     group: RankGroup | None = None
+    outcome: Observation | Exception | None = None
     killed: bool = False
     again: bool = False
+
+    def result(self) -> Observation:
+        """Return what the ranks gave back, or how they ended; waits, bounded, for it and the cases before it.
+
+        Raises:
+            SubjectError: If the subject could not be loaded.
+            RankError: If our own machinery failed; the case is undecided.
+        """
+        while self.outcome is None:
+            self.advance()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
 
     @property
     def seconds(self) -> float:
         """What it may take."""
         return seconds_for(self.case, self.timeout) + self.warm_up
 
-    def anew(self) -> Flight:
-        """Return what runs once more, since a rank was killed."""
-        return replace(self, group=None, killed=False, again=True)
+    def renew(self) -> None:
+        """Have it run once more, since a rank was killed."""
+        self.group, self.killed, self.again = None, False, True
 
     @property
     def key(self) -> tuple[Target, int]:

@@ -333,8 +333,8 @@ def test_a_campaign_that_ended_is_told_as_it_ended(tmp_path: Path) -> None:
         (b'{"kind":1}', "line 2: "),
         (b"[]", "line 2: "),
         (b'{"kind":"event","event":"CampaignEnded","result":{}}', "line 2: "),
-        (b'{"kind":"environment","schema":3,"resumed":true}', "schema 1 to 2"),
-        (b'{"kind":"environment","schema":3}', "schema 1 to 2"),
+        (b'{"kind":"environment","schema":4,"resumed":true}', "schema 1 to 3"),
+        (b'{"kind":"environment","schema":4}', "schema 1 to 3"),
     ],
 )
 def test_a_line_that_is_none_of_a_record_is_named(line: bytes, expected: str, tmp_path: Path) -> None:

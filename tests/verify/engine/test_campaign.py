@@ -163,7 +163,7 @@ def test_a_subject_that_hangs_costs_few_and_short_waits() -> None:
     result = run({"ending": lambda case: 0 in case.batches}, ranks=ranks, cases=300)
     assert result.stopped == f"{MAX_HUNG} cases hung"
     assert result.accounting.hung == MAX_HUNG
-    assert ranks.hurry == 1.0
+    assert ranks.timeouts[0] == 10.0
     assert 10.0 * SHORT_SHARE in ranks.timeouts
 
 

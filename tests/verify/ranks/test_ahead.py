@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import pytest
 from properties.case import Case, Step
 from properties.observation import Observation
 from properties.values.elements import digest, tensors
-from verify.errors import RankError
 from verify.ranks.pool import RankPool
 from verify.ranks.shared_tensors import PARTS
+from verify.ranks.submission import Ticket
 from verify.ranks.worker.barrier import Barrier
 
 HERE = Path(__file__).parent
@@ -49,15 +50,13 @@ DEPTHS = (2, *(pytest.param(depth, marks=pytest.mark.costly) for depth in (3, PA
 
 def flown(pool, subject: str, cases: list[Case], depth: int) -> Iterator[Observation]:
     """Yield the cases' observations, in order, while up to `depth` of them are in flight."""
-    flying = 0
+    tickets: deque[Ticket] = deque()
     for one in cases:
-        pool.submit(subject, one, ahead=flying > 0)
-        flying += 1
-        if flying == depth:
-            yield pool.observation()
-            flying -= 1
-    for _ in range(flying):
-        yield pool.observation()
+        tickets.append(pool.submit(subject, one))
+        if len(tickets) == depth:
+            yield tickets.popleft().result()
+    for ticket in tickets:
+        yield ticket.result()
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -66,40 +65,44 @@ def test_observations_come_in_the_order_of_submission(pool, depth):
     pool.run(spec("Synced"), CASE)
     for one, seen in zip(cases, flown(pool, spec("Synced"), cases, depth), strict=True):
         assert drew(seen, one)
-    with pytest.raises(RankError, match="submitted"):
-        pool.observation()
 
 
 def test_the_ranks_go_on_while_the_parent_does_not(pool, gate):
     gate.open()
-    pool.submit(spec("Waits"), case(1))
-    pool.submit(spec("Waits"), case(2), ahead=True)
+    first, second = (pool.submit(spec("Waits"), case(seed)) for seed in (1, 2))
     gate.wait_for(2, ranks=2)
-    assert drew(pool.observation(), case(1))
-    assert drew(pool.observation(), case(2))
+    assert drew(first.result(), case(1))
+    assert drew(second.result(), case(2))
 
 
-def test_one_case_too_many_is_refused(pool):
-    pool.submit(spec("Synced"), case(1))
-    for seed in range(2, PARTS + 1):
-        pool.submit(spec("Synced"), case(seed), ahead=True)
-    with pytest.raises(RankError, match=f"fewer than {PARTS} cases in flight"):
-        pool.submit(spec("Synced"), case(20), ahead=True)
+def test_the_first_is_waited_for_where_no_more_may_be_in_flight(pool):
+    tickets = [pool.submit(spec("Synced"), case(seed)) for seed in range(1, PARTS + 2)]
+    assert tickets[0].outcome is not None
+    assert tickets[-1].outcome is None
     assert drew(pool.run(spec("Synced"), case(21)), case(21))
+    for seed, ticket in enumerate(tickets, 1):
+        assert drew(ticket.result(), case(seed))
+
+
+def test_the_last_ticket_may_be_asked_first(pool):
+    tickets = [pool.submit(spec("Synced"), case(seed)) for seed in (1, 2, 3)]
+    for seed, ticket in reversed(list(enumerate(tickets, 1))):
+        assert drew(ticket.result(), case(seed))
+        assert ticket.result() is ticket.result()
 
 
 def test_beside_a_large_case_flies_one_other(pool, monkeypatch):
     monkeypatch.setattr("verify.ranks.pool.MOST_AHEAD", 1000)
     large = case(2, batches=(40, 2))
-    pool.submit(spec("Synced"), case(1))
+    first = pool.submit(spec("Synced"), case(1))
     assert pool.most_in_flight == PARTS
-    pool.submit(spec("Synced"), large, ahead=True)
+    second = pool.submit(spec("Synced"), large)
     assert pool.most_in_flight == 2
-    with pytest.raises(RankError, match="fewer than 2 cases in flight"):
-        pool.submit(spec("Synced"), case(3), ahead=True)
-    assert drew(pool.observation(), case(1))
-    assert drew(pool.observation(), large)
+    third = pool.submit(spec("Synced"), case(3))
+    assert first.outcome is not None
+    assert drew(second.result(), large)
     assert pool.most_in_flight == PARTS
+    assert drew(third.result(), case(3))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -124,10 +127,8 @@ def test_after_a_single_refused_case_all_go_on(pool, depth):
 def test_a_rank_that_raised_does_not_answer_its_peer_with_the_next_case(pool):
     pool.run(spec("RaisesOnRankOne"), CASE)
     pool.run(spec("RaisesOnRankOne"), CASE)  # a group that the first has not cost
-    pool.submit(spec("RaisesOnRankOne"), case(1))
-    pool.submit(spec("RaisesOnRankOne"), case(2), ahead=True)
-    for _ in (1, 2):
-        assert [ours.ending for ours in pool.observation().ranks] == ["stopped", "raised"]
+    for ticket in [pool.submit(spec("RaisesOnRankOne"), case(seed)) for seed in (1, 2)]:
+        assert [ours.ending for ours in ticket.result().ranks] == ["stopped", "raised"]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -146,22 +147,21 @@ def test_a_case_that_recomputes_gets_ranks_that_are_ready_for_it():
     cases = [case(1), again, case(3), again, case(4, batches=(2, 1, 1)), case(5)]
     with RankPool(timeout=10.0, warm_up=0.0) as fresh:
         fresh.run(spec("Synced"), CASE)
-        (first,) = fresh._groups.values()
+        (first,) = fresh.groups.open.values()
         for one, seen in zip(cases, flown(fresh, spec("Synced"), cases, 4), strict=True):
             assert drew(seen, one)
         assert not first.dynamo
-        assert first not in fresh._groups.values()
-        assert all(group.dynamo for group in fresh._groups.values())
+        assert first not in fresh.groups.open.values()
+        assert all(group.dynamo for group in fresh.groups.open.values())
 
 
 def test_cases_of_different_world_sizes_may_fly_together(pool):
     small = case(3, batches=(4,))
     pool.run(spec("Synced"), small)
     pool.run(spec("Synced"), CASE)
-    pool.submit(spec("Synced"), small)
-    pool.submit(spec("Synced"), case(4), ahead=True)
-    assert drew(pool.observation(), small)
-    assert drew(pool.observation(), case(4))
+    first, second = pool.submit(spec("Synced"), small), pool.submit(spec("Synced"), case(4))
+    assert drew(first.result(), small)
+    assert drew(second.result(), case(4))
 
 
 def gates(folder: Path, number: int) -> list[Barrier]:

@@ -141,9 +141,6 @@ def test_a_subject_that_takes_its_time_is_slow_and_one_that_stands_still_hangs(
 
 
 def test_a_subject_may_have_other_seconds_than_the_pool(quick: RankPool) -> None:
-    quick.submit(spec("SleepsLonger"), CASE, seconds=20.0)
-    assert quick.observation().ranks[0].ending == "returned"
-    quick.hurry = 0.01
-    quick.submit(spec("SleepsLonger"), CASE, seconds=20.0)
-    assert quick.observation().ranks[0].ending == "timeout"
-    quick.hurry = 1.0
+    assert quick.submit(spec("SleepsLonger"), CASE, seconds=20.0).result().ranks[0].ending == "returned"
+    hurried = quick.submit(spec("SleepsLonger"), CASE, seconds=20.0, share=0.01)
+    assert hurried.result().ranks[0].ending == "timeout"
