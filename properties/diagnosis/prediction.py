@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.case import Case, events
+from properties.case import Case
 from properties.diagnosis.variant import Ranks, Variant
 from properties.domain import Contract, Grade
-from properties.expectation.expect import refusals, store_grad_input, store_output
+from properties.expectation.expect import Follower, refusals, store_grad_input, store_output
 from properties.expectation.expected import Expected
 from properties.expectation.group_step import numbers, shares, step_input
 from properties.expectation.parameter_gradients import store_grad_parameter
@@ -64,7 +64,7 @@ def predict(
                 chosen: Grade = variant.grade or grade  # type: ignore[assignment]
                 walk = Walk(case, contract, chosen, device, members, inputs, buffers)
                 view = _View(walk, variant, rank, group, cache)
-                view.walk_through()
+                view.follow()
                 for name, by_rank in walk.tensors.items():
                     if rank in by_rank:
                         found.tensors.setdefault(name, {})[rank] = by_rank[rank]
@@ -80,7 +80,7 @@ def _resolved(changes: dict[str, Any], case: Case) -> dict[str, Any]:
     return changes
 
 
-class _View:
+class _View(Follower):
     """One rank's walk through the schedule, with its own statistics and buffers."""
 
     def __init__(
@@ -91,21 +91,11 @@ class _View:
         group: tuple[int, ...],
         cache: dict[tuple[Any, ...], Any],
     ) -> None:
-        self.walk, self.variant, self.rank, self.group, self._cache = walk, variant, rank, group, cache
+        super().__init__(walk)
+        self.variant, self.rank, self.group, self._cache = variant, rank, group, cache
         self._shown = 0
 
-    def walk_through(self) -> None:
-        """Walk; the tensors of this rank are then in the walk."""
-        case = self.walk.case
-        for what, k in events(case):
-            if what == "forward":
-                self._forward(k)
-            else:
-                self._backward(k)
-        if case.tracking:
-            self._snapshot("end")
-
-    def _forward(self, k: int) -> None:
+    def forward(self, k: int) -> None:
         case, variant = self.walk.case, self.variant
         training = case.steps[k].mode == "train"
         local = not training and not case.tracking
@@ -118,7 +108,7 @@ class _View:
         store_output(self.walk, k, self.rank)
         if case.tracking:
             self._track(k, times=self._updates(k))
-            self._snapshot(str(k))
+            self.snapshot(str(k))
 
     def _step(self, k: int, members: tuple[int, ...], *, batch: bool) -> dict[int, RankStep]:
         key = (k, members, batch) if batch else (k, members, batch, self.rank, self.walk.buffers.tracked)
@@ -201,13 +191,13 @@ class _View:
         buffers.mean = updated(walk, buffers.mean, mean, n=max(total, 1), below=0.0, **common)  # type: ignore[arg-type]
         buffers.var = updated(walk, buffers.var, var, n=n, below=max(below, 0.0), **common)  # type: ignore[arg-type]
 
-    def _snapshot(self, at: str) -> None:
+    def snapshot(self, at: str) -> None:
         buffers, dtype = self.walk.buffers, self.walk.case.param_dtype
         put(self.walk, f"running_mean.{at}", self.rank, *buffers.mean, dtype=dtype)
         put(self.walk, f"running_var.{at}", self.rank, *buffers.var, dtype=dtype)
         self.walk.tracked.setdefault(f"num_batches_tracked.{at}", {})[self.rank] = self._shown
 
-    def _backward(self, k: int) -> None:
+    def backward(self, k: int) -> None:
         case, walk, step = self.walk.case, self.walk, self.walk.case.steps[k]
         if step.mode == "train" and case.tracking and case.recomputes(k, self.group[0]):
             for _ in range(self.variant.recomputed - (walk.contract.recompute_updates == "once")):

@@ -102,11 +102,11 @@ class Follower:
         """Go through the schedule."""
         for what, k in events(self.walk.case):
             if what == "forward":
-                self._forward(k)
+                self.forward(k)
             else:
-                self._backward(k)
+                self.backward(k)
         if self.walk.case.tracking:
-            self._snapshot("end")
+            self.snapshot("end")
 
     def step(self, k: int, members: tuple[int, ...], *, training: bool) -> dict[int, RankStep]:
         """Return each member's share of step k; `training` if it is normalised with the members' batch."""
@@ -119,7 +119,8 @@ class Follower:
     def before_backward(self, k: int) -> None:
         """Change the shares of step k that its backward is read off, if it differs from the forward's."""
 
-    def _forward(self, k: int) -> None:
+    def forward(self, k: int) -> None:
+        """Do the forward of step k: its shares, outputs and updates."""
         walk, case = self.walk, self.walk.case
         training = case.steps[k].mode == "train"
         if training or case.tracking:
@@ -133,9 +134,10 @@ class Follower:
         if case.tracking:
             if training:
                 self.update(k)
-            self._snapshot(str(k))
+            self.snapshot(str(k))
 
-    def _snapshot(self, at: str) -> None:
+    def snapshot(self, at: str) -> None:
+        """Note what the buffers hold, `at` a step or the end."""
         walk = self.walk
         first = walk.group[0]
         for name, estimate in (("running_mean", walk.buffers.mean), ("running_var", walk.buffers.var)):
@@ -144,7 +146,8 @@ class Follower:
             by_rank.update(dict.fromkeys(walk.group, by_rank[first]))  # the same on every rank
         walk.tracked[f"num_batches_tracked.{at}"] = dict.fromkeys(walk.group, walk.buffers.tracked)
 
-    def _backward(self, k: int) -> None:
+    def backward(self, k: int) -> None:
+        """Do the backward of step k: its gradients, and the update that a recomputation makes."""
         walk, case, step = self.walk, self.walk.case, self.walk.case.steps[k]
         twice = walk.contract.recompute_updates == "twice"
         if twice and step.mode == "train" and case.tracking and case.recomputes(k, walk.group[0]):
