@@ -6,13 +6,18 @@ Layers and forbidden imports are contracts of import-linter (`pyproject.toml`); 
 from __future__ import annotations
 
 import ast
+import contextlib
 import graphlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from verify.cli.parser import parse
+from verify.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("verify", "properties", "reference")
@@ -164,3 +169,29 @@ def test_what_texts_name_is_there() -> None:
         if path.name != "CHANGELOG.md" and (gone := missing(path.read_text("utf-8")))
     }
     assert found == {}
+
+
+COMMAND = re.compile(r"(?:python -m verify|syncbn-verify) ([^`\n]*)")
+
+
+def shown(text: str) -> list[list[str]]:
+    """Return the command lines of ours that a page shows, without comments, optional parts and ellipses."""
+    found = []
+    for line in COMMAND.findall(text):
+        plain = re.sub(r"\[[^\]]*\]|\.\.\.", "", line).replace("\\|", "|")
+        with contextlib.suppress(ValueError):  # a quotation that goes on in the next line
+            found.append(shlex.split(plain, comments=True))
+    return [words for words in found if words and not words[-1].startswith("--subject")]
+
+
+def test_the_commands_that_pages_show_are_those_of_the_parser() -> None:
+    lines = [
+        words
+        for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
+        for words in shown(page.read_text("utf-8"))
+    ]
+    assert len(lines) > 20
+    for words in lines:
+        assert parse(words).command == words[0], words
+    with pytest.raises(UsageError):
+        parse(shown("`python -m verify run --every-element`")[0])
