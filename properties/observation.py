@@ -221,6 +221,9 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
             raise ValueError(f"Expected {math.prod(shape)} values of {name}, but got {len(raw)} bytes.")
         array = np.frombuffer(raw, dtype).reshape(shape).astype(np.dtype(name))
         positions, whole = _folded(data, shape)
+        held = int(data.get("held", 0))
+        if not 0 <= 2 * held <= (shape[0] if shape and positions is not None else 0):
+            raise ValueError(f"Expected two rows a place, but got held={held} with shape={shape!r}.")
         return Tensor(
             dtype=str(data["dtype"]),
             array=array,
@@ -230,7 +233,7 @@ def tensor_from_data(data: dict[str, Any]) -> Tensor:
             aliases_input=bool(data["aliases_input"]),
             positions=positions,
             logical_shape=whole,
-            held=int(data.get("held", 0)),
+            held=held,
             bits=str(data.get("bits", "")),
         )
     except (KeyError, TypeError, OverflowError) as error:

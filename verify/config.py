@@ -96,6 +96,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         fail_fast: End at the first failing case, once it is minimised.
         min_cases: Cases that a verdict HOLDS needs; None for the default.
         case_seconds: Seconds that one small case may take on the ranks; None for the factory's, or the usual.
+
+    Raises:
+        UsageError: If a number is out of its range.
     """
 
     subject: tuple[str, ...] = ()
@@ -114,16 +117,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     case_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cases is not None and not 1 <= self.cases < 2**63:
-            raise ValueError(f"Expected cases from 1 on, but got cases={self.cases}.")
-        if self.min_cases is not None and not 1 <= self.min_cases < 2**63:
-            raise ValueError(f"Expected min_cases from 1 on, but got min_cases={self.min_cases}.")
-        if self.seconds is not None and not 0 < self.seconds < 1e9:
-            raise ValueError(f"Expected seconds above 0, but got seconds={self.seconds}.")
-        if self.case_seconds is not None and not 0 < self.case_seconds < 1e6:
-            raise ValueError(f"Expected seconds above 0, but got case_seconds={self.case_seconds}.")
+        for name, below in (("cases", 2**63), ("min_cases", 2**63), ("seconds", 1e9), ("case_seconds", 1e6)):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < below:
+                raise UsageError(f"Expected {name} above 0 and below {below:g}, but got {name}={value}.")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"Expected a seed from 0 to 2^64 - 1, but got seed={self.seed}.")
+            raise UsageError(f"Expected a seed from 0 to 2^64 - 1, but got seed={self.seed}.")
 
     @property
     def budget(self) -> Budget:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from properties.case import Case
@@ -127,7 +128,7 @@ def _pairs(
     first, again = observation.ranks[rank].tensors, observation.again.ranks[rank].tensors
     accumulated: dict[str, NDArray[np.bool_]] = {}
     for name in sorted(first.keys() | again.keys()):
-        one, other = first.get(name), again.get(name)
+        one, other = _ends(first.get(name)), _ends(again.get(name))
         shape = one.array.shape if one is not None else ()
         open_: NDArray[np.bool_] = np.zeros(shape, np.bool_)
         quantity = name.partition(".")[0]
@@ -139,6 +140,14 @@ def _pairs(
                 open_ = open_ | earlier if earlier is not None and earlier.shape == open_.shape else open_
                 accumulated[quantity] = open_
         yield name, one, other, open_
+
+
+def _ends(tensor: Tensor | None) -> Tensor | None:
+    """Return a folded tensor without its third row: one run may have it, and the other be finite."""
+    if tensor is None or tensor.positions is None:
+        return tensor
+    rows = slice(2 * tensor.held)
+    return structs.replace(tensor, array=tensor.array[rows], positions=tensor.positions[rows])
 
 
 def _near_limits(tensor: Tensor, shift: int) -> NDArray[np.bool_]:

@@ -75,6 +75,14 @@ def test_a_damaged_sample_raises_value_error(change):
         tensor_from_data({**SAMPLED, **change})
 
 
+@pytest.mark.parametrize("held", [-1, 2, None, "x", [1], 2**70])
+def test_places_that_a_fold_has_no_rows_for_raise_value_error(held):
+    with pytest.raises(ValueError, match=r"\S"):
+        tensor_from_data({**FOLDED, "held": held})
+    with pytest.raises(ValueError, match="two rows a place"):
+        tensor_from_data({**GOOD, "held": 1})
+
+
 @pytest.mark.parametrize(
     "change",
     [

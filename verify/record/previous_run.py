@@ -11,7 +11,6 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,10 +30,6 @@ from verify.strict_json import plain
 from verify.subject import Subject
 
 _Judged = tuple[str, Place, Callable[[], Recalled]]
-
-
-_NO_MORE = re.compile(rb',"every_element":(?:true|false)(?=[,}])')
-"""An argument before schema 3: to judge large tensors whole, and not on a sample; now all are."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,11 +163,19 @@ def _opened(past: PreviousRun | None, text: bytes) -> PreviousRun:
         raise ValueError(
             f"Expected a record of schema 1 to {SCHEMA}, but got schema={schema!r}; record a new run."
         )
-    opening = struct_from(_NO_MORE.sub(b"", text) if schema < 3 else text, Opening)
+    opening = struct_from(_without_sampling(text) if schema < 3 else text, Opening)
     if past is None:
         return PreviousRun(opening=opening)
     past.opening = opening
     return past
+
+
+def _without_sampling(text: bytes) -> bytes:
+    """Return an opening without the argument by which large tensors were judged whole; now all are."""
+    data = msgspec.json.decode(text)
+    if isinstance(data.get("arguments"), dict):
+        data["arguments"].pop("every_element", None)
+    return msgspec.json.encode(data)
 
 
 def _load(journal: Journal, offset: int, length: int) -> Recalled:

@@ -158,7 +158,8 @@ def observation_to_data(observation: Observation) -> dict[str, Any]:
     """
     both = (observation, observation.again) if observation.again else (observation,)
     tensors = (tensor for one in both for rank in one.ranks for tensor in rank.tensors.values())
-    whole = sum(tensor.array.nbytes for tensor in tensors) <= MAX_TENSOR_BYTES
+    arrays = (array for tensor in tensors for array in (tensor.array, tensor.positions) if array is not None)
+    whole = sum(array.nbytes for array in arrays) <= MAX_TENSOR_BYTES
     ranks, *again = ([_rank_to_data(rank, whole=whole) for rank in one.ranks] for one in both)
     return {"ranks": ranks, "again": {"ranks": again[0], "again": None} if again else None}
 

@@ -74,6 +74,36 @@ def test_a_missing_or_reshaped_tensor_in_the_second_run_is_a_violation(scene, te
     assert one.violated() == {probe}
 
 
+def folded(held, *, rows=2, bits=""):
+    """A tensor (N, C) folded to one place; a third row, as where not all is finite, shows the first again."""
+    low, high = held.values.argmin(axis=0), held.values.argmax(axis=0)
+    positions = np.stack([low, high, low])[:rows]
+    array = np.take_along_axis(held.array, positions, axis=0)
+    fields = {"positions": positions, "logical_shape": held.shape, "held": 1, "bits": bits}
+    return msgspec.structs.replace(held, array=array, **fields)
+
+
+@pytest.mark.parametrize("probe", ["repeatable", "scaling"])
+def test_a_fold_that_one_run_has_another_row_of_is_the_same(scene, probe):
+    one = probed(scene, probe)
+    for again, rows in ((False, 2), (True, 3)):
+        held = (one.again if again else one.ranks)[0].tensors["output.0"]
+        one.put(0, "output.0", folded(held, rows=rows), again=again)
+    assert one.violated() == set()
+    nudge(one, 0, "output.0")
+    assert one.violated() == {probe}
+
+
+def test_other_bits_beside_the_ends_of_a_fold_are_not_repeatable(scene):
+    one = probed(scene, "repeatable")
+    for again, bits in ((False, "ab"), (True, "cd")):
+        held = (one.again if again else one.ranks)[1].tensors["output.0"]
+        one.put(1, "output.0", folded(held, bits=bits), again=again)
+    (found,) = one.verdicts()["repeatable"].discrepancies
+    assert (found.quantity, found.rank, found.at_least) == ("output.0", 1, True)
+    assert "other bits" in found.message
+
+
 @pytest.mark.parametrize("probe", ["repeatable", "scaling"])
 def test_a_second_run_that_does_not_return_is_a_violation(scene, probe):
     one = probed(scene, probe)

@@ -172,6 +172,21 @@ def test_a_tensor_of_another_shape_or_dtype_is_given_back_whole_and_bits_only_if
     assert one.bits != again.bits
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_the_digest_takes_any_nan_for_any_other(dtype):
+    torch = pytest.importorskip("torch")
+    from verify.ranks.worker.capture import capture
+
+    one, other = (torch.zeros(40, 3, dtype=getattr(torch, dtype)) for _ in range(2))
+    wide = {8: torch.int64, 4: torch.int32, 2: torch.int16}[one.element_size()]
+    one[5, 1] = other[5, 1] = math.nan
+    other.view(wide)[5, 1] += 1
+    assert bool(other[5, 1].isnan())
+    assert not torch.equal(one.view(wide), other.view(wide))
+    first, second = (capture(each, beside=each, held=11, with_bits=True) for each in (one, other))
+    assert first.bits == second.bits
+
+
 @given(st.integers(1, 80_000), st.integers(1, 3000))
 def test_a_period_fits_nothing_that_kernels_divide_by(count, channels):
     case = Case(batches=(count, 1), channels=channels)

@@ -38,7 +38,7 @@ class Captured:
 
     Attributes:
         positions: Of a folded one, where its elements lie, in the shape of the array.
-        bits: Of a folded one, the digest of all its elements, if it was asked for.
+        bits: Of a folded one, the digest of all its elements, NaN by class, if it was asked for.
     """
 
     array: NDArray[Any]
@@ -95,7 +95,8 @@ def capture(
     more: dict[str, Any] = {}
     if folds:
         if with_bits:
-            more["bits"] = hashlib.blake2b(_array(plain).tobytes(), digest_size=16).hexdigest()
+            same_nan = plain.masked_fill(plain.isnan(), math.nan)  # any NaN equals any other
+            more["bits"] = hashlib.blake2b(_array(same_nan).tobytes(), digest_size=16).hexdigest()
         shape = tuple(plain.shape)
         plain, positions = _folded(plain, held)
         more |= {"positions": positions.cpu().numpy(), "logical_shape": shape, "held": held}
