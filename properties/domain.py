@@ -20,6 +20,7 @@ ParamDtype = Literal["float32", "own"]
 Groups = Literal["world", "disjoint", "single"]
 Empty = Literal["never", "some", "all"]
 Epsilon = Literal["positive", "zero"]
+Size = Literal["small", "network"]
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +41,9 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         tracking: track_running_stats values.
         eval: Evaluation mode is supported.
         values: Families of input values.
+        sizes: Kinds of size. A case is of a network's if a rank holds more than 2^17 elements; such are drawn
+            with the shapes of known networks (`properties.generation.networks`), up to 2^21 elements a rank,
+            or up to 2^25 where nothing else is drawn.
     """
 
     dtypes: tuple[Dtype, ...] = get_args(Dtype)
@@ -56,6 +60,7 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tracking: tuple[bool, ...] = (True, False)
     eval: bool = True
     values: tuple[Family, ...] = get_args(Family)
+    sizes: tuple[Size, ...] = get_args(Size)
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

@@ -25,6 +25,8 @@ _SHARDS = (4, 16, 64, 256, 1136)
 _FEW_SHARDS = 64
 _CHANNELS = (1, 8, 24, 72, 136)
 _RANKS = (8, 64)
+# Blocks that repeat are as large as one of few periods: what they are padded to goes with those.
+_REPEATED_SHARDS, _REPEATED_CHANNELS = (4,), (8, 64, 256, 1024, 2048, 4096)
 
 
 class Bucket(NamedTuple):
@@ -79,7 +81,8 @@ def layout(counts: Sequence[int], channels: int, *, times: Sequence[Floats] | No
         channels: Their channels.
         times: How many each position stands for, (count,) of each rank; None for one.
 
-    Large cases are padded less than small ones: they are few, and what is padded costs as much as the rest.
+    Large cases are padded less than small ones: they are few, and what is padded costs as much as the rest;
+    but what repeats is never large.
     """
     bucket = _bucket(counts, channels, repeats=times is not None)
     length = bucket.length
@@ -101,14 +104,17 @@ def _bucket(counts: Sequence[int], channels: int, *, repeats: bool) -> Bucket:
     fit = [b for b in COMMON if by_length[b.length] <= b.shards and channels <= b.channels]
     if fit and not repeats:
         return min(fit, key=lambda b: b.shards * b.length * b.channels)._replace(ranks=ranks)
+    if repeats:
+        length = _LENGTHS[-1]
+        shards = _at_least(by_length[length], _REPEATED_SHARDS, factor=2)
+        return Bucket(shards, length, _at_least(channels, _REPEATED_CHANNELS, factor=2), ranks, repeats)
     length = next((size for size in _LENGTHS if by_length[size] <= _FEW_SHARDS), _LENGTHS[-1])
-    large = repeats or by_length[length] > _SHARDS[-1]
+    large = by_length[length] > _SHARDS[-1]
     return Bucket(
         _at_least(by_length[length], _SHARDS, factor=1.25),
         length,
         -(-channels // 8) * 8 if large and channels > 1 else _at_least(channels, _CHANNELS, factor=2),
         ranks,
-        repeats,
     )
 
 

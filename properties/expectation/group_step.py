@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from properties.expectation.running_buffers import update_scalars
 from properties.expectation.schedule_state import RankStep, Walk, accumulation_dtype, storing
 from properties.values import elements
-from properties.values.period import times
+from properties.values.period import is_large, times
 from reference.padding import Layout, layout, pack
 from reference.program import compiled_step
 from reference.rounding import FACTS, REFERENCE_U, arithmetic, constant_error, depth
@@ -65,7 +65,8 @@ def step_input(
     counts = [case.count_of(rank) for rank in members]
     drawn = [walk.inputs[rank, k] for rank in members]
     held = [x.shape[0] * x.shape[2] for x, _ in drawn]
-    often = [times(*pair) for pair in zip(counts, held, strict=True)] if held != counts else None
+    # A small group of a large case takes the program of one that repeats, too: it is compiled anyway.
+    often = [times(*pair) for pair in zip(counts, held, strict=True)] if is_large(case) else None
     where = layout(held, case.channels, times=often)
     if storing(accumulation_dtype(case, walk.contract), case.dtype) != (0.0, 0.0):
         where = where._replace(bucket=where.bucket._replace(narrowed=True))

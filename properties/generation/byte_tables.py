@@ -26,8 +26,9 @@ from properties.case import (
     Step,
     Wrong,
 )
-from properties.domain import Domain, DomainError, layouts_of
+from properties.domain import Domain, DomainError, Size, layouts_of
 from properties.generation.membership import groups_kind
+from properties.generation.networks import ACTIVATIONS, Activation
 
 T = TypeVar("T")
 Table = tuple[T, ...]
@@ -44,7 +45,10 @@ _EMPTY = (("none", 76), ("one", 14), ("others", 6), ("group", 2), ("all", 2))
 _SCALES = (
     *((("", 0), 866), (("tall", 40), 35), (("wide", 64), 30), (("tall", 300), 54), (("wide", 700), 12)),
     *((("tall", 2500), 48), (("tall", 70_000), 20)),
+    (("network", 0), 10),
 )
+LARGEST, LARGEST_ALONE = 1 << 21, 1 << 25
+"""Elements of a rank of a network's size, among small cases and where there are none."""
 _DTYPES: tuple[tuple[tuple[Dtype, Dtype], float], ...] = (
     (("float32", "float32"), 42),
     (("float16", "float32"), 9),
@@ -121,6 +125,9 @@ class Tables:
     grads: Table[Literal["all", "none", "ragged"]]
     step: Table[Step]
     probes: Table[Probe]
+    scales: Table[tuple[str, int]]
+    networks: dict[int, tuple[Activation, ...]]
+    largest: int
 
 
 def table(weighted: Weighted[T]) -> Table[T]:
@@ -166,6 +173,7 @@ def tables_for(
     emptiness = ("none", "one", "others", "group", "all")
     allowed = {"never": emptiness[:1], "some": emptiness[:3], "all": emptiness}[domain.empty]
     pairs = [item for item in _DTYPES if _admitted_pair(domain, *item[0])]
+    largest = LARGEST if "small" in domain.sizes else LARGEST_ALONE
     return Tables(
         domain=domain,
         worlds=_required(_worlds(domain, rare_world_sizes), domain, "groups", "world_sizes"),
@@ -183,7 +191,20 @@ def tables_for(
         grads=table(item for item in _GRADS if item[0] != "ragged" or domain.ragged_grad),
         step=table(item for item in _STEP if item[0].mode == "train" or domain.eval),
         probes=table((_PROBES if probes else _PROBES[:1]) + (_CONVERSION if conversion else ())),
+        scales=_in_place(_SCALES, lambda scale: _size_of(scale) in domain.sizes),
+        networks={size: _activations(size, largest) for size in domain.dims},
+        largest=largest,
     )
+
+
+def _size_of(scale: tuple[str, int]) -> Size:
+    return "network" if scale[0] == "network" else "small"
+
+
+def _activations(dims: int, largest: int) -> tuple[Activation, ...]:
+    """Return the shapes of so many dimensions of which a rank may hold a sample, small ones first."""
+    fit = (one for one in ACTIVATIONS if len(one.spatial) + 2 == dims and one.elements <= largest)
+    return tuple(sorted(fit, key=lambda one: one.elements))
 
 
 def _required(items: Sequence[tuple[T, float]], domain: Domain, *keys: str) -> Table[T]:
@@ -234,7 +255,7 @@ def partitions(world: int, kinds: tuple[str, ...]) -> Table[Partition]:
 
 
 COUNTS_TABLE, SIZES_TABLE, CHANNELS_TABLE = table(_COUNTS), table(_SIZES), table(_CHANNELS)
-SCALES_TABLE, FROZEN_TABLE = table(_SCALES), table(_FROZEN)
+FROZEN_TABLE = table(_FROZEN)
 OFFSETS_TABLE, KINDS_TABLE, WRONG_TABLE = table(_OFFSETS), table(_KINDS), table(_WRONG)
 STEPS_TABLE, STEPS_CUMULATIVE_TABLE = table(_STEPS), table(_STEPS_CUMULATIVE)
 SPECIALS_TABLE = table(((0, 88), (1, 9), (2, 3)))

@@ -31,7 +31,6 @@ from properties.generation.byte_tables import (
     FROZEN_TABLE,
     KINDS_TABLE,
     OFFSETS_TABLE,
-    SCALES_TABLE,
     SIZES_TABLE,
     SPECIALS_TABLE,
     STEPS_CUMULATIVE_TABLE,
@@ -41,6 +40,7 @@ from properties.generation.byte_tables import (
     Tables,
     partitions,
 )
+from properties.values.period import REPEATS_ABOVE
 
 SHAPE_BYTES, OPTION_BYTES, VALUE_BYTES = 19, 14, 15
 TOTAL_BYTES = SHAPE_BYTES + OPTION_BYTES + VALUE_BYTES
@@ -121,7 +121,9 @@ def _sizes(
     for rank in _empty_ranks(tables.empty[empty], empty, partition, domain=tables.domain):
         batches[rank] = 0
     sizes = [SIZES_TABLE[byte] for byte in shape[16 : 16 + dims - 2]]
-    how, target = SCALES_TABLE[scale]
+    how, target = tables.scales[scale]
+    if how == "network":
+        return _network(shape, tables, world=world, dims=dims, full=[n > 0 for n in batches])
     if how == "wide" and dims > 2:
         sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]) | 1)
     elif how == "tall":
@@ -138,13 +140,38 @@ def _sizes(
     return tuple(batches), spatial, min(channels, max(1, _ELEMENTS // max(1, total)))
 
 
+def _network(
+    shape: bytes, tables: Tables, *, world: int, dims: int, full: list[bool]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
+    """Return sizes of a batch norm of a known network: one rank holds most, none more than `largest`.
+
+    All ranks together hold at most `largest`, or, among small cases, four times that; where each has a sample
+    of a large shape they may hold a little more.
+    """
+    channel, _, ragged, _, other = shape[3:8]
+    together = tables.largest * (4 if "small" in tables.domain.sizes else 1)
+    shapes = tables.networks[dims]
+    fit = [one for one in shapes if one.elements * world <= together] or shapes[:1]
+    activation = fit[channel * len(fit) // 256]
+    spatial = _ragged(activation.spatial, ragged, world=world)
+    sizes = [activation.channels * math.prod(spatial[rank % len(spatial)]) for rank in range(world)]
+    most = REPEATS_ABOVE << other % (tables.largest // REPEATS_ABOVE).bit_length()
+    lead = (other >> 3) % world
+    share = min(most, (together - most) // max(1, world - 1))
+    batches = [max(1, share * (shape[8 + rank % 8] + 1) // 256 // size) for rank, size in enumerate(sizes)]
+    batches[lead] = max(1, REPEATS_ABOVE // sizes[lead] + 1, most // sizes[lead])
+    if full[lead]:
+        batches = [n if kept else 0 for n, kept in zip(batches, full, strict=True)]
+    return tuple(batches), spatial, activation.channels
+
+
 def _among_many(
     channels: int, last: OddFamily, batches: tuple[int, ...], spatial: tuple[tuple[int, ...], ...]
 ) -> tuple[int, OddFamily]:
-    """Return enough channels for an odd last one, or no odd one where that would be too many elements."""
+    """Return enough channels for an odd last one; none is odd where they would be too many elements."""
     total = sum(n * math.prod(spatial[rank % len(spatial)]) for rank, n in enumerate(batches))
     if total * _MANY > _ELEMENTS:
-        return channels, ""
+        return channels, last if channels >= _MANY else ""
     return max(channels, _MANY), last
 
 

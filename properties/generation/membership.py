@@ -7,7 +7,8 @@ case from anywhere, whether the subject promised to support it.
 from __future__ import annotations
 
 from properties.case import Case
-from properties.domain import Domain, Epsilon, Groups, ParamDtype, layouts_of
+from properties.domain import Domain, Epsilon, Groups, ParamDtype, Size, layouts_of
+from properties.values.period import is_large
 
 
 def admits(domain: Domain, case: Case) -> bool:
@@ -33,6 +34,7 @@ def objections(domain: Domain, case: Case) -> tuple[str, ...]:
         "tracking": case.tracking in domain.tracking,
         "eval": domain.eval or all(step.mode == "train" for step in case.steps),
         "values": {case.values, case.last_values} - {""} <= set(domain.values),
+        "sizes": size_kind(case) in domain.sizes,
     }
     return tuple(key for key, admitted in answers.items() if not admitted)
 
@@ -50,6 +52,11 @@ def param_kinds(case: Case) -> tuple[ParamDtype, ...]:
 def epsilon_kind(case: Case) -> Epsilon:
     """Return what the case's eps counts as."""
     return "positive" if case.eps else "zero"
+
+
+def size_kind(case: Case) -> Size:
+    """Return `network` if a rank holds so much that it repeats, else `small`."""
+    return "network" if is_large(case) else "small"
 
 
 def groups_kind(groups: tuple[tuple[int, ...], ...]) -> Groups:

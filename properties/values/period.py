@@ -3,10 +3,11 @@
 Rules
 -----
 - A block is what a rank holds in a step. Its positions are numbered sample by sample: the sample times the
-  spatial size, plus the spatial position. In a block of more than `REPEATS_ABOVE` elements a position holds
-  what its number modulo the period holds, in all channels; the positions below the period are drawn.
-- The period has no factor below 11, so that what goes wrong by a vector, a warp or a block of threads lands
-  on another value, and mostly also what goes wrong by a sample or a row of an image.
+  spatial size, plus the spatial position. In a case in which a rank holds more than `REPEATS_ABOVE` elements a
+  position holds what its number modulo the period holds, in all channels; the positions below the period are
+  drawn.
+- The period is a prime from 13 on, so that what goes wrong by a vector, a warp or a block of threads lands on
+  another value, and mostly also what goes wrong by a sample or a row of an image.
 - A block of one period has shape (1, C, period), whatever the shape of the whole.
 - What a subject makes of such a block is given back folded (`fold`): of all elements that lie at a place of
   the period the least and the greatest. What must hold of every element, a distance from one expected value,
@@ -15,7 +16,6 @@ Rules
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,19 +28,25 @@ Shape = tuple[int, int, int]
 """Samples, channels and positions of a sample."""
 
 REPEATS_ABOVE = 1 << 17
-_ELEMENTS, _LEAST = 1 << 16, 1009
-_SMALL_FACTORS = 2 * 3 * 5 * 7
+_PERIODS = ((64, 1021), (256, 251), (1024, 61), (2048, 31), (4096, 13))
+"""Channels, and the period of as many at most: a prime, with which a period has at most 2^16 elements.
+
+Few, since each is a program of the reference's (`reference.padding`)."""
+
+
+def is_large(case: Case) -> bool:
+    """Return whether the blocks of a case repeat: a rank holds more than `REPEATS_ABOVE` elements."""
+    return case.channels * max(case.count_of(rank) for rank in range(case.world_size)) > REPEATS_ABOVE
 
 
 def period(case: Case, rank: int) -> int:
-    """Return how many positions of the rank's blocks are drawn: all of a small one."""
+    """Return how many positions of the rank's blocks are drawn: all where nothing repeats.
+
+    In a large case the blocks of small ranks repeat, too, if they hold two periods.
+    """
     count = case.count_of(rank)
-    if count * case.channels <= REPEATS_ABOVE:
-        return count
-    found = max(_LEAST, _ELEMENTS // case.channels)
-    while math.gcd(found, _SMALL_FACTORS) > 1:
-        found -= 1
-    return min(count, found)
+    held = next(held for channels, held in _PERIODS if case.channels <= channels)
+    return held if count >= 2 * held and is_large(case) else count
 
 
 def repeated(block: NDArray[T], shape: Shape) -> NDArray[T]:

@@ -35,6 +35,8 @@ from properties.generation.membership import admits, groups_kind, objections, un
         ("tracking", {"tracking": (True,)}, {"tracking": False}, {}),
         ("eval", {"eval": False}, {"steps": (Step(), Step(mode="eval"))}, {}),
         ("values", {"values": ("mixed",)}, {}, {"values": "mixed"}),
+        ("sizes", {"sizes": ("small",)}, {"batches": (1, 2**17 + 1)}, {"batches": (2**17, 2**17)}),
+        ("sizes", {"sizes": ("network",)}, {}, {"batches": (1, 129), "channels": 1024}),
     ],
 )
 def test_each_key_excludes_what_it_names(key, domain, outside, inside):
@@ -97,7 +99,11 @@ DOMAINS = st.builds(
     tracking=st.sets(st.booleans(), min_size=1).map(tuple),
     eval=st.booleans(),
     values=st.sets(st.sampled_from(Domain().values), min_size=1).map(tuple),
+    sizes=st.sets(st.sampled_from(Domain().sizes), min_size=1).map(tuple),
 )
+
+
+NETWORKS = Domain(sizes=("network",))
 
 
 @given(DOMAINS, st.integers(0, 2**32), st.booleans())
@@ -112,7 +118,7 @@ def test_no_case_outside_the_domain_is_ever_drawn(domain, seed, probes):
 
 @pytest.mark.parametrize("byte", [0, 255])
 def test_extreme_bytes_are_cases_of_the_domain_too(byte):
-    for domain in (Domain(), Domain(empty="some", world_sizes=(2, 64)), Domain(groups=("single",))):
+    for domain in (Domain(), Domain(empty="some", world_sizes=(2, 64)), Domain(groups=("single",)), NETWORKS):
         tables = tables_for(domain, probes=True, rare_world_sizes=())
         assert admits(domain, case_from(bytes([byte] * TOTAL_BYTES), tables))
 

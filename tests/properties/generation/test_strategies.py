@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, find, given, settings
 from properties.case import DTYPES, FAMILIES, Case, Step, encode
 from properties.domain import Domain, DomainError
 from properties.generation.membership import admits
+from properties.generation.networks import ACTIVATIONS
 from properties.generation.strategies import cases, excluded_share, random_case
+from properties.values.period import is_large
 from verify.engine.simplify import simpler, weight
 
 DRAWS = 6000
@@ -115,11 +117,43 @@ def test_every_value_of_the_closed_lists_is_drawn(drawn):
     assert any(c.total_of(g) > 65536 for c in drawn for g in c.process_groups)
 
 
+def elements_of(case):
+    return [case.count_of(rank) * case.channels for rank in range(case.world_size)]
+
+
 def test_cases_are_small_on_average(drawn):
-    elements = sorted(sum(map(c.count_of, range(c.world_size))) * c.channels for c in drawn)
-    assert elements[DRAWS // 2] < 300
+    elements = sorted(sum(elements_of(c)) for c in drawn if not is_large(c))
+    assert elements[len(elements) // 2] < 300
     assert sum(elements) / DRAWS < 5000
     assert elements[-1] <= 200_000
+
+
+def test_one_case_in_a_hundred_has_the_sizes_of_a_network(drawn):
+    large = [c for c in drawn if is_large(c)]
+    assert 1 / 140 < len(large) / DRAWS < 1 / 60
+    assert max(max(elements_of(c)) for c in large) <= 2**21
+
+
+def test_sizes_of_networks_alone_go_to_where_an_index_no_longer_fits_a_float():
+    domain = Domain(sizes=("network",))
+    cases = [random_case(random.Random(seed), domain) for seed in range(2000)]
+    assert all(is_large(c) for c in cases)
+    largest = [max(elements_of(c)) for c in cases]
+    assert 2**24 < max(largest) <= 2**25
+    assert sum(n > 2**24 for n in largest) > 20
+    assert max(sum(elements_of(c)) for c in cases) < 1.5 * 2**25
+    known = {(one.channels, len(one.spatial)) for one in ACTIVATIONS}
+    assert {(c.channels, len(c.spatial[0])) for c in cases} == known
+    assert any(0 in c.batches for c in cases)
+    assert {c.world_size for c in cases} >= {1, 2, 3, 4}
+
+
+def test_where_no_sizes_of_networks_are_drawn_all_other_cases_are_as_with_them():
+    small = Domain(sizes=("small",))
+    for seed in range(600):
+        with_them = random_case(random.Random(seed), Domain())
+        without = random_case(random.Random(seed), small)
+        assert is_large(with_them) or with_them == without
 
 
 def test_probes_are_about_one_case_in_sixteen_each(drawn):

@@ -68,7 +68,8 @@ class BareStep:
 
 def prepare(case: Case, module: torch.nn.Module, *, rank: int, device: torch.device) -> BareStep:
     """Return `case` with its data drawn, for `module`."""
-    data, _ = draw(case, rank, device=device)
+    drawn = draw(case, rank, device=device)
+    data = [drawn.step(index) for index in range(len(case.steps))]
     return BareStep(
         case=case,
         rank=rank,

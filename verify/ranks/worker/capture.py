@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from properties.values.period import occurrences
 from verify.ranks.messages import TensorHeader
+from verify.ranks.worker.memory_layouts import SAMPLES_ONE_BY_ONE, samples_of
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHARED = (
@@ -113,6 +114,12 @@ def capture(
 
 def _folded(plain: torch.Tensor, held: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the elements of (N, C, ...) that a fold has, and their positions, both (rows, C)."""
+    block = plain.reshape(*plain.shape[:2], -1)
+    first = _first(block, held)
+    if _repeats(block, first):  # Mostly so, and some ten times sooner told than what is least at each place.
+        rows_a_place = 2 if bool(first.isfinite().all()) else 3
+        places = torch.arange(held, device=plain.device)[:, None].expand(held, plain.shape[1])
+        return first.T.repeat(rows_a_place, 1), places.repeat(rows_a_place, 1)
     rows = plain.movedim(1, -1).reshape(-1, plain.shape[1])
     numbers = torch.from_numpy(occurrences(len(rows), held)).to(rows.device)
     table = rows[numbers]
@@ -122,6 +129,27 @@ def _folded(plain: torch.Tensor, held: int) -> tuple[torch.Tensor, torch.Tensor]
     places = torch.arange(held, device=rows.device)[:, None]
     positions = torch.cat([numbers[end, places] for end in ends])
     return rows.gather(0, positions), positions
+
+
+def _first(block: torch.Tensor, held: int) -> torch.Tensor:
+    """Return the first period of (N, C, positions), as (C, held)."""
+    samples = -(-held // block.shape[2])
+    return block[:samples].transpose(0, 1).reshape(block.shape[1], -1)[:, :held]
+
+
+def _repeats(block: torch.Tensor, first: torch.Tensor) -> bool:
+    """Return whether all of (N, C, positions) repeats its first period bit for bit."""
+    integer = _BITS[block.element_size()]
+    n, c, positions = block.shape
+    if n <= SAMPLES_ONE_BY_ONE:
+        wanted = samples_of(first, block.shape)
+        return all(
+            torch.equal(one.view(integer), two.view(integer)) for one, two in zip(block, wanted, strict=True)
+        )
+    rows, held = block.transpose(1, 2).reshape(n * positions, c).view(integer), first.shape[1]
+    full, period = len(rows) // held * held, first.T.contiguous().view(integer)
+    whole = (rows[:full].view(-1, held, c) == period).all()
+    return bool(whole) and torch.equal(rows[full:], period[: len(rows) - full])
 
 
 def shares_storage(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -27,7 +27,7 @@ from properties.values.period import period
 from verify.ranks.worker.capture import Captured, capture
 from verify.ranks.worker.collective_log import Ledger
 from verify.ranks.worker.exceptions import describe
-from verify.ranks.worker.inputs import draw
+from verify.ranks.worker.inputs import StepData, draw
 from verify.ranks.worker.loader import Factory
 from verify.ranks.worker.memory_layouts import handed_on, same_bits
 from verify.ranks.worker.module import build
@@ -84,12 +84,13 @@ class Execution:
         self._build: Callable[[], torch.nn.Module] = lambda: build(
             case, factory, keywords=keywords, device=place.device, group=place.group
         )
-        self._data, self.digest = draw(case, place.rank, device=place.device)
+        self._drawn = draw(case, place.rank, device=place.device)
+        self.digest = self._drawn.digest
+        self._data: dict[int, StepData] = {}  # of steps that have begun, until it has been looked at
         held, count = period(case, place.rank), case.count_of(place.rank)
         self._held = 0 if whole or case.wrong or held == count else held
         self._module: torch.nn.Module
         self._before: dict[str, torch.Tensor] = {}
-        self._looked_at: set[int] = set()
 
     def run(self) -> None:
         """Build the subject and execute the schedule, until its end or the first exception."""
@@ -105,7 +106,7 @@ class Execution:
                 self._capture(_BUFFERS, "end")
         except _Left as left:
             self.raised = left.raised
-        for step in set(range(len(self._data))) - self._looked_at:
+        for step in sorted(self._data):
             self._note_data(step)
 
     @contextlib.contextmanager
@@ -133,7 +134,8 @@ class Execution:
             raise _Left(describe(error, phase)) from None
 
     def _forward(self, index: int) -> None:
-        step, data = self._case.steps[index], self._data[index]
+        step, data = self._case.steps[index], self._drawn.step(index)
+        self._data[index] = data
         with self._subject(f"forward {index}"):
             self._module.train(step.mode == "train")
             if self._case.recomputes(index, self._place.rank):
@@ -144,7 +146,7 @@ class Execution:
             if not isinstance(output, torch.Tensor):
                 kind = type(output).__qualname__
                 raise TypeError(f"Expected a tensor, but the subject returned an object of type {kind}.")
-            self.tensors[f"output.{index}"] = self._captured(output, index)
+            self.tensors[f"output.{index}"] = self._captured(output, index, data)
         data.output = output
         self._capture(_BUFFERS, str(index))
         self._note_parameters(index)
@@ -172,11 +174,12 @@ class Execution:
                     self._module.train(self._case.steps[index].mode == "train")
                 output.backward(data.cotangent.tensor)
         self._note_data(index)
+        del self._data[index]
         gradients = {"grad_input": data.input.tensor.grad}
         gradients |= {f"grad_{name}": parameter.grad for name, parameter in parameters.items()}
         for name, gradient in gradients.items():
             if gradient is not None:
-                self.tensors[f"{name}.{index}"] = self._captured(gradient, index)
+                self.tensors[f"{name}.{index}"] = self._captured(gradient, index, data)
         self._note_parameters(index)
 
     def _tensors_of(self, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -185,10 +188,10 @@ class Execution:
             if isinstance(value, torch.Tensor):
                 yield name, value
 
-    def _captured(self, tensor: torch.Tensor, index: int) -> Captured:
-        """Return a copy of an output or a gradient of a step."""
+    def _captured(self, tensor: torch.Tensor, index: int, data: StepData) -> Captured:
+        """Return a copy of an output or a gradient of a step with this data."""
         compared = self._case.probe == "repeatable" or self._case.steps[index].backward != "now"
-        return capture(tensor, beside=self._data[index].input.tensor, held=self._held, with_bits=compared)
+        return capture(tensor, beside=data.input.tensor, held=self._held, with_bits=compared)
 
     def _capture(self, names: tuple[str, ...], when: str) -> None:
         for name, value in self._tensors_of(names):
@@ -200,14 +203,14 @@ class Execution:
         Not later: torch may let a parameter's `grad` be a view of the cotangent (a sum over a single sample
         is one), and then accumulates the next gradient into it.
         """
-        self._looked_at.add(index)
         self.modified.extend(f"{name}.{index}" for name in self._data[index].modified())
 
     def _note_output(self, index: int) -> None:
         """Note whether an output has changed since its forward, if another forward came in between."""
-        output, before = self._data[index].output, self.tensors[f"output.{index}"]
+        data = self._data[index]
+        output, before = data.output, self.tensors[f"output.{index}"]
         if self._case.steps[index].backward != "now" and output is not None:
-            now = self._captured(output, index)
+            now = self._captured(output, index, data)
             if (now.dtype, now.array.tobytes(), now.bits) != (
                 before.dtype,
                 before.array.tobytes(),

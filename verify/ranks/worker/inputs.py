@@ -36,11 +36,32 @@ class StepData:
         return tuple(name for name, now, before in pairs if _freed(now) or not before.held_by(now))
 
 
-def draw(case: Case, rank: int, *, device: torch.device) -> tuple[list[StepData], str]:
-    """Return the data of each step on `rank`, and the digest of all values that are drawn."""
+@dataclass(frozen=True, slots=True)
+class DrawnCase:
+    """The values of all steps of a case on a rank; of a block that repeats, one period.
+
+    A step is laid out when it is asked for: whole blocks are large, and few of them are needed at a time.
+    """
+
+    case: Case
+    rank: int
+    device: torch.device
+    blocks: tuple[tuple[Floats, Floats], ...]
+
+    @property
+    def digest(self) -> str:
+        """The digest of all values."""
+        return digest(*(array for pair in self.blocks for array in pair))
+
+    def step(self, index: int) -> StepData:
+        """Return the data of a step."""
+        return _lay_out(self.case, self.rank, index, self.device, self.blocks[index])
+
+
+def draw(case: Case, rank: int, *, device: torch.device) -> DrawnCase:
+    """Return the values of `case` on `rank`."""
     by_block = drawn(case, (rank,))
-    data = [_lay_out(case, rank, step, device, by_block[rank, step]) for step in range(len(case.steps))]
-    return data, digest(*(array for arrays in by_block.values() for array in arrays))
+    return DrawnCase(case, rank, device, tuple(by_block[rank, step] for step in range(len(case.steps))))
 
 
 def _lay_out(

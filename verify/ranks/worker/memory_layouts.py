@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from properties.case import CotangentLayout, InputLayout
 
-_SAMPLES_ONE_BY_ONE = 256
+SAMPLES_ONE_BY_ONE = 256
+"""Above so many samples a block that repeats is made, and compared, in one go: it takes memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def lay_out(
     plain = torch.from_numpy(values).to(device=device, dtype=dtype)
     period = None
     if layout != "expanded" and (len(plain) != shape[0] or plain.numel() < math.prod(shape)):
-        period = plain if layout == "contiguous" and shape[0] <= _SAMPLES_ONE_BY_ONE else None
+        period = plain if layout == "contiguous" and shape[0] <= SAMPLES_ONE_BY_ONE else None
         plain = _repeated(plain, shape)
     match layout:
         case "expanded":
@@ -116,13 +117,13 @@ class Before:
         if storage.shape != self._shape or storage.dtype != self._period.dtype:
             return False
         samples = storage.reshape(storage.shape[0], storage.shape[1], -1)
-        return all(map(same_bits, samples, _samples(self._period, storage.shape)))
+        return all(map(same_bits, samples, samples_of(self._period[0], storage.shape)))
 
 
-def _samples(period: torch.Tensor, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    """Yield the samples, (C, positions), of the block whose period (1, C, period) is."""
-    held, positions = period.shape[2], math.prod(shape[2:])
-    longer = period[0].repeat(1, -(-positions // held) + 1)
+def samples_of(period: torch.Tensor, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """Yield the samples, (C, positions), of the block whose `period` (C, held) is."""
+    held, positions = period.shape[1], math.prod(shape[2:])
+    longer = period.repeat(1, -(-positions // held) + 1)
     for sample in range(shape[0]):
         start = sample * positions % held
         yield longer[:, start : start + positions]
@@ -132,9 +133,9 @@ def _repeated(period: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Return one period (1, C, period) as the whole block (N, C, positions)."""
     samples, channels, positions = shape[0], shape[1], math.prod(shape[2:])
     options = {"dtype": period.dtype, "device": period.device}
-    if samples <= _SAMPLES_ONE_BY_ONE:
+    if samples <= SAMPLES_ONE_BY_ONE:
         block = torch.empty((samples, channels, positions), **options)
-        for place, sample in zip(block, _samples(period, shape), strict=True):
+        for place, sample in zip(block, samples_of(period[0], shape), strict=True):
             place.copy_(sample)
         return block
     held, count = period.shape[2], samples * positions

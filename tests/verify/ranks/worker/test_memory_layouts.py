@@ -38,7 +38,7 @@ def test_every_layout_has_the_same_values(layout, strides, dtype):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
 @pytest.mark.parametrize("shape", [(9, 4, 2, 5), (40, 4, 1, 1), (2, 4, 30, 1), (11, 4, 1, 1)])
 def test_one_period_of_a_block_lies_in_memory_as_the_whole_block(monkeypatch, shape, layout, one_by_one):
-    monkeypatch.setattr(memory_layouts, "_SAMPLES_ONE_BY_ONE", one_by_one)
+    monkeypatch.setattr(memory_layouts, "SAMPLES_ONE_BY_ONE", one_by_one)
     once = np.arange(44, dtype=np.float64).reshape(1, 4, 11)
     whole = repeated(once, (shape[0], 4, shape[2] * shape[3]))
     one, other = (
