@@ -25,8 +25,8 @@ _SHARDS = (4, 16, 64, 256, 1136)
 _FEW_SHARDS = 64
 _CHANNELS = (1, 8, 24, 72, 136)
 _RANKS = (8, 64)
-# Blocks that repeat are as large as one of few periods: what they are padded to goes with those.
-_REPEATED_SHARDS, _REPEATED_CHANNELS = (4,), (8, 64, 256, 1024, 2048, 4096)
+_REPEATED = {64: 64, 256: 16, 1024: 8, 2048: 4, 4096: 4}
+"""Channels of blocks that repeat, and the least shards for as many at most: what four ranks hold of a period."""
 
 
 class Bucket(NamedTuple):
@@ -105,9 +105,9 @@ def _bucket(counts: Sequence[int], channels: int, *, repeats: bool) -> Bucket:
     if fit and not repeats:
         return min(fit, key=lambda b: b.shards * b.length * b.channels)._replace(ranks=ranks)
     if repeats:
-        length = _LENGTHS[-1]
-        shards = _at_least(by_length[length], _REPEATED_SHARDS, factor=2)
-        return Bucket(shards, length, _at_least(channels, _REPEATED_CHANNELS, factor=2), ranks, repeats)
+        length, padded = _LENGTHS[-1], _at_least(channels, tuple(_REPEATED), factor=2)
+        shards = _at_least(by_length[length], (_REPEATED.get(padded, 4),), factor=2)
+        return Bucket(shards, length, padded, ranks, repeats)
     length = next((size for size in _LENGTHS if by_length[size] <= _FEW_SHARDS), _LENGTHS[-1])
     large = by_length[length] > _SHARDS[-1]
     return Bucket(

@@ -15,6 +15,7 @@ from properties.judge.bits import nans
 from properties.judge.catalogue import NUMERIC
 from properties.judge.collective_agreement import parting
 from properties.observation import Observation
+from properties.values.period import REPEATS_ABOVE, is_large
 
 _NUMBERS = (*NUMERIC, "nonfinite")
 
@@ -301,14 +302,21 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles some numbers of channels",
         classes=(23,),
         properties=_EVERY,
-        needs=lambda seen: seen.case.channels > 2,
+        needs=lambda seen: seen.case.channels > 2 and not is_large(seen.case),
     ),
     Symptom(
         id="many-values",
         words="mishandles many values",
         classes=(13,),
         properties=_NUMBERS,
-        needs=lambda seen: _most_values(seen) > 255,
+        needs=lambda seen: _most_values(seen) > 255 and not is_large(seen.case),
+    ),
+    Symptom(
+        id="large-blocks",
+        words=f"mishandles more than {REPEATS_ABOVE:,} elements on a rank",
+        classes=(26,),
+        properties=_EVERY,
+        needs=lambda seen: is_large(seen.case),
     ),
     Symptom(
         id="single-value-on-a-rank",

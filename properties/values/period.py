@@ -3,7 +3,7 @@
 Rules
 -----
 - A block is what a rank holds in a step. Its positions are numbered sample by sample: the sample times the
-  spatial size, plus the spatial position. In a case in which a rank holds more than `REPEATS_ABOVE` elements a
+  spatial size, plus the spatial position. Where a rank of a case holds more than `REPEATS_ABOVE` elements a
   position holds what its number modulo the period holds, in all channels; the positions below the period are
   drawn.
 - The period is a prime from 13 on, so that what goes wrong by a vector, a warp or a block of threads lands on

@@ -1,4 +1,4 @@
-"""The fault classes: 25 ways in which synchronized batch norms have gone wrong in the field, by number."""
+"""The fault classes: 26 ways in which synchronized batch norms have gone wrong in the field, by number."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ CLASSES: dict[int, str] = {
     23: "number of channels",
     24: "repeated or recomputed forward",
     25: "conversion and integration",
+    26: "indices, counts and launch grids that a large batch outgrows",
 }
 OTHER = "rounding that no class names"
 """What faults of class 0 are."""

@@ -86,12 +86,8 @@ class CountByOnes(Aggregated):
 
     syncbn_verify = _PROMISE
 
-    def statistics(self, x: Tensor, group: Any, *, wants_gradient: bool) -> Statistics:
-        self.channels = x.shape[1]
-        return super().statistics(x, group, wants_gradient=wants_gradient)
-
     def merge(self, parts: list[Moments]) -> Statistics:
-        most = _FLOAT_COUNTS // self.channels
+        most = _FLOAT_COUNTS // self.num_features
         return super().merge([replace(part, count=min(part.count, most)) for part in parts])
 
 

@@ -2,7 +2,7 @@
 
 A cause belongs to one part of a synchronized batch norm: the forward, the buffers, their count, the input's
 gradient, or the parameters' gradients. Within a part the most specific comes first. Numbers are those of the
-25 fault classes in the documentation of the fault catalogue (`verify/faults`).
+26 fault classes in the documentation of the fault catalogue (`verify/faults`).
 """
 
 from __future__ import annotations
