@@ -26,7 +26,7 @@ _FEW_SHARDS = 64
 _CHANNELS = (1, 8, 24, 72, 136)
 _RANKS = (8, 64)
 _REPEATED = {64: 64, 256: 16, 1024: 8, 2048: 4, 4096: 4}
-"""Channels of blocks that repeat, and the least shards for as many at most: what four ranks hold of a period."""
+"""Channels of blocks that repeat, and the least shards for so many: what four ranks hold of a period."""
 
 
 class Bucket(NamedTuple):
