@@ -54,11 +54,12 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     values = choices[SHAPE_BYTES + OPTION_BYTES :]
     world, dims = tables.worlds[shape[0]], tables.dims[shape[1]]
     groups = partitions(world, tables.domain.groups)[shape[2]]
-    batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups)
+    chosen = _options(options, tables)
+    wide = chosen["dtype"] == "float64"
+    batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups, wide=wide)
     cotangent = tables.cotangents[dims][options[2]]
     if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
         cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
-    chosen = _options(options, tables)
     last = tables.last[values[14]]
     if last:
         channels, last = _among_many(channels, last, batches, spatial)
@@ -112,7 +113,7 @@ def _options(options: bytes, tables: Tables) -> dict[str, Any]:
 
 
 def _sizes(
-    shape: bytes, tables: Tables, *, world: int, dims: int, groups: Partition
+    shape: bytes, tables: Tables, *, world: int, dims: int, groups: Partition, wide: bool
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
     """Return batches, spatial sizes and channels, from bytes 3 on; what is unusual comes first."""
     channel, scale, ragged, empty, other = shape[3:8]
@@ -123,7 +124,7 @@ def _sizes(
     sizes = [SIZES_TABLE[byte] for byte in shape[16 : 16 + dims - 2]]
     how, target = tables.scales[scale]
     if how == "network":
-        return _network(shape, tables, world=world, dims=dims, full=[n > 0 for n in batches])
+        return _network(shape, tables, world=world, dims=dims, wide=wide, full=[n > 0 for n in batches])
     if how == "wide" and dims > 2:
         sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]) | 1)
     elif how == "tall":
@@ -141,25 +142,27 @@ def _sizes(
 
 
 def _network(
-    shape: bytes, tables: Tables, *, world: int, dims: int, full: list[bool]
+    shape: bytes, tables: Tables, *, world: int, dims: int, wide: bool, full: list[bool]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
     """Return sizes of a batch norm of a known network: one rank holds most, none more than `largest`.
 
-    All ranks together hold at most `largest`, or, among small cases, four times that; where each has a sample
-    of a large shape they may hold a little more.
+    All ranks together hold at most `largest`, or, among small cases, four times that, but for what spatial
+    sizes that differ by rank add; in float64 (`wide`) half as many, since it is memory that limits them.
     """
     channel, _, ragged, _, other = shape[3:8]
-    together = tables.largest * (4 if "small" in tables.domain.sizes else 1)
+    together = tables.largest * (4 if "small" in tables.domain.sizes else 1) // (1 + wide)
     shapes = tables.networks[dims]
     fit = [one for one in shapes if one.elements * world <= together] or shapes[:1]
     activation = fit[channel * len(fit) // 256]
     spatial = _ragged(activation.spatial, ragged, world=world)
     sizes = [activation.channels * math.prod(spatial[rank % len(spatial)]) for rank in range(world)]
-    most = REPEATS_ABOVE << other % (tables.largest // REPEATS_ABOVE).bit_length()
+    most = min(REPEATS_ABOVE << other % (tables.largest // REPEATS_ABOVE).bit_length(), together)
     lead = (other >> 3) % world
     share = min(most, (together - most) // max(1, world - 1))
     batches = [max(1, share * (shape[8 + rank % 8] + 1) // 256 // size) for rank, size in enumerate(sizes)]
-    batches[lead] = max(1, REPEATS_ABOVE // sizes[lead] + 1, most // sizes[lead])
+    batches[lead] = 0
+    left = together - sum(n * size for n, size in zip(batches, sizes, strict=True))
+    batches[lead] = max(REPEATS_ABOVE // sizes[lead] + 1, min(most, left) // sizes[lead])
     if full[lead]:
         batches = [n if kept else 0 for n, kept in zip(batches, full, strict=True)]
     return tuple(batches), spatial, activation.channels

@@ -175,6 +175,21 @@ def test_a_subject_that_kills_is_run_once_more_and_no_more(pool: RankPool, losse
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_large_case_that_the_kernel_has_no_memory_for_is_no_verdict(
+    pool: RankPool, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    kills = iter(range(10))
+    monkeypatch.setattr("verify.ranks.pool.kills_for_memory", lambda: next(kills))
+    case = msgspec.structs.replace(hostile_case(), batches=(2, 1 << 18)) if large else hostile_case()
+    if large:
+        with pytest.raises(RankError, match=r"Expected memory for the .* elements of case .*sizes=small"):
+            pool.run(DYING, case)
+    else:
+        assert pool.run(DYING, case).ranks[1].exit == "signal SIGKILL"
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.costly
 def test_a_server_that_is_killed_again_and_again_is_our_failure(
     pool: RankPool, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,8 @@ Rules
 - What ends a group is told of the case that ended it, and of no other: a case sent ahead to it is sent again.
 - SIGKILL comes from outside a process (the kernel's want of memory, a person). A case whose rank or server
   was killed so runs once more on new ranks, and that counts; one that kills its ranks itself does so again.
+- A large case for which the kernel kills for want of memory both times is our failure, and no verdict: a
+  larger machine would run it. A small one is the subject's doing.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import msgspec
 from properties.case import Case
 from properties.observation import Observation
 from properties.probe import second
+from properties.values.period import is_large
 from verify.errors import RankError, SubjectError
 from verify.ranks.endings import LostGroup
 from verify.ranks.group import RankGroup
@@ -32,6 +35,7 @@ from verify.ranks.group_registry import GroupRegistry, serves
 from verify.ranks.limit import unlimited
 from verify.ranks.messages import Description, Target, Timed
 from verify.ranks.placement import plan
+from verify.ranks.post_mortem import kills_for_memory
 from verify.ranks.server_client import ServerClient
 from verify.ranks.shared_tensors import PARTS
 from verify.ranks.submission import MOST_AHEAD, Ticket, checkpoints, elements, seconds_for
@@ -179,10 +183,13 @@ class RankPool:
         if again:
             ticket.renew()
             self._queue.appendleft(ticket)
+            before = kills_for_memory()
             try:
                 outcome = self._observe_first()
             except (RankError, SubjectError) as error:
                 outcome = error
+            if ticket.killed and is_large(ticket.case) and kills_for_memory() > before:
+                outcome = _out_of_memory(ticket.case)
         ticket.outcome = outcome
         for waiting in self._queue:
             self._try_to_send(waiting)
@@ -284,3 +291,10 @@ class RankPool:
         atexit.unregister(self.close)
         self._queue.clear()
         self.groups.close()
+
+
+def _out_of_memory(case: Case) -> RankError:
+    return RankError(
+        f"Expected memory for the {elements(case):,} elements of case {case.id}, but the system killed a "
+        "rank for want of it; narrow the domain (sizes=small)."
+    )

@@ -22,6 +22,15 @@ _STACK_BYTES = 20_000
 _LEDGER_BYTES = 1 << 22
 
 
+def kills_for_memory() -> int:
+    """Return how many processes Linux has killed for want of memory since its start; 0 elsewhere."""
+    try:
+        lines = Path("/proc/vmstat").read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
 @dataclass(frozen=True, slots=True)
 class PostMortem:
     """The files of one rank."""

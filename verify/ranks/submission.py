@@ -14,7 +14,8 @@ from verify.ranks.messages import Target
 
 MOST_AHEAD = 1 << 20
 """Elements of a case that may be in flight beside others: memory is given back between larger ones."""
-_SECONDS_AN_ELEMENT = 1e-4  # a subject may loop over its samples in Python, on a crowded machine
+# A subject may loop over its samples in Python, on a crowded machine; over those of a large case it cannot.
+_SECONDS_AN_ELEMENT, _OF_SO_MANY, _SECONDS_AN_ELEMENT_BEYOND = 1e-4, 1 << 17, 2e-6
 _SECONDS_A_CROWDED_RANK = 0.25
 _CORES = os.cpu_count() or 1
 
@@ -91,4 +92,6 @@ def checkpoints(case: Case) -> bool:
 def seconds_for(case: Case, timeout: float) -> float:
     """Return what `case` may take where a small one may take `timeout` seconds."""
     crowded = max(0, case.world_size - _CORES)
-    return timeout + _SECONDS_AN_ELEMENT * elements(case) + _SECONDS_A_CROWDED_RANK * crowded
+    few = min(elements(case), _OF_SO_MANY)
+    work = _SECONDS_AN_ELEMENT * few + _SECONDS_AN_ELEMENT_BEYOND * (elements(case) - few)
+    return timeout + work + _SECONDS_A_CROWDED_RANK * crowded
