@@ -5,6 +5,8 @@ It leaves, without a word, when the parent's end of the connection is closed.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
 import os
 import socket
@@ -18,6 +20,7 @@ import torch.distributed as dist
 
 from properties.case import Case
 from properties.observation import RankObservation
+from properties.values.period import is_large
 from verify.errors import SubjectError
 from verify.ranks.messages import (
     Bare,
@@ -149,6 +152,8 @@ class Worker:
         if self._held:
             return Skipped(number=self._number)
         answer = self._run(request)
+        if is_large(request.case):
+            _give_memory_back()
         well = answer.observed.ending == "returned" and not answer.changed
         self._gate.tell(self._number, well=well)
         return answer
@@ -222,6 +227,12 @@ class Worker:
             made = [(ranks, dist.new_group(list(ranks), timeout=_NEVER)) for ranks in case.groups]
             self._groups[case.groups] = next(group for ranks, group in made if self._setup.rank in ranks)
         return self._groups[case.groups]
+
+
+def _give_memory_back() -> None:
+    """Give the system what is free: other groups wait beside this one, each with what it once took."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bound_log() -> None:
