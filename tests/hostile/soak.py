@@ -116,8 +116,8 @@ def kill_all_ranks(pool: RankPool, chance: random.Random) -> None:
 
 def kill_the_server(pool: RankPool, chance: random.Random) -> None:
     """Kill the server."""
-    if pool.groups.link is not None:
-        _signal(pool.groups.link._process.pid, signal.SIGKILL)
+    if pool.groups.client is not None:
+        _signal(pool.groups.client._process.pid, signal.SIGKILL)
 
 
 _ACTS = (kill_a_rank, kill_all_ranks, kill_the_server)

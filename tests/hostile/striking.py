@@ -75,9 +75,9 @@ class Range:
     @property
     def server(self) -> int:
         """Process id of the server of ranks."""
-        link = self.run.pool.groups.link
-        assert link is not None
-        return link._process.pid
+        client = self.run.pool.groups.client
+        assert client is not None
+        return client._process.pid
 
 
 @contextmanager

@@ -45,8 +45,8 @@ def kill_all_ranks(pool: RankPool, group: RankGroup) -> None:
 
 
 def kill_the_server(pool: RankPool, group: RankGroup) -> None:
-    assert pool.groups.link is not None
-    os.kill(pool.groups.link._process.pid, signal.SIGKILL)
+    assert pool.groups.client is not None
+    os.kill(pool.groups.client._process.pid, signal.SIGKILL)
 
 
 def only_group(pool: RankPool) -> RankGroup:
@@ -197,9 +197,9 @@ def test_a_server_that_is_killed_again_and_again_is_our_failure(
     submit = RankGroup.submit
 
     def deadly(group: RankGroup, *case: Any, **options: Any) -> None:
-        assert pool.groups.link is not None
+        assert pool.groups.client is not None
         kill_the_server(pool, group)
-        pool.groups.link._process.wait()
+        pool.groups.client._process.wait()
         while any(Path(f"/proc/{pid}").exists() for pid in group.pids):
             time.sleep(0.01)
         with contextlib.suppress(RankError):

@@ -61,10 +61,10 @@ def _is_usage(error: Exception) -> bool:
 def _run(arguments: Namespace) -> int:
     from verify.ranks.server_client import ServerClient
 
-    with ServerClient() as link:  # it starts while this process imports the rest
+    with ServerClient() as client:  # it starts while this process imports the rest
         from verify.cli.run import run_command
 
-        return run_command(arguments, link)
+        return run_command(arguments, client)
 
 
 def _replay(arguments: Namespace) -> int:

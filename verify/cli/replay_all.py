@@ -36,9 +36,9 @@ Gathered = Mapping[str, tuple[Case, ...]]
 def replay_all_command(arguments: Namespace) -> int:
     """Do `python -m verify replay --all DIR` and return its exit code."""
     folder = Path(arguments.all)
-    past = _past(folder)
-    gathered = from_record(past, arguments.subject) if past else from_files(folder, arguments.subject)
-    config = config_from(_as_recorded(arguments, past) if past else arguments)
+    previous = _previous(folder)
+    gathered = from_record(previous, arguments.subject) if previous else from_files(folder, arguments.subject)
+    config = config_from(_as_recorded(arguments, previous) if previous else arguments)
     outcomes: Counter[Outcome] = Counter()
     internal = 0
     with Run(config, threads=1, cpu_only=True) as run:
@@ -54,12 +54,12 @@ def replay_all_command(arguments: Namespace) -> int:
     return exit_code(outcomes, internal=internal)
 
 
-def from_record(past: PreviousRun, spec: str | None) -> Gathered:
+def from_record(previous: PreviousRun, spec: str | None) -> Gathered:
     """Return the failing cases of a record: those of the subject `spec` if the record has it, or all on it.
 
     Without `spec` each is run on the subject that it failed with.
     """
-    failing = {name: tuple(cases.values()) for name, cases in past.failing.items()}
+    failing = {name: tuple(cases.values()) for name, cases in previous.failing.items()}
     if spec is None:
         return failing
     unique = {case.id: case for cases in failing.values() for case in cases}
@@ -111,7 +111,7 @@ def exit_code(outcomes: Counter[Outcome], *, internal: int) -> int:
     return errors.UNDECIDED if outcomes[Outcome.UNDECIDED] else errors.OK
 
 
-def _past(folder: Path) -> PreviousRun | None:
+def _previous(folder: Path) -> PreviousRun | None:
     """Return the last run of the record in `folder`; None if that is no record."""
     if not (folder / JOURNAL).is_file():
         return None
@@ -122,9 +122,9 @@ def _past(folder: Path) -> PreviousRun | None:
         raise UsageError(f"Expected a record, but {folder} cannot be read: {error.strerror}.") from None
 
 
-def _as_recorded(arguments: Namespace, past: PreviousRun) -> Namespace:
+def _as_recorded(arguments: Namespace, previous: PreviousRun) -> Namespace:
     """Return the command line with what it leaves out as the record's run had it."""
-    before = past.opening.arguments
+    before = previous.opening.arguments
     given = {word.partition("=")[0] for word in arguments.words}
     device = {} if "--device" in given else {"device": before.device, "backend": before.backend}
     return Namespace(

@@ -27,18 +27,20 @@ from verify.report.words import count
 from verify.strict_json import plain
 
 
-def run_command(arguments: Namespace, link: ServerClient) -> int:
-    """Do `python -m verify run` with the server of ranks behind `link`, and return the exit code."""
+def run_command(arguments: Namespace, client: ServerClient) -> int:
+    """Do `python -m verify run` with the server of ranks behind `client`, and return the exit code."""
     with ExitStack() as stack:
-        record = past = None
+        record = previous = None
         if arguments.resume:
             record = _record(stack, arguments.record)
-            arguments, past = _resumed(arguments, record)
+            arguments, previous = _resumed(arguments, record)
         config = config_from(arguments)
         if arguments.record:
             record = record or _record(stack, arguments.record)
-            _begin(record, arguments, config, resumed=past is not None)
-        run = stack.enter_context(open_run(arguments, config, record=record, past=past, link=link))
+            _begin(record, arguments, config, resumed=previous is not None)
+        run = stack.enter_context(
+            open_run(arguments, config, record=record, previous=previous, client=client)
+        )
         code = _campaigns(run, arguments.subject, known=arguments.known)
     return _tell_unwritten(run) or code
 
@@ -117,19 +119,19 @@ def _record(stack: ExitStack, folder: str | None) -> Record:
 
 def _resumed(arguments: Namespace, record: Record) -> tuple[Namespace, PreviousRun | None]:
     """Return the command line that goes on with the last run of `record`, and that run, if there is one."""
-    past = read(record.journal)
-    if past is None:
+    previous = read(record.journal)
+    if previous is None:
         sys.stdout.write(f"record: {record.journal.path} holds no run; this one begins it.\n")
         return arguments, None
-    resumed = merged(arguments, past.opening.arguments)
-    for package, before in past.opening.versions.items():
+    resumed = merged(arguments, previous.opening.arguments)
+    for package, before in previous.opening.versions.items():
         if before != (now := version(package)):
             sys.stdout.write(f"record: begun with {package} {before}, going on with {now}.\n")
     sys.stdout.write(
         f"record: going on with the run in {record.journal.path}; "
-        f"{count(past.cases, 'case')} judged before.\n"
+        f"{count(previous.cases, 'case')} judged before.\n"
     )
-    return resumed, past
+    return resumed, previous
 
 
 def _begin(record: Record, arguments: Namespace, config: Config, *, resumed: bool) -> None:
@@ -151,8 +153,8 @@ def open_run(
     config: Config,
     *,
     record: Record | None = None,
-    past: PreviousRun | None = None,
-    link: ServerClient | None = None,
+    previous: PreviousRun | None = None,
+    client: ServerClient | None = None,
 ) -> Iterator[Run]:
     """Open the run of a command line, with its handlers, and close them all at the end."""
     with ExitStack() as stack:
@@ -160,7 +162,7 @@ def open_run(
         if record is not None:
             handlers.insert(0, record)  # recorded first
         yield stack.enter_context(
-            Run(config, handlers, record=record, past=past, link=link, threads=1, cpu_only=True)
+            Run(config, handlers, record=record, previous=previous, client=client, threads=1, cpu_only=True)
         )
 
 

@@ -32,9 +32,9 @@ class Run:
         config: What the user asked for; shared by its campaigns.
         handlers: Take the events.
         record: Takes the trials, too; must be among the handlers.
-        past: What an interrupted run had judged; its campaigns go on.
+        previous: What an interrupted run had judged; its campaigns go on.
         keep: Folder for failing cases.
-        link: To a server of ranks that has been started; None to start one.
+        client: To a server of ranks that has been started; None to start one.
         timeout: Seconds that a case may take on the ranks.
         threads, cpu_only: How jax computes in this process, see `reference.host.start`.
 
@@ -49,9 +49,9 @@ class Run:
         handlers: Sequence[Handler] = (),
         *,
         record: Record | None = None,
-        past: PreviousRun | None = None,
+        previous: PreviousRun | None = None,
         keep: Path | None = None,
-        link: ServerClient | None = None,
+        client: ServerClient | None = None,
         timeout: float = 10.0,
         threads: int | None = None,
         cpu_only: bool = False,
@@ -59,7 +59,7 @@ class Run:
         self.config = config
         self._threads, self._cpu_only = threads, cpu_only
         self.unkept = ""
-        self._past = past
+        self._previous = previous
         self.handlers = tuple(handlers)
         self._record = record
         self._folder = keep or data_folder()
@@ -70,7 +70,7 @@ class Run:
             backend=config.backend,
             timeout=timeout,
             on_lost=self._lost,
-            link=link,
+            client=client,
         )
 
     def __enter__(self) -> Self:
@@ -138,7 +138,7 @@ class Run:
         config = self.config
         budget = budget or config.budget
         self._spec = subject.spec
-        if self._past and (ended := self._past.result(subject, budget)):
+        if self._previous and (ended := self._previous.result(subject, budget)):
             return self._tell_again(*ended)
 
         def keep(trial: Trial, place: Place) -> None:
@@ -151,7 +151,7 @@ class Run:
             seed=config.seed if seed is None else seed,
             emit=self.emit,
             keep=keep,
-            memory=self._past.memory(subject.spec) if self._past else Recall(),
+            memory=self._previous.memory(subject.spec) if self._previous else Recall(),
             policy=policy or Policy(fail_fast=config.fail_fast),
             floor=floor or Floor(cases=config.min_cases or DEFAULT_MIN_CASES),
             excluded=self.parts.excluded_share(subject.promise.domain),

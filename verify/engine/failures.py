@@ -11,7 +11,7 @@ from properties.judge.catalogue import PROPERTIES
 from verify.events import Event, FailureMinimised
 from verify.known.entries import Entry
 from verify.report.explain import Occurrence, explain
-from verify.report.resemblance import Diagnoses, dossier_of
+from verify.report.resemblance import Diagnoses, evidence_of
 from verify.result import Failure, PropertyResult
 from verify.subject import Subject
 from verify.trial import Trial
@@ -69,7 +69,7 @@ class Failures:
     ) -> None:
         self.told: dict[str, Failure] = {}
         self._subject = subject
-        self._dossier = dossier_of(subject, diagnoses, room_for=room_for)
+        self._evidence = evidence_of(subject, diagnoses, room_for=room_for)
         self._emit = emit
         self._native = native
 
@@ -99,11 +99,11 @@ class Failures:
             repeats: The smallest case failed again.
         """
         if drawn is not None:
-            self._dossier.add(drawn, minimal=False)
+            self._evidence.add(drawn, minimal=False)
         # A hang is never minimised to the end: the bold candidates have been tried all the same.
         simple = len(encode(trial.case)) <= SIMPLE_BYTES
         ended = minimised or property_of(kind) == "ending" or simple
-        self._dossier.add(trial, minimal=repeats and ended)
+        self._evidence.add(trial, minimal=repeats and ended)
         for other in dict.fromkeys((kind, *trial.failures)):
             if other not in self.told:
                 self._tell(other, trial, found=found, minimised=minimised, repeats=repeats)
@@ -111,19 +111,19 @@ class Failures:
     def tell_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
         """Tell a failure by the case that showed it, unless it was told."""
         if kind not in self.told:
-            self._dossier.add(trial, minimal=False)
+            self._evidence.add(trial, minimal=False)
             self._tell(kind, trial, found=found.id, minimised=False, repeats=True)
 
     def name_causes(self) -> None:
         """Name the causes again, now that all failures together narrow them."""
         for kind, failure in self.told.items():
-            likeness = self._dossier.likeness(property_of(kind))
+            likeness = self._evidence.likeness(property_of(kind))
             if not likeness.error:
                 self.told[kind] = msgspec.structs.replace(failure, resembles=likeness.names)
 
     def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
         property_id = property_of(kind)
-        likeness = self._dossier.likeness(property_id)
+        likeness = self._evidence.likeness(property_id)
         occurrence = Occurrence(
             property_id=property_id,
             trial=trial,

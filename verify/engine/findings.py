@@ -134,10 +134,10 @@ class Findings:
     def _conclude(self, minimum: Minimum) -> float:
         """Tell every property that the smallest case violates for the first time; see `minimise`."""
         found, complete, earlier = minimum.found.id, minimum.complete, 0.0
-        if past := self.memory.conclusion(minimum.kind):
-            trial, repeats, earlier = past.trial, past.place.repeats, past.place.took
-            found, complete = past.place.found, past.place.complete
-            self.tally.minimising(past.place.runs)
+        if previous := self.memory.conclusion(minimum.kind):
+            trial, repeats, earlier = previous.trial, previous.place.repeats, previous.place.took
+            found, complete = previous.place.found, previous.place.complete
+            self.tally.minimising(previous.place.runs)
             self._began = self.deadline.clock() - earlier
         else:
             trial, repeats = self._repeat(minimum)

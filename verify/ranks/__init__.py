@@ -8,7 +8,7 @@ Rules
 Theory of operation
 -------------------
 `pool` (parent) asks `server`, a process that has imported torch once, to fork the ranks of a group. `group`
-(parent) talks to each rank's `worker` over a socket of its own: one message out and one message back for a
-case, tensors in an anonymous memory file beside it. `running` executes a case; `ledger`, `capture`,
-`layouts`, `hygiene` serve it.
+(parent) talks to each rank's `worker.loop` over a socket of its own: one message out and one message back for
+a case, tensors in an anonymous memory file beside it. `worker.execution` runs a case; `collective_log`,
+`capture`, `memory_layouts`, `process_state` serve it.
 """

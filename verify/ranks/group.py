@@ -85,7 +85,7 @@ class RankGroup:
 
     def __init__(
         self,
-        link: ServerClient,
+        client: ServerClient,
         plan: Plan,
         target: Target,
         *,
@@ -102,7 +102,7 @@ class RankGroup:
         self.pids: tuple[int, ...] = ()
         self._alive = False
         self._ticket = 0
-        self._link = link
+        self._client = client
         self._folder = folder
         self._description: Description | None = None
         self._sent: deque[_Sent] = deque()
@@ -236,14 +236,14 @@ class RankGroup:
             return {}
         self._alive = False
         request = Stop(pids=pids, dead=tuple(pids[k] for k in dead), trace=tuple(pids[k] for k in trace))
-        stopped = self._link.request(request, seconds=_STOP_SECONDS)
+        stopped = self._client.request(request, seconds=_STOP_SECONDS)
         assert isinstance(stopped, Stopped)
         self.killed |= -signal.SIGKILL in stopped.codes.values()
         return {rank: stopped.codes[pid] for rank, pid in enumerate(pids) if pid in stopped.codes}
 
     def close(self) -> None:
         """Kill the ranks if they, and the server, are alive, and free what the parent holds of them."""
-        if self._link.alive:
+        if self._client.alive:
             with contextlib.suppress(RankError):
                 self._await_pids()
                 self.stop()
@@ -259,7 +259,7 @@ class RankGroup:
             connection, watched = rank.theirs
             descriptors += (connection.fileno(), rank.memory, watched.fileno())
         request = Spawn(world_size=self.plan.world_size, folder=str(self._folder), dynamo=self.dynamo)
-        self._ticket = self._link.send(request, tuple(descriptors))
+        self._ticket = self._client.send(request, tuple(descriptors))
         for rank in self._ranks:
             for one in rank.theirs:
                 one.close()
@@ -289,7 +289,7 @@ class RankGroup:
     def _await_pids(self) -> None:
         if self.pids:
             return
-        spawned = self._link.reply(self._ticket)
+        spawned = self._client.reply(self._ticket)
         assert isinstance(spawned, Spawned)
         if spawned.error:
             raise RankError(f"Expected {self.plan.world_size} ranks, but the server {spawned.error}.")

@@ -36,14 +36,14 @@ class GroupRegistry:
 
     Args:
         device, backend: As in `RankPool`.
-        link: To the server; the registry closes it.
+        client: To the server; the registry closes it.
         whole: Have large tensors given back whole, not folded.
         on_lost: Called with each group that is lost.
         on_dropped: Called with each group before it is closed, lost or not.
 
     Attributes:
         open: The groups, that used last at the end.
-        link: To the server; None once closed.
+        client: To the server; None once closed.
         on_lost: As given; may be changed.
         dynamo: Groups to come have imported `torch._dynamo`; may be set.
     """
@@ -53,13 +53,13 @@ class GroupRegistry:
         *,
         device: str,
         backend: str | None,
-        link: ServerClient,
+        client: ServerClient,
         whole: bool,
         on_lost: Callable[[LostGroup], None] | None,
         on_dropped: Callable[[RankGroup], None],
     ) -> None:
         self.open: dict[tuple[Target, int], RankGroup] = {}
-        self.link: ServerClient | None = link
+        self.client: ServerClient | None = client
         self.on_lost, self.dynamo = on_lost, False
         self._on_dropped, self._whole = on_dropped, whole
         self._device, self._backend = device, backend
@@ -71,7 +71,7 @@ class GroupRegistry:
     @property
     def server_lives(self) -> bool:
         """Whether the server of ranks can be asked."""
-        return self.link is not None and self.link.alive
+        return self.client is not None and self.client.alive
 
     def target(self, spec: str) -> Target:
         """Return where `spec` is, seen from the folder in which it was first asked for.
@@ -119,17 +119,17 @@ class GroupRegistry:
         Raises:
             RankError: If the server of ranks cannot be reached.
         """
-        link = self._alive_link()
+        client = self._alive_client()
         key = (target, world_size)
         group = self.open.pop(key, None)
         if group is None:
             self._make_room(world_size)
             self._made += 1
             group = RankGroup(
-                link,
-                self._plan(link, world_size),
+                client,
+                self._plan(client, world_size),
                 target,
-                folder=link.folder / f"group-{self._made}",
+                folder=client.folder / f"group-{self._made}",
                 dynamo=self.dynamo,
                 whole=self._whole,
             )
@@ -169,28 +169,28 @@ class GroupRegistry:
 
     def close(self) -> None:
         """End all ranks and the server."""
-        if self.link is not None:
+        if self.client is not None:
             # The server kills its ranks when it leaves.
-            self.link.close()
-            self.link = None
+            self.client.close()
+            self.client = None
         for group in self.open.values():
             group.close()
         self.open.clear()
 
-    def _alive_link(self) -> ServerClient:
-        if self.link is None:
+    def _alive_client(self) -> ServerClient:
+        if self.client is None:
             raise RankError("Expected an open pool of ranks, but it is closed.")
-        if not self.link.alive:
+        if not self.client.alive:
             for group in tuple(self.open.values()):
                 group.lost = "the server is gone"
                 self.drop_if_lost(group, None)
-            self.link.close()
-            self.link = ServerClient()
-        return self.link
+            self.client.close()
+            self.client = ServerClient()
+        return self.client
 
-    def _plan(self, link: ServerClient, world_size: int) -> Plan:
+    def _plan(self, client: ServerClient, world_size: int) -> Plan:
         if self._cuda_devices is None:
-            devices = link.request(CountDevices())
+            devices = client.request(CountDevices())
             assert isinstance(devices, Devices)
             self._cuda_devices = devices.cuda
         usable = self._cuda_devices

@@ -53,7 +53,7 @@ class RankPool:
             ranks get on (`verify.ranks.patience`) get more. May be changed between cases.
         warm_up: Seconds that each subject's first case gets beside: it may have to compile its kernels.
         on_lost: Called with each group that is lost.
-        link: To a server that has been started; None to start one. The pool closes it.
+        client: To a server that has been started; None to start one. The pool closes it.
         whole: Have large tensors given back whole, not folded, for measures that look at each element.
 
     Attributes:
@@ -73,7 +73,7 @@ class RankPool:
         timeout: float = 10.0,
         warm_up: float = 15.0,
         on_lost: Callable[[LostGroup], None] | None = None,
-        link: ServerClient | None = None,
+        client: ServerClient | None = None,
         whole: bool = False,
     ) -> None:
         plan(device=device, backend=backend, world_size=1, cuda_devices=1)
@@ -82,7 +82,7 @@ class RankPool:
         self.groups = GroupRegistry(
             device=device,
             backend=backend,
-            link=link or ServerClient(),
+            client=client or ServerClient(),
             whole=whole,
             on_lost=on_lost,
             on_dropped=self._unsend,
@@ -115,7 +115,7 @@ class RankPool:
     @property
     def booting(self) -> bool:
         """Whether the server of ranks has not answered yet."""
-        return self.groups.link is not None and not self.groups.link.answered
+        return self.groups.client is not None and not self.groups.client.answered
 
     def describe(self, spec: str) -> Description:
         """Return what a rank says of the subject `spec`.

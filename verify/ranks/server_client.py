@@ -1,4 +1,4 @@
-"""The link: the parent's side of the server, which it starts and asks for ranks.
+"""The client: the parent's side of the server, which it starts and asks for ranks.
 
 Starting it costs the parent nothing (torch is imported over there), so a command starts it first, and imports
 what it needs itself meanwhile. A request may be sent before the server can answer: replies come in order and

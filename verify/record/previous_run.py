@@ -1,4 +1,4 @@
-"""The past: the last run of a record, read back so that it can go on.
+"""The previous run: the last run of a record, read back so that it can go on.
 
 Rules
 -----
@@ -124,16 +124,16 @@ def read(journal: Journal) -> PreviousRun | None:
     Raises:
         RecordError: If a line of it is not as expected.
     """
-    past: PreviousRun | None = None
+    previous: PreviousRun | None = None
     begin = _last_run(journal)
     for number, (offset, text) in enumerate(journal.lines(), 1):
         if offset < begin:
             continue
         try:
-            past = _with_line(past, journal, offset, text)
+            previous = _with_line(previous, journal, offset, text)
         except (ValueError, OverflowError, RecursionError) as error:
             raise RecordError(f"{journal.path}, line {number}: {one_line(str(error))}") from None
-    return past
+    return previous
 
 
 def _last_run(journal: Journal) -> int:
@@ -147,27 +147,27 @@ def _last_run(journal: Journal) -> int:
     return begin
 
 
-def _with_line(past: PreviousRun | None, journal: Journal, offset: int, text: bytes) -> PreviousRun:
+def _with_line(previous: PreviousRun | None, journal: Journal, offset: int, text: bytes) -> PreviousRun:
     line = msgspec.json.decode(text, type=Line)
     if line.kind == "environment":
-        return _opened(past, text)
-    if past is None:
+        return _opened(previous, text)
+    if previous is None:
         raise ValueError("Expected a line `environment` first, but got " + repr(line.kind))
-    past.take(journal, line.event if line.kind == "event" else line.kind, offset, text)
-    return past
+    previous.take(journal, line.event if line.kind == "event" else line.kind, offset, text)
+    return previous
 
 
-def _opened(past: PreviousRun | None, text: bytes) -> PreviousRun:
+def _opened(previous: PreviousRun | None, text: bytes) -> PreviousRun:
     schema = msgspec.json.decode(text, type=_Schema).schema
     if not 1 <= schema <= SCHEMA:
         raise ValueError(
             f"Expected a record of schema 1 to {SCHEMA}, but got schema={schema!r}; record a new run."
         )
     opening = struct_from(_without_sampling(text) if schema < 3 else text, Opening)
-    if past is None:
+    if previous is None:
         return PreviousRun(opening=opening)
-    past.opening = opening
-    return past
+    previous.opening = opening
+    return previous
 
 
 def _without_sampling(text: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A dossier: the trials of one subject that tell most about its failures, and what they resemble together.
+"""A evidence: the trials of one subject that tell most about its failures, and what they resemble together.
 
 A failure in the diagnosis itself costs the hint, never the verdict: it is told in place of the hint.
 """
@@ -129,10 +129,10 @@ class Resemblance:
         self._longest = max(self._longest, time.monotonic() - began)
 
 
-def dossier_of(
+def evidence_of(
     subject: Subject, diagnoses: Diagnoses | None, *, room_for: Callable[[float], bool] = lambda seconds: True
 ) -> Resemblance:
-    """Return an empty dossier of `subject`."""
+    """Return the evidence, none yet, of `subject`."""
     promise = subject.promise
     return Resemblance(
         diagnoses=diagnoses,

@@ -7,7 +7,7 @@ from typing import TextIO
 from properties.verdict import Outcome
 from verify import errors
 from verify.report.explain import Occurrence, explain
-from verify.report.resemblance import Diagnoses, dossier_of
+from verify.report.resemblance import Diagnoses, evidence_of
 from verify.report.words import case_words, ratio
 from verify.subject import Subject
 from verify.trial import Trial
@@ -17,15 +17,15 @@ def report_trial(
     trial: Trial, subject: Subject, stream: TextIO, *, diagnoses: Diagnoses | None = None
 ) -> int:
     """Write what `trial` said to `stream` and return the exit code."""
-    dossier = dossier_of(subject, diagnoses)
-    dossier.add(trial, minimal=False)
+    evidence = evidence_of(subject, diagnoses)
+    evidence.add(trial, minimal=False)
     case = trial.case
     stream.write(f"{subject.label}: case {case.id}, {case_words(case)}; seed {case.seed}\n")
     if trial.internal:
         stream.write(f"UNDECIDED: our own machinery failed.\n{trial.internal}")
         return errors.INTERNAL
     for name in trial.violated:
-        likeness = dossier.likeness(name)
+        likeness = evidence.likeness(name)
         occurrence = Occurrence(
             property_id=name, trial=trial, subject=subject, minimal=None, likeness=likeness
         )

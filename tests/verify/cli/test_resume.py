@@ -170,10 +170,10 @@ def recording(folder: Path, *, ranks: FakeRanks | None = None, **more: Any) -> S
     """Run the campaign with a record, going on with what that holds, as `verify.engine.engine` does."""
     record = Record(folder)
     try:
-        past = read(record.journal)
-        resumed = {"resumed": True} if past else {}
+        previous = read(record.journal)
+        resumed = {"resumed": True} if previous else {}
         record.begin({"arguments": plain(ARGUMENTS), **resumed})
-        memory = past.memory("fake:Subject") if past else Recall()
+        memory = previous.memory("fake:Subject") if previous else Recall()
         made = campaign(Kept(), ranks=ranks, memory=memory, **more)
         made.keep, made.emit = record.keep, record.handle
         return made.run()
@@ -276,13 +276,13 @@ def test_a_record_that_is_cut_off_at_any_byte_goes_on(tmp_path: Path) -> None:
     for size in range(len(data) + 1):
         (folder / "record.jsonl").write_bytes(data[:size])
         record = Record(folder)
-        past = read(record.journal)
+        previous = read(record.journal)
         record.journal.close()  # without waiting for the disk
         lines = sum(end <= size for end in ends)  # only its end of line is missing: the entry is whole
-        assert (past is None) == (lines == 0), size
-        assert (past.cases if past else 0) == kinds[:lines].count("trial"), size
-    assert past is not None
-    assert past.cases == len(ids) == 3
+        assert (previous is None) == (lines == 0), size
+        assert (previous.cases if previous else 0) == kinds[:lines].count("trial"), size
+    assert previous is not None
+    assert previous.cases == len(ids) == 3
 
 
 def test_a_record_that_was_cut_off_ends_as_in_one_go(tmp_path: Path) -> None:
@@ -304,26 +304,26 @@ def test_only_the_last_run_goes_on(tmp_path: Path) -> None:
             made.run()
         record.close()
     record = Record(tmp_path)
-    past = read(record.journal)
+    previous = read(record.journal)
     record.close()
-    assert past is not None
-    assert past.cases == 5
+    assert previous is not None
+    assert previous.cases == 5
 
 
 def test_a_campaign_that_ended_is_told_as_it_ended(tmp_path: Path) -> None:
     expected = recording(tmp_path)
     record = Record(tmp_path)
-    past = read(record.journal)
+    previous = read(record.journal)
     record.close()
-    assert past is not None
+    assert previous is not None
     subject = Subject(spec="fake:Subject", label="fake:Subject")
-    assert past.result(subject, Budget(cases=50, seconds=None)) is None
-    ended = past.result(subject, Budget(cases=40, seconds=None))
+    assert previous.result(subject, Budget(cases=50, seconds=None)) is None
+    ended = previous.result(subject, Budget(cases=40, seconds=None))
     assert ended is not None
     assert ended[1] == expected
     other = Subject(spec="fake:Subject", label="fake:Subject", promise=Promise(grade="B"))
     with pytest.raises(RecordError, match="grade that the record has"):
-        past.result(other, Budget(cases=40, seconds=None))
+        previous.result(other, Budget(cases=40, seconds=None))
 
 
 @pytest.mark.parametrize(
@@ -360,9 +360,9 @@ def test_a_full_disk_ends_the_campaign_with_what_was_judged(tmp_path: Path) -> N
     subject = Subject(spec="fake:Subject", label="fake:Subject", known=parse_known(KNOWN))
 
     def run(record: Record) -> SubjectResult:
-        past = read(record.journal)
-        record.begin({"arguments": plain(ARGUMENTS), **({"resumed": True} if past else {})})
-        made = Run(ARGUMENTS, [record], record=record, past=past, keep=tmp_path / "data")
+        previous = read(record.journal)
+        record.begin({"arguments": plain(ARGUMENTS), **({"resumed": True} if previous else {})})
+        made = Run(ARGUMENTS, [record], record=record, previous=previous, keep=tmp_path / "data")
         made.examiner = lambda subject: examiner(RULES, subject=subject)  # type: ignore[method-assign]
         made._parts = parts(RULES)
         return made.campaign(subject)

@@ -165,7 +165,7 @@ def test_cases_of_different_world_sizes_may_fly_together(pool):
 
 
 def gates(folder: Path, number: int) -> list[Barrier]:
-    return [Barrier(folder / "gate", rank=rank, world_size=number) for rank in range(number)]
+    return [Barrier(folder / "barrier", rank=rank, world_size=number) for rank in range(number)]
 
 
 def test_a_gate_opens_once_all_have_ended_well(tmp_path):

@@ -333,9 +333,9 @@ def test_sixteen_ranks_run(losses):
 def test_nothing_is_left_behind_after_close():
     with RankPool() as pool:
         pool.run(spec("Local"), CASE)
-        folder = pool.groups.link.folder
+        folder = pool.groups.client.folder
         (group,) = pool.groups.open.values()
-        pids = (*group.pids, pool.groups.link._process.pid)
+        pids = (*group.pids, pool.groups.client._process.pid)
         assert all(exists(pid) for pid in pids)
     assert not any(exists(pid) for pid in pids)
     assert not folder.exists()
@@ -351,7 +351,7 @@ pool = RankPool()
 pool.run(sys.argv[1], Case())
 assert "torch" not in sys.modules and "jax" not in sys.modules
 (group,) = pool.groups.open.values()
-print(*group.pids, pool.groups.link._process.pid, pool.groups.link.folder, flush=True)
+print(*group.pids, pool.groups.client._process.pid, pool.groups.client.folder, flush=True)
 pool.submit(sys.argv[1], Case(momentum=None))
 time.sleep(60 if sys.argv[2] == "wait" else 0)
 """
@@ -384,8 +384,8 @@ def test_a_server_that_is_killed_takes_its_ranks_along_and_is_replaced(losses):
         pool.run(spec("Local"), CASE)
         (group,) = pool.groups.open.values()
         pids = group.pids
-        os.kill(pool.groups.link._process.pid, 9)
-        pool.groups.link._process.wait(5)
+        os.kill(pool.groups.client._process.pid, 9)
+        pool.groups.client._process.wait(5)
         limit = time.monotonic() + 5
         while any(exists(pid) for pid in pids) and time.monotonic() < limit:
             time.sleep(0.02)

@@ -28,9 +28,9 @@ def unpacked(folder: Path) -> Journal:
 
 
 def test_a_stored_record_has_its_arguments_and_failing_cases(tmp_path: Path) -> None:
-    past = read(unpacked(tmp_path))
-    assert past is not None
-    assert past.opening.arguments == Config(
+    previous = read(unpacked(tmp_path))
+    assert previous is not None
+    assert previous.opening.arguments == Config(
         subject=("local",),
         cases=4,
         seed=6,
@@ -40,9 +40,9 @@ def test_a_stored_record_has_its_arguments_and_failing_cases(tmp_path: Path) -> 
         grade="B",
         min_cases=3,
     )
-    assert past.cases == 4
-    assert set(past.failing) == {"local"}
-    assert set(past.failing["local"]) == {"35ae02f64fb3", "7e476ad5fad8", "e9821a8cb762"}
+    assert previous.cases == 4
+    assert set(previous.failing) == {"local"}
+    assert set(previous.failing["local"]) == {"35ae02f64fb3", "7e476ad5fad8", "e9821a8cb762"}
 
 
 def test_stored_trials_have_their_verdicts_and_failing_ones_their_observations(tmp_path: Path) -> None:

@@ -114,10 +114,10 @@ def test_a_trial_of_an_older_record_is_read(tmp_path: Path) -> None:
     opening = {"kind": "environment", "schema": 1, "arguments": plain(ARGUMENTS)}
     (tmp_path / "record.jsonl").write_text(f"{line(opening)}\n{line(before)}\n")
     record = Record(tmp_path)
-    past = read(record.journal)
+    previous = read(record.journal)
     record.close()
-    assert past is not None
-    assert past.cases == 1
+    assert previous is not None
+    assert previous.cases == 1
 
 
 @pytest.mark.parametrize("schema", [0, 4])

@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 5e-5
 
 
 class Barrier:
-    """One rank's view of the gate of its group.
+    """One rank's view of the barrier of its group.
 
     Args:
         path: A file that all ranks of the group share; made if it is not there.
@@ -49,7 +49,7 @@ class Barrier:
     def passes(self, number: int) -> bool:
         """Return whether all ranks have ended the case of that number well; waits until all have ended it.
 
-        Who is further on has passed this gate before.
+        Who is further on has passed this barrier before.
         """
         while True:
             told = [

@@ -51,7 +51,7 @@ from verify.ranks.worker.exceptions import describe
 from verify.ranks.worker.execution import Execution, Place
 from verify.ranks.worker.loader import Factory, load
 from verify.ranks.worker.module import build
-from verify.ranks.worker.process_state import Hygiene
+from verify.ranks.worker.process_state import ProcessState
 
 _NEVER = datetime.timedelta(days=1)
 _LOG_BYTES = 1 << 20
@@ -122,8 +122,8 @@ class Worker:
         )
         self._groups: dict[tuple[tuple[int, ...], ...], Any] = {(): None}
         self._ledger = Ledger(folder / f"rank-{setup.rank}.ledger")
-        self._hygiene = Hygiene()
-        self._gate = Barrier(folder / "gate", rank=setup.rank, world_size=setup.world_size)
+        self._process_state = ProcessState()
+        self._barrier = Barrier(folder / "barrier", rank=setup.rank, world_size=setup.world_size)
         self._number = 0
         self._held = False
         self._factory: Factory | None = None
@@ -133,7 +133,7 @@ class Worker:
     @property
     def mutilated(self) -> bool:
         """Whether the subject has closed a descriptor that this rank cannot do without."""
-        return self._hygiene.mutilated()
+        return self._process_state.mutilated()
 
     def load(self, request: Load) -> Loaded:
         """Load the subject."""
@@ -147,22 +147,22 @@ class Worker:
     def run(self, request: Run) -> RankAnswer | Skipped:
         """Run a case and write its tensors into the memory file; pass over one that must not be run ahead."""
         self._number += 1
-        # What was passed over is not told at the gate: a slower rank must still see what ended badly.
-        self._held = request.ahead and (self._held or not self._gate.passes(self._number - 1))
+        # What was passed over is not told at the barrier: a slower rank must still see what ended badly.
+        self._held = request.ahead and (self._held or not self._barrier.passes(self._number - 1))
         if self._held:
             return Skipped(number=self._number)
         answer = self._run(request)
         if is_large(request.case):
             _give_memory_back()
         well = answer.observed.ending == "returned" and not answer.changed
-        self._gate.tell(self._number, well=well)
+        self._barrier.tell(self._number, well=well)
         return answer
 
     def _run(self, request: Run) -> RankAnswer:
         case = request.case
         assert self._factory is not None
         assert self._description is not None
-        self._hygiene.restore(case.seed)
+        self._process_state.restore(case.seed)
         raise_limits()
         before = compilations()
         _bound_log()
@@ -207,7 +207,7 @@ class Worker:
             compile_seconds=compiled.seconds,
         )
         return RankAnswer(
-            observed=observed, tensors=headers, size=size, spill=spill, changed=self._hygiene.changed()
+            observed=observed, tensors=headers, size=size, spill=spill, changed=self._process_state.changed()
         )
 
     def bare(self, request: Bare) -> Timed:

@@ -1,4 +1,4 @@
-"""Hygiene: what a subject may have changed in its process, put right before the next case, or told.
+"""Process state: what a subject may have changed in its process, put right before the next case, or told.
 
 Every case starts from the same state, whatever ran before it, so that its replay alone gives the same bits.
 What can be put right is (`verify.ranks.worker.process_settings`); what cannot costs the group, and a new one
@@ -47,7 +47,7 @@ _NAMESPACES: tuple[ModuleType | type, ...] = (
 )
 
 
-class Hygiene:
+class ProcessState:
     """The state in which a rank started, and the way back to it."""
 
     def __init__(self) -> None:
