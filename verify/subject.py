@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from properties.case import Case
-from properties.domain import Domain, DomainError, Promise, override, promise_from
+from properties.domain import Domain, DomainError, Promise, for_slow, override, promise_from
 from verify.config import DEFAULT_CONFIG, Config
 from verify.environment import backend_words
 from verify.known.entries import SHIPPED, Entry, KnownError, concerned, load
@@ -101,7 +101,7 @@ def subject_from(
         grade=config.grade,
     )
     if config.case_seconds:
-        promise = msgspec.structs.replace(promise, case_seconds=config.case_seconds)
+        promise = for_slow(promise, config.case_seconds, keep_sizes="sizes" in config.domain_settings)
     lacking = tuple(name for name in KEYWORDS if name not in description.keywords)
     return Subject(
         spec=spec,

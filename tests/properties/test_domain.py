@@ -9,6 +9,7 @@ from properties.domain import (
     Domain,
     DomainError,
     Promise,
+    for_slow,
     keys_text,
     layouts_of,
     override,
@@ -133,6 +134,18 @@ def test_seconds_of_a_case_are_promised_and_kept_by_an_override():
     assert promise.case_seconds == 45
     assert override(promise, domain={"eval": "no"}, contract={}, grade=None).case_seconds == 45
     assert Promise().case_seconds is None
+
+
+def test_a_subject_that_declares_its_time_is_given_no_sizes_of_networks_unless_it_asks():
+    assert promise_from({"case_seconds": 45}).domain.sizes == ("small",)
+    both = {"case_seconds": 45, "domain": {"sizes": ["small", "network"]}}
+    assert promise_from(both).domain.sizes == ("small", "network")
+    asked = override(promise_from({"case_seconds": 45}), domain={"sizes": "network"}, contract={}, grade=None)
+    assert asked.domain.sizes == ("network",)
+    assert for_slow(Promise(), 9.0, keep_sizes=False).domain.sizes == ("small",)
+    assert for_slow(Promise(), 9.0, keep_sizes=True).domain.sizes == Domain().sizes
+    alone = Promise(domain=Domain(sizes=("network",)))
+    assert for_slow(alone, 9.0, keep_sizes=False).domain.sizes == ("network",)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, "60", True, math.inf, 1e7])
