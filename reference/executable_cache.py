@@ -62,6 +62,16 @@ class Executable:
         if self._call is None:
             self._call = self._loaded(like)
 
+    @property
+    def kept(self) -> bool:
+        """Whether its file is there."""
+        return self._path.exists()
+
+    def keep(self, *arguments: Any) -> None:
+        """Compile and keep it, unless it is kept."""
+        if not self.kept:
+            self._call = self._compiled(arguments)
+
     def _loaded(self, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
         try:
             return _read(self._path.read_bytes(), arguments, self._like)

@@ -53,6 +53,10 @@ COMMON = tuple(
     )
 )
 """The buckets of nearly all default cases, the commonest first."""
+REPEATED = tuple(
+    Bucket(shards, _LENGTHS[-1], channels, _RANKS[0], repeats=True) for channels, shards in _REPEATED.items()
+)
+"""Those of nearly all large ones."""
 
 
 class Layout(NamedTuple):

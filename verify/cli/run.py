@@ -26,6 +26,9 @@ from verify.report.terminal import Terminal
 from verify.report.words import count
 from verify.strict_json import plain
 
+_MANY = 100
+"""Cases that need most of the reference's programs."""
+
 
 def run_command(arguments: Namespace, client: ServerClient) -> int:
     """Do `python -m verify run` with the server of ranks behind `client`, and return the exit code."""
@@ -41,6 +44,8 @@ def run_command(arguments: Namespace, client: ServerClient) -> int:
         run = stack.enter_context(
             open_run(arguments, config, record=record, previous=previous, client=client)
         )
+        if run.config.cases is None or run.config.cases >= _MANY:
+            stack.enter_context(run.parts.warmed())
         code = _campaigns(run, arguments.subject, known=arguments.known)
     return _tell_unwritten(run) or code
 

@@ -6,9 +6,11 @@ subject: the trial carries its traceback and counts as UNDECIDED.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -109,6 +111,7 @@ class Machinery:
             diagnosis.
         preload: Does what the reference must do once in a process, piece by piece until its argument says
             that it is enough.
+        warmed: Has another process do, inside, what takes long in a first run on a machine.
     """
 
     expect: Expects
@@ -119,6 +122,7 @@ class Machinery:
     predict: Predicts | None = None
     diagnoses: Any = None
     preload: Callable[[Callable[[], bool]], None] = lambda enough: None
+    warmed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def admits(self, domain: Domain, case: Case) -> bool:
         """Return whether `case` lies in `domain`."""
@@ -136,6 +140,7 @@ def machinery(*, threads: int | None = None, cpu_only: bool = False) -> Machiner
         from properties.mechanisms.predicted import predict
         from reference.host import start
         from reference.program import preload
+        from reference.warming import warmed
 
         start(threads=threads, cpu_only=cpu_only)
     return Machinery(
@@ -147,6 +152,7 @@ def machinery(*, threads: int | None = None, cpu_only: bool = False) -> Machiner
         predict=predict,
         diagnoses=diagnose,
         preload=preload,
+        warmed=warmed,
     )
 
 
