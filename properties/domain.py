@@ -44,8 +44,8 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         values: Families of input values.
         sizes: Kinds of size. A case is of a network's if a rank holds more than 2^17 elements; such are drawn
             with the shapes of known networks (`properties.generation.networks`), up to 2^21 elements a rank,
-            or up to 2^25 where nothing else is drawn. Of a subject that declares `case_seconds` small ones
-            alone, unless it says otherwise.
+            or, where nothing else is drawn, up to 2^25 over all ranks. Of a subject that declares
+            `case_seconds` small ones alone, unless it says otherwise.
     """
 
     dtypes: tuple[Dtype, ...] = get_args(Dtype)
@@ -135,16 +135,13 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True):
     case_seconds: float | None = None
 
 
-_OF_SLOW: tuple[Size, ...] = ("small",)
-
-
 def for_slow(promise: Promise, case_seconds: float, *, keep_sizes: bool) -> Promise:
     """Return the promise of a subject whose small cases may take so long.
 
     One of a network's size would take it hours, so that such are not drawn unless asked for (`keep_sizes`).
     """
     if not keep_sizes and "small" in promise.domain.sizes:
-        promise = structs.replace(promise, domain=structs.replace(promise.domain, sizes=_OF_SLOW))
+        promise = structs.replace(promise, domain=structs.replace(promise.domain, sizes=("small",)))
     return structs.replace(promise, case_seconds=case_seconds)
 
 
@@ -166,15 +163,13 @@ def promise_from(data: Mapping[str, Any]) -> Promise:
     if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds < 1e6):
         raise DomainError(f"Expected seconds above 0, but got case_seconds={seconds!r}.")
     domain = data.get("domain", {})
-    if seconds is not None and isinstance(domain, Mapping) and "sizes" not in domain:
-        domain = {**domain, "sizes": _OF_SLOW}
-    return Promise(
+    promise = Promise(
         domain=_convert(domain, Domain, "domain"),
         contract=_convert(data.get("contract", {}), Contract, "contract"),
         grade=grade,
         known=str(data.get("known", "")),
-        case_seconds=seconds,
     )
+    return promise if seconds is None else for_slow(promise, seconds, keep_sizes="sizes" in domain)
 
 
 def override(

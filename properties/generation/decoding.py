@@ -4,8 +4,8 @@ Rules
 -----
 - Each choice is one byte, and 0 is the simplest choice: whoever minimises a failing case lowers bytes, and
   each feature of the case goes away by itself.
-- A byte means the same whatever the other bytes are, except where a size or layout would be impossible, and
-  for the number of steps, which momentum None raises.
+- A byte means the same whatever the other bytes are, except where a size or layout would be impossible, for
+  the number of steps, which momentum None raises, and for sizes where the scale is that of a network.
 - No case outside the domain comes out, whatever the bytes; every value of the domain that some case can have
   does come out.
 
@@ -54,12 +54,11 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     values = choices[SHAPE_BYTES + OPTION_BYTES :]
     world, dims = tables.worlds[shape[0]], tables.dims[shape[1]]
     groups = partitions(world, tables.domain.groups)[shape[2]]
-    chosen = _options(options, tables)
-    wide = chosen["dtype"] == "float64"
-    batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups, wide=wide)
+    batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups)
     cotangent = tables.cotangents[dims][options[2]]
     if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
         cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
+    chosen = _options(options, tables)
     last = tables.last[values[14]]
     if last:
         channels, last = _among_many(channels, last, batches, spatial)
@@ -113,7 +112,7 @@ def _options(options: bytes, tables: Tables) -> dict[str, Any]:
 
 
 def _sizes(
-    shape: bytes, tables: Tables, *, world: int, dims: int, groups: Partition, wide: bool
+    shape: bytes, tables: Tables, *, world: int, dims: int, groups: Partition
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
     """Return batches, spatial sizes and channels, from bytes 3 on; what is unusual comes first."""
     channel, scale, ragged, empty, other = shape[3:8]
@@ -124,7 +123,7 @@ def _sizes(
     sizes = [SIZES_TABLE[byte] for byte in shape[16 : 16 + dims - 2]]
     how, target = tables.scales[scale]
     if how == "network":
-        return _network(shape, tables, world=world, dims=dims, wide=wide, full=[n > 0 for n in batches])
+        return _network(shape, tables, world=world, dims=dims, full=[n > 0 for n in batches])
     if how == "wide" and dims > 2:
         sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]) | 1)
     elif how == "tall":
@@ -142,15 +141,15 @@ def _sizes(
 
 
 def _network(
-    shape: bytes, tables: Tables, *, world: int, dims: int, wide: bool, full: list[bool]
+    shape: bytes, tables: Tables, *, world: int, dims: int, full: list[bool]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
     """Return sizes of a batch norm of a known network: one rank holds most, none more than `largest`.
 
     All ranks together hold at most `largest`, or, among small cases, four times that, but for what spatial
-    sizes that differ by rank add; in float64 (`wide`) half as many, since it is memory that limits them.
+    sizes that differ by rank add.
     """
     channel, _, ragged, _, other = shape[3:8]
-    together = tables.largest * (4 if "small" in tables.domain.sizes else 1) // (1 + wide)
+    together = tables.largest * (4 if "small" in tables.domain.sizes else 1)
     shapes = tables.networks[dims]
     fit = [one for one in shapes if one.elements * world <= together] or shapes[:1]
     activation = fit[channel * len(fit) // 256]

@@ -1,18 +1,18 @@
 """Networks: the shapes that batch norms of known networks see, a sample each.
 
-Sources, in which the shapes are stated or follow from the layers' sizes:
+The papers, from whose tables, figures and layers the shapes follow:
 
-- ResNet-50 at 224 x 224: He et al. 2016, arXiv:1512.03385, table 1.
-- EfficientNet-B0 at 224 x 224: Tan and Le 2019, arXiv:1905.11946, table 1 (the expanded channels, too).
-- DCGAN's generator: Radford et al. 2016, arXiv:1511.06434, figure 1.
-- pix2pix's U-Net, whose encoder ends at 1 x 1: Isola et al. 2017, arXiv:1611.07004, section 6.1.1.
+- ResNet-50 at 224 x 224: He et al. 2016, arXiv:1512.03385.
+- EfficientNet-B0 at 224 x 224, the expanded channels, too: Tan and Le 2019, arXiv:1905.11946.
+- DCGAN's generator: Radford et al. 2016, arXiv:1511.06434.
+- pix2pix's U-Net, whose encoder ends at 1 x 1: Isola et al. 2017, arXiv:1611.07004.
 - CBAM's spatial gate, a batch norm of one channel, in ResNet-50: Woo et al. 2018, arXiv:1807.06521.
-- 3D U-Net, unpadded, of a tile of 132 x 132 x 116: Cicek et al. 2016, arXiv:1606.06650, figure 2.
+- 3D U-Net, unpadded, of a tile of 132 x 132 x 116: Cicek et al. 2016, arXiv:1606.06650.
 - Attention U-Net's gate in three dimensions, one channel at half of 160 x 160 x 96: Oktay et al. 2018,
-  arXiv:1804.03999, section 3.
-- PointNet of 1024 points: Qi et al. 2017, arXiv:1612.00593, appendix C.
-- SimCLR's and BYOL's heads, without positions: Chen et al. 2020, arXiv:2002.05709, appendix B.9;
-  Grill et al. 2020, arXiv:2006.07733, section 3.3.
+  arXiv:1804.03999.
+- PointNet of 1024 points: Qi et al. 2017, arXiv:1612.00593.
+- SimCLR's and BYOL's heads, without positions: Chen et al. 2020, arXiv:2002.05709; Grill et al. 2020,
+  arXiv:2006.07733.
 """
 
 from __future__ import annotations
