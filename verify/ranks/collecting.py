@@ -1,17 +1,20 @@
 """Collecting: the parent waits for what the ranks of a group answer, and looks at who does not.
 
-Every wait has an end, whatever the ranks do: its limit; a short grace once a rank has failed, for which the
-others may wait in vain; and, with patience, the end that `verify.ranks.patience` finds.
+Every wait has an end, whatever the ranks do: its limit; a short grace once a rank has failed, in which the
+others only waited, since it may be for that one, in vain; and, with patience, the end that
+`verify.ranks.patience` finds. A rank that works on while another has failed gets its whole limit: it may hold
+a thousand times as much, and is about to fail, too.
 """
 
 from __future__ import annotations
 
 import os
 import selectors
+import time
 from collections.abc import Callable, Sequence
 
 from verify.ranks.limit import Limit, Queues, unlimited
-from verify.ranks.patience import COMPILE_SECONDS, CpuTimes, Late, Patience
+from verify.ranks.patience import COMPILE_SECONDS, CpuTimes, Late, Patience, Times
 from verify.ranks.rank_handle import RankHandle
 
 GRACE_SECONDS = 1.0
@@ -47,7 +50,7 @@ class Collector:
         return Limit(seconds * self.slowness + _SLACK_SECONDS, self._queues.waited)
 
     def collect(self, limit: Limit, most: Callable[[], float] = unlimited, *, patient: bool = False) -> Late:
-        """Wait until every rank has answered or is gone, `limit` at most, and shortly once one has failed.
+        """Wait until every rank has answered or is gone, `limit` at most, or one has failed and others wait.
 
         Args:
             limit: Of the wait.
@@ -55,14 +58,19 @@ class Collector:
             patient: Go on while the ranks get on with it (`verify.ranks.patience`).
 
         Returns:
-            Why those that are silent are late; nothing if there are none, or if another rank has failed.
+            Why those that are silent are late; nothing if there are none, or if they only wait and another
+            rank has failed.
         """
         hurry = min(1.0, limit.left() / 10.0)  # a short limit asks for a short grace
         patience: Patience | None = None
         self.poll(0.0)
-        while self._silent and not any(rank.failed for rank in self._ranks):
+        while self._silent:
+            failed = any(rank.failed for rank in self._ranks)
+            if failed and (self._only_wait(hurry) or not self._silent or most() <= 0):
+                break
             left = min(limit.left(), most())
-            self.poll(max(0.0, left))
+            if not failed:
+                self.poll(max(0.0, left))
             if left > 0 or not self._silent:
                 continue
             self.look()
@@ -72,16 +80,21 @@ class Collector:
             if late := patience.late({rank.number: rank.seen for rank in self._silent}):
                 return late
             limit = Limit(patience.pause, self._queues.waited)
-        self._indulge(hurry)
+        self.look()
         return ""
 
-    def _indulge(self, hurry: float) -> None:
-        """Give those a grace that may wait for a rank that has failed."""
+    def _only_wait(self, hurry: float) -> bool:
+        """Give those that are silent a grace, and return whether none of them has worked in it."""
         crowded = max(1.0, len(self._ranks) / _CORES)
         grace = Limit(GRACE_SECONDS * hurry * crowded * self.slowness, self._queues.waited)
+        before = self._times()
         while self._silent and (left := grace.left()) > 0:
             self.poll(left)
-        self.look()
+        busy = self._times().busy_since(before)
+        return not any(rank.number in busy for rank in self._silent)
+
+    def _times(self) -> Times:
+        return Times(time.monotonic(), self._cpu(), self._queues.waited())
 
     def look(self) -> None:
         """Look where the silent ranks are: `seen` of each is None if it shows nothing in time."""

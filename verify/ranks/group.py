@@ -11,7 +11,7 @@ Theory of operation
 Messages are sent ahead: set-up, load and the first case go out before the server has forked the ranks, which
 find them in their sockets. The parent then collects one answer a message from each rank. When one rank has
 raised or died, the others get a short grace, because they may be waiting for it in a collective for ever;
-who has not answered then is `stopped`. Without that, who has not answered when the time is over is a
+who has only waited then is `stopped`. Without that, who has not answered when the time is over is a
 `timeout`, or `slow` if the ranks still get on with the case (`verify.ranks.patience`). The time grows by what
 the ranks wait for a core (`verify.ranks.limit`), and on a slow machine.
 """

@@ -81,7 +81,7 @@ class Patience:
     waited: Callable[[], Sequence[float]]
     compile_seconds: float = COMPILE_SECONDS
     clock: Callable[[], float] = time.monotonic
-    _before: _Times | None = None
+    _before: Times | None = None
     _spent: float = field(init=False)
     _moved: float = field(init=False)
     _compiled: float = 0.0
@@ -101,7 +101,7 @@ class Patience:
         Args:
             looks: What was seen of each rank that has not answered; None if it could not be looked at.
         """
-        now, before = _Times(self.clock(), self.cpu(), self.waited()), self._before
+        now, before = Times(self.clock(), self.cpu(), self.waited()), self._before
         self._before = now
         new = {rank for rank, seen in looks.items() if self._is_new(rank, seen)}
         if before is None:
@@ -126,14 +126,14 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class _Times:
+class Times:
     """When ranks were looked at, and what each had used of CPU time and waited for a core by then."""
 
     clock: float
     cpu: Sequence[float]
     waited: Sequence[float]
 
-    def busy_since(self, before: _Times) -> set[int]:
+    def busy_since(self, before: Times) -> set[int]:
         """Return the ranks that have worked since `before`."""
         took = self.clock - before.clock
         used = [b - a for a, b in zip(before.cpu, self.cpu, strict=False)]
@@ -144,12 +144,12 @@ class _Times:
             if seconds > 0 and seconds >= BUSY_SHARE * could
         }
 
-    def spent_since(self, before: _Times) -> float:
+    def spent_since(self, before: Times) -> float:
         """Return the seconds since `before` without those that a rank has waited for a core, as limits do."""
         took = self.clock - before.clock
         return max(took / limit.MOST, took - max(self._queued_since(before), default=0.0))
 
-    def _queued_since(self, before: _Times) -> list[float]:
+    def _queued_since(self, before: Times) -> list[float]:
         return [b - a for a, b in zip(before.waited, self.waited, strict=False)]
 
 

@@ -396,3 +396,24 @@ class _Reduced(Local):
 def compiled(num_features, **options):
     """Return a compiled module, of one class, so that its code is compiled again only where it must be."""
     return torch.compile(_Reduced(num_features, **options), backend="eager")
+
+
+class RefusesLate(Synced):
+    """Every rank refuses, the others seconds after rank 0: they have more to look at first."""
+
+    def forward(self, x):
+        if dist.get_rank():
+            until = time.process_time() + 4.0
+            while time.process_time() < until:
+                x.sum()
+        raise ValueError("not this input")
+
+
+class WorksOnAlone(Synced):
+    """Rank 0 raises, and the others never come to an end, nor to a collective."""
+
+    def forward(self, x):
+        if dist.get_rank() == 0:
+            raise ValueError("not on this rank")
+        while True:
+            x.sum()

@@ -23,6 +23,19 @@ def test_one_rank_that_raises_stops_the_others(pool, losses):
     assert pool.run(spec("Local"), CASE).ranks[0].ending == "returned"
 
 
+def test_a_rank_that_works_on_while_another_has_refused_comes_to_its_own_end(pool, losses):
+    seen = pool.run(spec("RefusesLate"), CASE).ranks
+    assert [ours.ending for ours in seen] == ["raised", "raised"]
+    assert losses == []
+
+
+def test_a_rank_that_works_for_ever_while_another_has_raised_has_an_end(pool, losses):
+    first, other = pool.run(spec("WorksOnAlone"), CASE).ranks
+    assert (first.ending, other.ending) == ("raised", "timeout")
+    assert "subjects.py" in other.stack
+    assert [loss.reason for loss in losses] == ["timeout"]
+
+
 def test_a_rank_that_hangs_is_a_timeout_with_its_stack(pool, losses):
     case = msgspec.structs.replace(CASE, batches=(3, 0))
     first, other = pool.run(spec("HangsOnEmpty"), case).ranks
