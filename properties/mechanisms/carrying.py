@@ -87,6 +87,19 @@ def carried(data: StepData, output: StepOutput, moments: Moments, errors: Errors
     )
 
 
+def deeper_sums(data: StepData, moments: Moments, extra: Floats) -> Errors:
+    """Return the errors of a backward whose sums over a rank meet `extra` more roundings, (ranks, 1)."""
+    s = data.scalars
+    with np.errstate(all="ignore"):
+        scale = moments.scale + moments.scale_error
+        xhat = (np.abs(data.x - moments.mean) + moments.mean_error) * scale
+        own_g = extra * s.u * data.by_rank(np.abs(data.g))
+        own_gx = extra * s.u * data.by_rank(np.abs(data.g) * xhat)
+        elements = own_g.sum(axis=0) / s.n + xhat * (own_gx.sum(axis=0) / s.n)
+    zero = np.zeros_like(moments.scale)
+    return Errors(zero, zero, elements if s.training > 0.5 else 0.0, own_g, own_gx)
+
+
 def _grad_input_error(
     data: StepData, output: StepOutput, moments: Moments, errors: Errors, *, xhat_error: Floats
 ) -> Floats:

@@ -15,6 +15,7 @@ MECHANISMS: dict[str, str] = {
     "half-partial-sums": "a block's threads pass partial sums of the backward on in the input's half dtype",
     "lost-update": "an update goes to copies of the running buffers, which stay as they were",
     "sequential-sums": "sums are added up one by one, grade B, or by few threads",
+    "sequential-backward": "the backward adds a rank's values up one by one, or in the lanes of a vector",
     "stale-buffers": "the backward of an evaluation reads the buffers as later steps have left them",
     "freed-buffers": "the backward of an evaluation reads copies of strided buffers that are freed already",
     "misread-layout": "the backward reads the cotangent's memory in the layout of the input",

@@ -10,6 +10,10 @@ from __future__ import annotations
 import math
 
 from properties.case import Case
+from reference.rounding import depth
+
+_LANES = {"float64": 4, "float32": 8, "bfloat16": 8, "float16": 8}
+"""Of the narrowest vector (32 bytes) in which sums over a plane are kept, in the accumulation dtype."""
 
 
 def may_go_by_channels(case: Case, rank: int) -> bool:
@@ -46,13 +50,30 @@ def adds_one_by_one(case: Case, rank: int) -> bool:
 
     They add float32 up in float64, but for the channels-last kernel, also taken by batches of one position,
     and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32, and
-    float64 in itself. The backward of contiguous tensors adds each plane up in the lanes of a vector, in
-    float32 (`vec::reduce_all`): an eighth of the plane one by one, which grade A admits for ordinary
-    cotangents, and not for one that repeats a value (`tests/power/test_written_subjects.py`).
+    float64 in itself. Of the backward see `extra_backward_depth`.
     """
     strided = case.input_layout in ("permuted", "sliced")
     by_channels = case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1
     return case.dtype != "float32" or strided or by_channels
+
+
+def extra_backward_depth(case: Case, rank: int) -> float:
+    """Return by how much the backward's sums over a rank are deeper than grade A admits.
+
+    The backward of contiguous tensors adds a plane up in the lanes of a vector (`vec::reduce_all`), an eighth
+    of the plane one by one, and the planes in float64 if the input is float32; all other kernels may add up
+    the whole batch one by one, that by strides at least from sample to sample (`at::sum`).
+    """
+    samples, positions = case.batches[rank], math.prod(case.spatial_of(rank))
+    n = samples * positions
+    if n == 0:
+        return 0.0
+    terms = float(n)
+    if case.input_layout == case.cotangent_layout == "contiguous" and positions > 1:
+        terms = math.ceil(positions / _LANES[case.dtype]) + math.log2(_LANES[case.dtype])
+        terms += 0 if case.dtype == "float32" else samples
+    admitted = depth(n, 1, "A")
+    return max(0.0, min(float(n), terms) - admitted)
 
 
 def _dense(case: Case, rank: int, layout: str) -> bool:

@@ -6,11 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from properties.expectation.group_step import numbers
 from properties.mechanisms.carrying import Errors, Moments, carried, moments_of
 from properties.mechanisms.revisions import finite
 from properties.mechanisms.step_data import Bools, StepData
 from reference.padding import Layout
+from reference.program import compiled_step
 from reference.signature import StepInput, StepOutput
+
+
+def computed(where: Layout, given: StepInput) -> StepOutput:
+    """Return what the reference's program gives for a step's input."""
+    return numbers(compiled_step(where.bucket)(given))
 
 
 @dataclass(frozen=True, slots=True)

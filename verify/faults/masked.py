@@ -125,6 +125,12 @@ def sequential_sums(module: Any, x: Tensor) -> bool:
     return alone and x.dtype is torch.float32 and positions == 1 and x.shape[0] > 256
 
 
+def sequential_backward(module: Any, x: Tensor) -> bool:
+    """Return whether the backward adds float32 gradients up one by one, in evaluation."""
+    positions = x[0, 0].numel() if x.numel() else 0
+    return not module.training and x.dtype is torch.float32 and positions == 1 and x.shape[0] > 128
+
+
 def evaluation(module: Any, x: Tensor) -> bool:
     """Return whether buffers evaluate; the damages of stale buffers ask whether they have changed since."""
     return not module.training and module.running_mean is not None
@@ -375,6 +381,11 @@ MASKS: dict[str, tuple[Any, dict[str, Any], tuple[tuple[str, Damage], ...]]] = {
             *(("output", slightly_more), ("output", first_wrong), ("grad_input", zero)),
             *(("weight", doubled), ("running_mean", shifted), ("running_var", slightly_more)),
         ),
+    ),
+    "SequentialBackward": (
+        sequential_backward,
+        {"dtypes": ["float32"], "dims": [2], "groups": ["world", "single"]},
+        (("weight", doubled), ("bias", half_more), ("bias", zero)),
     ),
     "StaleBuffers": (
         evaluation,

@@ -22,7 +22,7 @@ from properties.mechanisms.cuda_kernels import (
     halves_partial_sums,
     loses_strided_update,
 )
-from properties.mechanisms.native_kernels import adds_one_by_one, is_ambiguous
+from properties.mechanisms.native_kernels import adds_one_by_one, extra_backward_depth, is_ambiguous
 from properties.values.elements import tensors
 
 Floats = NDArray[np.float64]
@@ -158,6 +158,10 @@ FACTS: dict[str, Fact] = {
     "adds_one_by_one": _of_group(
         lambda c, g: any(adds_one_by_one(c, r) for r in g),
         "torch's native kernel adds up one by one, in no wider dtype: all but dense float32",
+    ),
+    "deep_backward": _of_group(
+        lambda c, g: any(extra_backward_depth(c, r) > 0 for r in g),
+        "torch's native backward adds up more one by one than grade A admits: a batch, or a plane's lanes",
     ),
     "half_partial_sums": _of_step(
         lambda c, g, k: any(_halves_partial_sums(c, g, r, k) for r in g),

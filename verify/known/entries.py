@@ -49,7 +49,7 @@ from verify.known.case_facts import FACTS, Group
 SHIPPED = {"torch-native": Path(__file__).parents[1] / "subjects" / "known" / "torch_native.toml"}
 """Files that come with the suite, by the name that a subject or a file gives for them."""
 MAX_BYTES = 1 << 20
-MAX_ELEMENTS = 1 << 18
+MAX_ELEMENTS = 1 << 22
 """Of a stored case, over all steps: its facts are read off its data."""
 Channels = NDArray[np.bool_]
 Extent = dict[tuple[int, int], Channels]

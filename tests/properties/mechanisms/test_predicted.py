@@ -18,6 +18,7 @@ ROUNDING = (
     "half-sums",
     "misread-layout",
     "rounded-counts",
+    "sequential-backward",
     "sequential-sums",
     "stale-buffers",
 )

@@ -78,6 +78,9 @@ def test_every_known_discrepancy_has_a_case_that_meets_its_own_clauses() -> None
         ("N9-sums-one-by-one", Case(batches=(5000,), spatial=((2,),))),
         ("N9-sums-one-by-one", Case(batches=(50,), spatial=((2,),), input_layout="sliced")),
         ("N9-sums-one-by-one", Case(batches=(5000, 2), steps=(Step(), Step(mode="eval")))),
+        ("N9-backward-sums-one-by-one", Case(batches=(5000,), spatial=((2,),))),
+        ("N9-backward-sums-one-by-one", Case(batches=(9,), spatial=((16, 16),))),
+        ("N9-backward-sums-one-by-one", Case(batches=(5000, 2))),
         (
             "N4-low-precision-statistics",
             Case(dtype="float16", param_dtype="float16", steps=(Step(), Step(mode="eval"))),
