@@ -57,7 +57,7 @@ def only_group(pool: RankPool) -> RankGroup:
 def before_it_joins(pool: RankPool, kill: Kill) -> Observation:
     ticket = pool.submit(RIGHT, HARMLESS)
     group = only_group(pool)
-    group._await_pids()
+    group._processes.await_pids()
     kill(pool, group)
     return ticket.result()
 
@@ -65,7 +65,7 @@ def before_it_joins(pool: RankPool, kill: Kill) -> Observation:
 def before_it_loads(pool: RankPool, kill: Kill) -> Observation:
     ticket = pool.submit(RIGHT, HARMLESS)
     group = only_group(pool)
-    group._await_pids()
+    group._processes.await_pids()
     while not group._ranks[0].answers:
         group._collector.poll(0.1)
     kill(pool, group)
@@ -158,7 +158,7 @@ def test_a_subject_is_described_though_its_rank_is_killed(
     def deadly(group: RankGroup) -> object:
         if not killed:
             killed.append(group)
-            group._await_pids()
+            group._processes.await_pids()
             kill(pool, group)
         return describe(group)
 

@@ -23,21 +23,21 @@ from dataclasses import dataclass, field
 import msgspec
 
 from properties.case import Case
-from properties.verdict import Outcome
 from verify.config import DEFAULT_POLICY, Budget, Policy
+from verify.engine.campaign_ends import result_of, started
+from verify.engine.counted_trials import CountedTrials
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner, PendingTrial
-from verify.engine.failures import Failures, property_of, root_first
-from verify.engine.findings import SHORT_SHARE, FatalKnown, Findings
+from verify.engine.failures import Failures, property_of
+from verify.engine.findings import FatalKnown, Findings
 from verify.engine.floor import Floor
 from verify.engine.search import Found, Source, StopSearch, draw
 from verify.engine.seeds import derive
 from verify.engine.tally import Tally
-from verify.events import CampaignEnded, CampaignStarted, CaseDrawn, CaseEnded, Event, FailureFound
+from verify.events import CampaignEnded, Event, FailureFound
 from verify.ranks.limit import unlimited
 from verify.record.recall import Place, Recall, Recalled
 from verify.result import SubjectResult
-from verify.strict_json import plain
 from verify.trial import Trial
 
 DRAWS_AT_ONCE = 200
@@ -91,8 +91,7 @@ class Campaign:
     interrupted: bool = False
     _failures: Failures = field(init=False)
     _findings: Findings = field(init=False)
-    _deadly: FatalKnown = field(init=False)
-    _judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _trials: CountedTrials = field(init=False)
     _states: dict[str, str] = field(default_factory=dict)
     _drawn: int = 0
     _deadline: Deadline = field(init=False)
@@ -100,18 +99,15 @@ class Campaign:
     _failing: deque[tuple[Trial, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        subject, diagnoses = self.examiner.subject, self.examiner.parts.diagnoses
+        subject, parts = self.examiner.subject, self.examiner.parts
         self._deadline = Deadline(budget=self.budget, clock=self.clock)
-        room_for = self._deadline.room_for
-        predicts = self.examiner.parts.predict is not None
         self._failures = Failures(
             subject,
-            diagnoses,
+            parts.diagnoses,
             emit=self.emit,
-            room_for=room_for,
-            native=self.examiner.native if predicts else lambda trial, property_id: (),
+            room_for=self._deadline.room_for,
+            native=self.examiner.native if parts.predict else lambda trial, property_id: (),
         )
-        self._deadly = FatalKnown(subject.known)
         self._findings = Findings(
             examiner=self.examiner,
             policy=self.policy,
@@ -120,14 +116,24 @@ class Campaign:
             deadline=self._deadline,
             tally=self.tally,
             failures=self._failures,
-            deadly=self._deadly,
+            deadly=FatalKnown(subject.known),
+        )
+        self._trials = CountedTrials(
+            examiner=self.examiner,
+            emit=self.emit,
+            keep=self.keep,
+            memory=self.memory,
+            deadline=self._deadline,
+            tally=self.tally,
+            failures=self._failures,
+            findings=self._findings,
         )
 
     def run(self) -> SubjectResult:
         """Run the campaign; an interrupt ends it early, with its result so far, and is raised again."""
         self._deadline.start()
         self.examiner.ranks.left = self._deadline.left
-        self._start()
+        self.emit(started(self.examiner.subject, self.budget, seed=self.seed, excluded=self.excluded))
         try:
             self._replay_known()
             self._draw()
@@ -145,105 +151,19 @@ class Campaign:
 
     def result(self) -> SubjectResult:
         """Return what is known so far."""
-        subject = self.examiner.subject
-        outcome = Outcome.VIOLATED if self._failures.told else self.tally.outcome()
-        stands, properties = self.tally.stands_on(), self.tally.properties()
-        cut = self.budget.net if self.stopped == _CUT else None
-        lacking = self.floor.lacking(stands, properties, asked=self.examiner.only, cut=cut)
-        lacking = "" if outcome is Outcome.VIOLATED else lacking
-        return SubjectResult(
-            subject=subject.spec,
-            label=subject.label,
-            expectation=subject.expectation,
-            verdict=Outcome.UNDECIDED.value if lacking else outcome.value,
-            lacking=lacking,
-            stands_on=stands,
-            floor=self.floor.cases,
-            grade=self.tally.grades(),
-            required=subject.promise.grade,
-            domain=plain(subject.promise.domain),
-            contract=plain(subject.promise.contract),
+        return result_of(
+            self.examiner,
+            self.tally,
+            self._failures,
+            floor=self.floor,
             excluded=self.excluded,
+            states=self._states,
             seconds=self._deadline.elapsed,
-            accounting=self.tally.accounting(),
-            known=self.tally.known(subject.known, self._states),
-            properties=properties,
-            failures=root_first(self._failures.told.values(), properties),
             stopped=self.stopped,
-            cut=cut is not None,
-            pace=self.tally.pace(),
+            cut=self.budget.net if self.stopped == _CUT else None,
         )
 
-    def _start(self) -> None:
-        subject = self.examiner.subject
-        self.emit(
-            CampaignStarted(
-                subject=subject.spec,
-                label=subject.label,
-                expectation=subject.expectation,
-                grade=subject.promise.grade,
-                domain=plain(subject.promise.domain),
-                contract=plain(subject.promise.contract),
-                excluded=self.excluded,
-                device=subject.device,
-                backend=subject.backend,
-                seed=self.seed,
-                cases=self.budget.cases,
-                seconds=self.budget.seconds,
-                lacking=subject.lacking,
-            )
-        )
-
-    # Trials
-
-    def _trial(
-        self,
-        case: Case,
-        *,
-        stored: str = "",
-        recalled: Recalled | None = None,
-        begun: PendingTrial | None = None,
-        share: float = 1.0,
-    ) -> Trial | None:
-        """Run and judge one case, or finish what is begun, unless it was judged before; count and tell it.
-
-        Returns:
-            The trial; None if the end of the campaign's time cut it short, so that it says nothing.
-        """
-        self.emit(
-            CaseDrawn(
-                subject=self.examiner.subject.spec, case=case, number=self.tally.cases + 1, stored=stored
-            )
-        )
-        if recalled := recalled or self.memory.trial(case.id, stored):
-            trial = recalled.trial
-            self._deadline.recall(recalled.place.elapsed)
-        else:
-            trial = self.examiner.finish(begun or self._begin(case, share))
-            if self._findings.cut_short(trial):
-                return None
-            elapsed = self._deadline.elapsed
-            place = Place(role="stored" if stored else "drawn", entry=stored, elapsed=elapsed)
-            self.keep(trial, place)
-        self.tally.add(trial)
-        self._judged[case.id] = trial.violated
-        self.emit(
-            CaseEnded(
-                subject=self.examiner.subject.spec,
-                case_id=case.id,
-                number=self.tally.cases,
-                outcome=trial.outcome,
-                outcomes={verdict.property: verdict.outcome.value for verdict in trial.verdicts},
-                max_ratio=max((verdict.max_ratio for verdict in trial.verdicts), default=0.0),
-                internal=trial.internal,
-                seconds=trial.seconds,
-                pace=self.tally.pace(),
-            )
-        )
-        return trial
-
-    def _begin(self, case: Case, share: float = 1.0) -> PendingTrial:
-        return self.examiner.begin(case, share=min(share, SHORT_SHARE) if self._hangs else share)
+    # Stored cases
 
     def _replay_known(self) -> None:
         """Run the stored case of each known discrepancy, unless the command line's domain excludes it.
@@ -261,7 +181,7 @@ class Campaign:
             trial = (
                 self.examiner.examine(entry.case, grades=False, share=share)
                 if objections
-                else self._trial(entry.case, stored=entry.id, share=share)
+                else self._trials.finish(entry.case, stored=entry.id, share=share)
             )
             if trial is None or trial.internal or self._findings.cut_short(trial):
                 continue
@@ -275,7 +195,7 @@ class Campaign:
         subject = self.examiner.subject
         asked = {"conversion": True} if subject.converts else {}
         strategy = self.examiner.parts.cases(subject.promise.domain, **asked)
-        if fixed := self.examiner.subject.fixed:
+        if fixed := subject.fixed:
             strategy = strategy.map(lambda case: msgspec.structs.replace(case, **fixed))
         number, idle = 0, 0
         while not self.stopped and idle < 3 and self._remaining() > 0:
@@ -304,26 +224,24 @@ class Campaign:
 
     def _over_for(self, case: Case) -> bool:
         """Return whether the budget has no room for `case`: what is left of it was judged before."""
-        left = self.memory.left
-        again = left and (self.memory.holds(case.id) or case.id in self._judged)
-        return self._remaining() <= left and not again
+        left, judged = self.memory.left, self._trials.judged
+        return self._remaining() <= left and not (left and (self.memory.holds(case.id) or case.id in judged))
 
     def _take(self, case: Case, place: int) -> None:
         """Begin a drawn case, and finish the oldest one: the ranks need not wait while that is judged."""
-        if case.id in self._judged or any(case.id == flight.case.id for flight in self._flights):
+        if case.id in self._trials.judged or any(case.id == flight.case.id for flight in self._flights):
             return
-        if self._hangs:  # what is begun might wait for nothing, too
+        if self._trials.hangs:  # what is begun might wait for nothing, too
             self._settle()
         if self._over_for(case) or self.stopped or self._failing:
             raise StopSearch
         self._drawn += 1
-        if entry := self._deadly.entry(case):
-            self._judged[case.id] = ()
+        if entry := self._findings.deadly.entry(case):
+            self._trials.judged.add(case.id)
             self.tally.skip(entry)
             return
-        recalled, begun = self.memory.trial(case.id), None
-        if recalled is None:
-            begun = self._begin(case)
+        recalled = self.memory.trial(case.id)
+        begun = None if recalled else self._trials.begin(case)
         self._flights.append(_Flight(case, place, recalled, begun))
         while len(self._flights) >= self.examiner.ranks.most_in_flight:
             self._finish_oldest()
@@ -337,7 +255,7 @@ class Campaign:
 
     def _finish_oldest(self) -> None:
         flight = self._flights.popleft()
-        trial = self._trial(flight.case, recalled=flight.recalled, begun=flight.begun)
+        trial = self._trials.finish(flight.case, recalled=flight.recalled, begun=flight.begun)
         if trial is None:
             self._drawn -= 1
         else:
@@ -353,8 +271,8 @@ class Campaign:
 
     def _minimise(self, source: Source, trial: Trial, place: int) -> None:
         """Minimise a failure of a drawn case, unless it was told meanwhile, and tell it."""
+        subject = self.examiner.subject.spec
         for kind in self._failures.fresh(trial, first=self.policy.stop_after_violating)[:1]:
-            subject = self.examiner.subject.spec
             self.emit(FailureFound(subject=subject, property=property_of(kind), case=trial.case))
             self._concluded(self._findings.minimise(source, Found(kind, trial.case, place), trial))
 
@@ -369,10 +287,10 @@ class Campaign:
         """Count what was judged before and is not drawn again, since the budget is another one."""
         while recalled := self.memory.next():
             case = recalled.trial.case
-            if case.id in self._judged:
+            if case.id in self._trials.judged:
                 continue
             self._drawn += 1
-            trial = self._trial(case, recalled=recalled) or recalled.trial
+            trial = self._trials.finish(case, recalled=recalled) or recalled.trial
             for kind in trial.failures:
                 if kind not in self._failures.told and self.memory.is_concluded(kind):
                     self._concluded(self._findings.conclude_again(kind, trial))
@@ -380,16 +298,11 @@ class Campaign:
 
     def _stop_if_enough(self) -> None:
         """End the drawing once every property of the policy's `stop_after_violating` was violated."""
-        wanted = self.policy.stop_after_violating
-        if wanted and wanted <= self.tally.violated | set(map(property_of, self._failures.told)):
+        violated = self.tally.violated | set(map(property_of, self._failures.told))
+        if (wanted := self.policy.stop_after_violating) and wanted <= violated:
             self.stopped = self.stopped or "every property that was looked for is violated"
 
     # Failures
-
-    @property
-    def _hangs(self) -> bool:
-        """Whether a hang was already found and told, so that another one tells nothing new."""
-        return "ending timeout" in self._failures.told
 
     def _tell_pending(self) -> None:
         """Tell what was not minimised, or not to the end, by its drawn case."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Mapping
 from statistics import median
 
 from properties.judge.catalogue import PROPERTIES
@@ -185,7 +186,7 @@ class Tally:
         """Return, by input dtype, the best grade that every judged case satisfied."""
         return dict(sorted(self._grades.items()))
 
-    def known(self, entries: tuple[Entry, ...], states: dict[str, str]) -> tuple[KnownResult, ...]:
+    def known(self, entries: tuple[Entry, ...], states: Mapping[str, str]) -> tuple[KnownResult, ...]:
         """Return the state and counts of each known discrepancy."""
         return tuple(
             KnownResult(

@@ -18,9 +18,6 @@ the ranks wait for a core (`verify.ranks.limit`), and on a slow machine.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,8 +29,7 @@ from properties.case import Case
 from properties.observation import Ending, Observation, RankObservation
 from verify.errors import RankError, SubjectError
 from verify.ranks import shared_tensors
-from verify.ranks.collecting import Collector
-from verify.ranks.endings import blames_a_lost_peer, exit_text, unfit
+from verify.ranks.endings import blames_a_lost_peer, unfit
 from verify.ranks.limit import Limit, unlimited
 from verify.ranks.messages import (
     Bare,
@@ -43,19 +39,13 @@ from verify.ranks.messages import (
     Loaded,
     RankAnswer,
     Run,
-    Setup,
     Skipped,
-    Spawn,
-    Spawned,
-    Stop,
-    Stopped,
     Target,
     Timed,
-    frame,
 )
 from verify.ranks.patience import Late
 from verify.ranks.placement import Plan
-from verify.ranks.rank_handle import RankHandle
+from verify.ranks.rank_processes import RankProcesses
 from verify.ranks.server_client import ServerClient
 
 _SETUP_SECONDS, _SETUP_SECONDS_A_RANK = 60.0, 2.0
@@ -79,8 +69,6 @@ class RankGroup:
         dynamo: Its ranks have imported `torch._dynamo`, which checkpointing needs.
         groupings: Process groups that its ranks have made for cases so far.
         lost: Why it cannot be used again, or an empty string.
-        pids: Process ids of the ranks, once they are known; also when they are gone.
-        killed: A rank has ended by SIGKILL, which comes from outside its process.
     """
 
     def __init__(
@@ -93,26 +81,27 @@ class RankGroup:
         dynamo: bool = False,
         whole: bool = False,
     ) -> None:
-        self.plan = plan
-        self.target = target
-        self.dynamo, self._whole = dynamo, whole
+        self.plan, self.target, self.dynamo = plan, target, dynamo
         self.groupings: set[tuple[tuple[int, ...], ...]] = set()
         self.lost = ""
-        self.killed = False
-        self.pids: tuple[int, ...] = ()
-        self._alive = False
-        self._ticket = 0
-        self._client = client
-        self._folder = folder
         self._description: Description | None = None
         self._sent: deque[_Sent] = deque()
         self._number = 0
         self._limit = Limit(0.0)
         self._late: Late = ""
-        folder.mkdir(parents=True)  # somebody may have cleaned the folder of temporary files
-        self._ranks = [RankHandle(number, folder) for number in range(plan.world_size)]
-        self._collector = Collector(self._ranks)
-        self._begin()
+        self._processes = RankProcesses(client, plan, folder, dynamo=dynamo, whole=whole)
+        self._ranks, self._collector = self._processes.ranks, self._processes.collector
+        self._processes.send([Load(target=target)] * plan.world_size)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks, once they are known; also when they are gone."""
+        return self._processes.pids
+
+    @property
+    def killed(self) -> bool:
+        """Whether a rank has ended by SIGKILL, which comes from outside its process."""
+        return self._processes.killed
 
     def describe(self) -> Description:
         """Return what the ranks say of the subject.
@@ -149,7 +138,7 @@ class RankGroup:
     def _run(self, case: Case, seconds: float, *, ahead: bool) -> None:
         self._number += 1
         self._sent.append(_Sent(case, seconds, self._number))
-        self._send([Run(case=case, ahead=ahead)] * len(self._ranks))
+        self._processes.send([Run(case=case, ahead=ahead)] * len(self._ranks))
 
     def _run_skipped(self, left: Callable[[], float]) -> None:
         """Send the cases in flight once more: they were passed over, and the group is still fit.
@@ -207,13 +196,17 @@ class RankGroup:
         """
         self.describe()
         self.groupings.update(case.groups for case in cases if case.groups)
-        self._send([Bare(cases=tuple(cases))] * len(self._ranks))
+        self._processes.send([Bare(cases=tuple(cases))] * len(self._ranks))
         self._collector.collect(self._collector.limit(seconds))
         answers = [rank.answers.pop(0) if rank.answers else None for rank in self._ranks]
         for rank, answer in zip(self._ranks, answers, strict=True):
             if not isinstance(answer, Timed):
                 self.lost = "RankError"
-                why = answer.message if isinstance(answer, Failed) else self._why_silent(rank, seconds)
+                why = (
+                    answer.message
+                    if isinstance(answer, Failed)
+                    else self._processes.why_silent(rank, seconds)
+                )
                 raise RankError(f"Expected rank {rank.number} to time bare steps, but {why}")
         return tuple(answer for answer in answers if isinstance(answer, Timed))
 
@@ -225,113 +218,39 @@ class RankGroup:
             return answer.observed.ending
         return "died" if self._ranks[rank].gone else None
 
-    def stop(self, *, dead: Sequence[int] = (), trace: Sequence[int] = ()) -> dict[int, int]:
-        """Kill the ranks; write down the stacks of those in `trace` before.
-
-        Returns:
-            By rank in `dead`, which have ended by themselves: its exit code, negative for a signal.
-        """
-        pids = self.pids
-        if not self._alive:
-            return {}
-        self._alive = False
-        request = Stop(pids=pids, dead=tuple(pids[k] for k in dead), trace=tuple(pids[k] for k in trace))
-        stopped = self._client.request(request, seconds=_STOP_SECONDS)
-        assert isinstance(stopped, Stopped)
-        self.killed |= -signal.SIGKILL in stopped.codes.values()
-        return {rank: stopped.codes[pid] for rank, pid in enumerate(pids) if pid in stopped.codes}
-
     def close(self) -> None:
         """Kill the ranks if they, and the server, are alive, and free what the parent holds of them."""
-        if self._client.alive:
-            with contextlib.suppress(RankError):
-                self._await_pids()
-                self.stop()
-        self._collector.close()
-        for rank in self._ranks:
-            rank.close()
-        self._ranks = []
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _begin(self) -> None:
-        descriptors: list[int] = []
-        for rank in self._ranks:
-            connection, watched = rank.theirs
-            descriptors += (connection.fileno(), rank.memory, watched.fileno())
-        request = Spawn(world_size=self.plan.world_size, folder=str(self._folder), dynamo=self.dynamo)
-        self._ticket = self._client.send(request, tuple(descriptors))
-        for rank in self._ranks:
-            for one in rank.theirs:
-                one.close()
-        self._send(
-            [
-                Setup(
-                    rank=rank.number,
-                    world_size=self.plan.world_size,
-                    device=self.plan.devices[rank.number],
-                    backend=self.plan.backend,
-                    folder=str(self._folder),
-                    whole=self._whole,
-                )
-                for rank in self._ranks
-            ]
-        )
-        self._send([Load(target=self.target)] * len(self._ranks))
-
-    def _send(self, messages: Sequence[msgspec.Struct]) -> None:
-        data = b""
-        for rank, message, previous in zip(self._ranks, messages, [None, *messages], strict=False):
-            data = data if message is previous else frame(message)
-            # A rank that has died shows when its answer is awaited.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                rank.connection.sendall(data)
-
-    def _await_pids(self) -> None:
-        if self.pids:
-            return
-        spawned = self._client.reply(self._ticket)
-        assert isinstance(spawned, Spawned)
-        if spawned.error:
-            raise RankError(f"Expected {self.plan.world_size} ranks, but the server {spawned.error}.")
-        self.pids, self._alive = spawned.pids, True
-        self._collector.follow(spawned.pids, slowness=spawned.slowness)
+        self._processes.close()
 
     def _await_start(self) -> Description:
-        self._await_pids()
+        self._processes.await_pids()
         seconds = _SETUP_SECONDS + _SETUP_SECONDS_A_RANK * self.plan.world_size
         self._collector.collect(self._collector.limit(seconds))
-        for rank in self._gone_first():
+        for rank in self._processes.gone_first():
             answer = rank.answers.pop(0) if rank.answers else None
             if answer is None or isinstance(answer, Failed):
-                why = answer.message if answer else self._why_silent(rank, seconds)
+                why = answer.message if answer else self._processes.why_silent(rank, seconds)
                 raise RankError(
                     f"Expected rank {rank.number} to join its {self.plan.backend} group, but {why}"
                 )
         self._collector.collect(self._collector.limit(_LOAD_SECONDS), patient=True)
         descriptions = []
         loaded = any(rank.answers and isinstance(rank.answers[0], Loaded) for rank in self._ranks)
-        for rank in self._gone_first():
+        for rank in self._processes.gone_first():
             answer = rank.answers.pop(0) if rank.answers else None
             if answer is None and rank.gone and loaded and self._sent:
                 continue  # it died of the first case, in which another rank is already
             if not isinstance(answer, Loaded):
-                why = answer.message if isinstance(answer, Failed) else self._why_silent(rank, _LOAD_SECONDS)
+                why = (
+                    answer.message
+                    if isinstance(answer, Failed)
+                    else self._processes.why_silent(rank, _LOAD_SECONDS)
+                )
                 raise SubjectError(f"Expected to load the subject {self.target.spec!r}, but {why}")
             if answer.description is None:
                 raise SubjectError(answer.error)
             descriptions.append(answer.description)
         return descriptions[0]
-
-    def _gone_first(self) -> list[RankHandle]:
-        """Return the ranks, those first for which the others may wait in vain."""
-        return sorted(self._ranks, key=lambda rank: not rank.gone)
-
-    def _why_silent(self, rank: RankHandle, seconds: float) -> str:
-        if not rank.gone:
-            return f"it took more than {seconds:g} s."
-        code = self.stop(dead=[rank.number]).get(rank.number)
-        lines = rank.remains.printed().splitlines()
-        return f"the process ended: {exit_text(code)}{'; ' + lines[-1] if lines else '.'}"
 
     def _observed(self) -> tuple[RankObservation, ...]:
         dead = [rank.number for rank in self._ranks if rank.gone and not rank.answers]
@@ -339,7 +258,9 @@ class RankGroup:
         codes: dict[int, int] = {}
         if dead or silent:
             # Not of one that was seen: the dump may end the process that it is of, so it is the last resort.
-            codes = self.stop(dead=dead, trace=[rank.number for rank in silent if rank.seen is None])
+            codes = self._processes.stop(
+                dead=dead, trace=[rank.number for rank in silent if rank.seen is None]
+            )
         observed = []
         for rank in self._ranks:
             if rank.answers and isinstance(answer := rank.answers[0], RankAnswer):

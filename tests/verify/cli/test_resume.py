@@ -92,7 +92,7 @@ def campaign(kept: Kept, *, ranks: FakeRanks | None = None, **more: Any) -> Camp
         examiner=examiner(RULES, ranks=ranks, subject=subject),
         seed=3,
         emit=settings.pop("heard", Heard()).handle,
-        keep=kept.add,
+        keep=settings.pop("keep", kept.add),
         **settings,
     )
 
@@ -174,9 +174,7 @@ def recording(folder: Path, *, ranks: FakeRanks | None = None, **more: Any) -> S
         resumed = {"resumed": True} if previous else {}
         record.begin({"arguments": plain(ARGUMENTS), **resumed})
         memory = previous.memory("fake:Subject") if previous else Recall()
-        made = campaign(Kept(), ranks=ranks, memory=memory, **more)
-        made.keep, made.emit = record.keep, record.handle
-        return made.run()
+        return campaign(Kept(), ranks=ranks, memory=memory, heard=record, keep=record.keep, **more).run()
     finally:
         os.close(record.journal._file)
 
@@ -298,8 +296,7 @@ def test_a_record_that_was_cut_off_ends_as_in_one_go(tmp_path: Path) -> None:
 def test_only_the_last_run_goes_on(tmp_path: Path) -> None:
     for number in (4, 6):
         record = Record(tmp_path, {"arguments": plain(ARGUMENTS)})
-        made = campaign(Kept(), ranks=killed_at(number))
-        made.keep, made.emit = record.keep, record.handle
+        made = campaign(Kept(), ranks=killed_at(number), heard=record, keep=record.keep)
         with pytest.raises(Killed):
             made.run()
         record.close()
