@@ -7,6 +7,7 @@ By its own it draws no new examples where the variable CI is set, and fails else
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -39,6 +40,14 @@ TESTS = Path(__file__).parent / "tests"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Offer what is costly."""
     parser.addoption("--costly", action="store_true", help="run the tests, too, that cost minutes together")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have one process import torch for all servers of ranks that the tests start, in workers, too."""
+    from verify.ranks.zygote import VARIABLE, Zygote
+
+    if VARIABLE not in os.environ:
+        config.add_cleanup(Zygote(dynamo=True).__enter__().close)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

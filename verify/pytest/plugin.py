@@ -30,6 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(option, "verify_alone"):  # workers receive the controller's options, this one included
         paths_given = config.args_source is pytest.Config.ArgsSource.ARGS
         option.verify_alone = not paths_given
+    if getattr(option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+        _open_zygote(config)
+
+
+def _open_zygote(config: pytest.Config) -> None:
+    """Have the workers' servers of ranks forked from one process, which imports torch once for all."""
+    from verify.ranks.zygote import VARIABLE, Zygote
+
+    if VARIABLE not in os.environ:
+        config.add_cleanup(Zygote().__enter__().close)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -254,6 +254,28 @@ def frame(message: msgspec.Struct) -> bytes:
     return len(body).to_bytes(_HEADER, "little") + body
 
 
+class Fork(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Parent to zygote: fork a server. Beside it travel its connection and its log.
+
+    Attributes:
+        folder: As a server of one's own is told.
+        directory, path, environment, umask, cores: Of the parent; the server takes them over.
+    """
+
+    folder: str
+    directory: str
+    path: tuple[str, ...]
+    environment: dict[str, str]
+    umask: int
+    cores: tuple[int, ...]
+
+
+class Forked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Zygote to parent: the server's process id. Beside it travels a descriptor of the process."""
+
+    pid: int
+
+
 class Frames:
     """The frames that arrive on a stream, taken from it piece by piece."""
 

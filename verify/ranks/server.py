@@ -64,26 +64,44 @@ _DESCRIPTORS = 64 * _EACH
 
 def main() -> None:
     """Serve the connection whose descriptor and folder are the last two arguments, until it ends."""
-    connection, folder = socket.socket(fileno=int(sys.argv[-2])), Path(sys.argv[-1])
+    serve(socket.socket(fileno=int(sys.argv[-2])), Path(sys.argv[-1]))
+
+
+def serve(connection: socket.socket, folder: Path, *, slow: float | None = None) -> None:
+    """Be the server of `connection` until it ends, in this process.
+
+    Args:
+        connection: To the parent.
+        folder: That it shares with the ranks; removed at the end.
+        slow: By which factor this machine is slow; None in a process that has yet to import torch.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    if sys.platform == "linux":
-        os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    os.environ.update(environment())
     server = Server(connection)
     try:
-        with _leaving_with(connection):
-            _preload()
-        server.slowness = slowness()
-        _settle()
+        if slow is None:
+            with leaving_with(connection):
+                preload()
+            slow = slowness()
+            settle()
+        server.slowness = slow
         server.serve()
     finally:
         if os.getpid() == server.pid:
             server.end_all()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment() -> dict[str, str]:
+    """Return the variables that a server sets for its ranks, before it imports torch."""
+    found = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        found |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    return found
 
 
 class Server:
@@ -132,9 +150,9 @@ class Server:
 
     def _spawn(self, request: Spawn, descriptors: list[int]) -> Spawned:
         if request.dynamo and "torch._dynamo" not in sys.modules and may_import_dynamo():
-            with _leaving_with(self._connection):
-                _preload_dynamo()
-            _settle()
+            with leaving_with(self._connection):
+                preload_dynamo()
+            settle()
         pids: list[int] = []
         try:
             for rank in range(request.world_size):
@@ -257,7 +275,7 @@ def _size(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _leaving_with(connection: socket.socket) -> Iterator[None]:
+def leaving_with(connection: socket.socket) -> Iterator[None]:
     """Leave as soon as the other side of `connection` is gone, also while something else is done inside."""
     hung_up = select.poll()
     hung_up.register(connection, 0)
@@ -275,7 +293,7 @@ def _leaving_with(connection: socket.socket) -> Iterator[None]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
-def _preload() -> None:
+def preload() -> None:
     """Import what every rank needs, and what its first backward would import (0.3 s)."""
     import torch
     import torch.distributed._functional_collectives
@@ -296,12 +314,12 @@ def may_import_dynamo() -> bool:
     return "TRITON_INTERPRET" in os.environ or importlib.util.find_spec("triton") is None
 
 
-def _preload_dynamo() -> None:
+def preload_dynamo() -> None:
     """Import what the first checkpoint would import in every rank; it takes as long as torch itself."""
     import torch._dynamo  # noqa: F401
 
 
-def _settle() -> None:
+def settle() -> None:
     """Have the collector leave alone what is there, so that ranks share its memory."""
     gc.collect()
     gc.freeze()

@@ -19,13 +19,11 @@ from typing import Self
 
 import msgspec
 
-from verify.entry import program
 from verify.errors import RankError
 from verify.ranks.limit import Limit, Queues
 from verify.ranks.messages import Frames, FromServer, ToServer, frame, receive
+from verify.ranks.server_process import started
 
-_LOADED = ("verify", "properties")
-"""Packages of ours that ranks have; a subject may have a `reference` of its own."""
 _BOOT_SECONDS = 120.0
 _LEAVE_SECONDS = 10.0
 
@@ -41,16 +39,9 @@ class ServerClient:
         self._received = 0
         self._replies: dict[int, FromServer] = {}
         self._connection, theirs = socket.socketpair()
-        with theirs, (self.folder / "server.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                program("verify.ranks.server", str(theirs.fileno()), str(self.folder), names=_LOADED),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        self._queues = Queues([self._process.pid])
+        with theirs:
+            self._process = started(theirs, self.folder)
+        self._queues: Queues | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +74,8 @@ class ServerClient:
 
     def reply(self, ticket: int, *, seconds: float = _BOOT_SECONDS) -> FromServer:
         """Return the reply to the request of this ticket, waiting for it."""
+        if self._queues is None:
+            self._queues = Queues([self._process.pid])
         limit = Limit(seconds, self._queues.waited)
         while ticket not in self._replies:
             self._connection.settimeout(max(0.001, limit.left()))
@@ -104,10 +97,17 @@ class ServerClient:
 
     def close(self) -> None:
         """End the server and all its ranks, and remove the folder; again, do nothing."""
-        if not self._sent:
-            self._process.kill()  # it has no ranks, and may be far from looking at its connection
-        self._connection.close()
-        self._queues.close()
+        try:
+            if not self._sent:
+                self._process.kill()  # it has no ranks, and may be far from looking at its connection
+            self._connection.close()
+            if self._queues is not None:
+                self._queues.close()
+            self._await_end()
+        finally:  # also after a second Ctrl-C
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _await_end(self) -> None:
         try:
             self._process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -115,13 +115,12 @@ class ServerClient:
             self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_LEAVE_SECONDS)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _lost(self, cause: str) -> str:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self._process.wait(1.0)
+            code = self._process.wait(1.0)
             lines = (self.folder / "server.log").read_text(errors="replace").strip().splitlines()
-            cause = lines[-1] if lines else f"exit code {self._process.returncode}"
+            cause = lines[-1] if lines else f"exit code {code}"
         return f"Expected a server of ranks in process {self._process.pid}, but it is gone: {cause}"
 
 

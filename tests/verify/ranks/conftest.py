@@ -13,6 +13,10 @@ import pytest
 
 from verify.ranks.pool import RankPool
 
+GATE = "TEST_GATE"
+"""The variable that tells ranks the folder; servers take it over from this process."""
+os.environ[GATE] = str(Path(tempfile.gettempdir()) / f"syncbn-verify-gate-{os.getpid()}")
+
 
 @pytest.fixture(scope="module")
 def losses():
@@ -34,7 +38,7 @@ class Gate:
     """A folder in which the subject `Waits` leaves a mark a forward, and waits for the gate to be opened."""
 
     def __init__(self):
-        self.folder = Path(tempfile.gettempdir()) / f"syncbn-verify-gate-{os.getpid()}"
+        self.folder = Path(os.environ[GATE])
         self.folder.mkdir()
 
     def open(self):
