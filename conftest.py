@@ -42,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--costly", action="store_true", help="run the tests, too, that cost minutes together")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Have `-n auto` start one more worker than there are cores: many tests wait for ranks that hang."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Have one process import torch for all servers of ranks that the tests start, in workers, too."""
     from verify.ranks.zygote import VARIABLE, Zygote
