@@ -261,8 +261,9 @@ def test_a_trial_is_read_back_as_it_was(tmp_path: Path) -> None:
     record.close()
 
 
-def test_a_record_that_is_cut_off_at_any_byte_goes_on(tmp_path: Path) -> None:
-    """Every prefix is read without an error, and holds the trials whose lines are whole."""
+@pytest.mark.parametrize("apart", [7, pytest.param(1, marks=pytest.mark.costly)])
+def test_a_record_that_is_cut_off_at_any_byte_goes_on(tmp_path: Path, apart: int) -> None:
+    """Prefixes are read without an error, and hold the trials whose lines are whole."""
     with pytest.raises(Killed):
         recording(tmp_path / "whole", ranks=killed_at(4))
     data = (tmp_path / "whole" / "record.jsonl").read_bytes()
@@ -271,7 +272,8 @@ def test_a_record_that_is_cut_off_at_any_byte_goes_on(tmp_path: Path) -> None:
     kinds = [json.loads(line)["kind"] for line in data.splitlines()]
     folder = tmp_path / "cut"
     folder.mkdir()
-    for size in range(len(data) + 1):
+    about_an_end = {size for end in ends for size in range(end - 3, min(end + 4, len(data) + 1))}
+    for size in sorted({*range(0, len(data) + 1, apart), *about_an_end}):
         (folder / "record.jsonl").write_bytes(data[:size])
         record = Record(folder)
         previous = read(record.journal)
