@@ -267,7 +267,10 @@ MASKS: dict[str, tuple[Any, dict[str, Any], tuple[tuple[str, Damage], ...]]] = {
     "SequentialBackward": (
         masks.sequential_backward,
         {"dtypes": ["float32"], "dims": [2], "groups": ["world", "single"]},
-        (("weight", doubled), ("bias", half_more), ("bias", zero)),
+        (
+            *(("weight", doubled), ("weight", negated), ("grad_input", zero)),
+            *(("bias", half_more), ("bias", zero), ("bias", negated)),
+        ),
     ),
     "StaleBuffers": (
         masks.evaluation,
