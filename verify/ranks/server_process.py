@@ -44,7 +44,7 @@ def started(theirs: socket.socket, folder: Path) -> ServerProcess:
     """Start a server, or have a zygote fork one, with its end of the connection; returns at once."""
     address = zygote.found()
     if address is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # a variable or a path may be no text
             return _Forked(address, theirs, folder)
     return _own(theirs, folder)
 
@@ -86,10 +86,10 @@ class _Forked:
             umask=umask,
             cores=tuple(os.sched_getaffinity(0)),
         )
+        data = frame(request)
         self._control = socket.socket(socket.AF_UNIX)
         try:
             self._control.connect(str(address))
-            data = frame(request)
             with _log(folder).open("wb") as log:
                 sent = socket.send_fds(self._control, [data], [theirs.fileno(), log.fileno()])
             self._control.sendall(data[sent:])

@@ -95,7 +95,8 @@ def _become_server(request: Fork, connection: int, log: int, slow: float) -> Non
         os.environ.update(request.environment)
         os.chdir(request.directory)
         os.umask(request.umask)
-        os.sched_setaffinity(0, request.cores)
+        with contextlib.suppress(OSError):  # cores that only the parent may use
+            os.sched_setaffinity(0, request.cores)
         sys.path[:] = request.path
         server.serve(socket.socket(fileno=connection), Path(request.folder), slow=slow)
         code = 0

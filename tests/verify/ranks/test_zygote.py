@@ -89,6 +89,12 @@ def test_what_would_start_otherwise_starts_its_own(
         assert parent_of(client._process.pid) == os.getpid()
 
 
+def test_a_variable_that_is_no_text_starts_its_own(one: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_TEXT", os.fsdecode(b"\xff"))
+    with ServerClient() as client:
+        assert parent_of(client._process.pid) == os.getpid()
+
+
 @pytest.mark.parametrize("asked", [False, True], ids=["before it is asked", "while it imports"])
 def test_without_its_zygote_a_parent_starts_a_server(asked: bool) -> None:
     before = os.environ.pop(VARIABLE, None)
