@@ -12,6 +12,7 @@ from typing import NoReturn, TypeAlias
 from properties.domain import Contract, Domain, keys_text
 from verify.config import DEFAULT_BUDGET, DEFAULT_MIN_CASES
 from verify.errors import UsageError
+from verify.subjects.builtins import BUILTINS
 
 _BUDGET = f"{DEFAULT_BUDGET.cases} unless --seconds is given"
 _NET = f"; a run without either is cut off after {DEFAULT_BUDGET.net:g} s, says so, and decides nothing"
@@ -158,7 +159,7 @@ def _add_run(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help="module:factory, file.py:factory, or local, aggregated, torch; may be repeated",
+        help=f"module:factory, file.py:factory, or {', '.join(BUILTINS)}; may be repeated",
     )
     _add_device(command)
     command.add_argument(

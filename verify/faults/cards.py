@@ -3,7 +3,7 @@
     [[fault]]
     id = "equal-weights"                        # unique over all families
     subject = "EqualWeights"                    # factory in the family's module
-    class = 1                                   # of the 26 fault classes; 0 for what no class names
+    class = 1                                   # of `verify/faults/classes.py`; 0 for what no class names
     wrong = "Weighs ranks equally, whatever their counts."
     effect = "Output and buffers are those of another batch."
     trigger = "Ranks of different counts."
@@ -27,6 +27,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from verify.faults.classes import CLASSES
+
 _FOLDER = Path(__file__).parent
 RIGHT_FAMILIES = ("right", "written")
 
@@ -41,7 +43,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Attributes:
         id: Stable name.
         subject: Name of the factory in the family's module.
-        number: Of its class, 1 to 26; 0 for what no class names.
+        number: Of its class in `verify.faults.classes`; 0 for what no class names.
         wrong, effect, trigger: One sentence each.
         source: Thread or commit in which it was a real fault, or what it imitates.
         caught_by: Properties that must be violated.
@@ -63,8 +65,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     family: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.number <= 26:
-            raise CardError(f"Expected a class from 0 to 26, but got class={self.number} in {self.id!r}.")
+        last = len(CLASSES)
+        if not 0 <= self.number <= last:
+            raise CardError(f"Expected a class from 0 to {last}, but got class={self.number} in {self.id!r}.")
         if not self.caught_by:
             raise CardError(f"Expected properties that catch {self.id!r}, but got caught_by=[].")
 

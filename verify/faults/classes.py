@@ -30,7 +30,7 @@ CLASSES: dict[int, str] = {
     25: "conversion and integration",
     26: "indices, counts and launch grids that a large batch outgrows",
 }
-OTHER = "rounding that no class names"
+OTHER = "what no class names"
 """What faults of class 0 are."""
 
 

@@ -19,6 +19,7 @@ from verify.known.entries import parse
 from verify.report.log import Lines
 from verify.result import SubjectResult
 from verify.subject import Subject
+from verify.subjects.builtins import BUILTINS
 
 KNOWN = parse(
     "\n".join(
@@ -78,9 +79,9 @@ class FakeRun:
 
 
 def rules(**broken: Callable[[Case], bool]) -> dict[str, Rules]:
-    """Return the rules of the three systems; `broken` are those that a system breaks beside what it must."""
+    """Return the rules of the built-in systems; `broken` are those that one breaks beside what it must."""
     numbers: Rules = {"forward": lambda case: False, "grad_input": lambda case: False}
-    found = {name: dict(numbers) for name in ("local", "aggregated", "torch")}
+    found = {name: dict(numbers) for name in BUILTINS}
     found["local"] |= {"forward": apart, "grad_input": apart}
     for name, rule in broken.items():
         found[name]["forward"] = rule

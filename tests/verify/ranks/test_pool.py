@@ -19,6 +19,7 @@ from tests.verify.ranks.real import CASE, HERE, exists, spec
 from verify.errors import RankError, SubjectError
 from verify.ranks.group_registry import MAX_GROUPINGS, MAX_GROUPS
 from verify.ranks.pool import LostGroup, RankPool
+from verify.subjects.builtins import BUILTINS
 
 
 def local_reference(case: Case, rank: int):
@@ -263,7 +264,7 @@ def test_describe_tells_the_promise(pool):
         ("broken.py", "raised ZeroDivisionError: division by zero"),
         ("leaving.py", "raised SystemExit"),
         ("dying.py", "the process ended: exit code 5"),
-        ("aggregate", "one of local, aggregated, torch"),
+        ("aggregate", f"one of {', '.join(BUILTINS)}"),
     ],
 )
 def test_a_subject_that_cannot_be_loaded_is_one_line(pool, tmp_path, wanted, message):

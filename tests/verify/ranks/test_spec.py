@@ -7,6 +7,7 @@ import pytest
 from verify.errors import SubjectError
 from verify.ranks.messages import Target
 from verify.ranks.spec import resolve
+from verify.subjects.builtins import BUILTINS
 
 
 def test_a_module_and_an_attribute(tmp_path):
@@ -31,7 +32,7 @@ def test_a_built_in_keeps_its_short_name(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nonsense", "one of local, aggregated, torch, but got 'nonsense'"),
+        ("nonsense", f"one of {', '.join(BUILTINS)}, but got 'nonsense'"),
         ("", "but got ''"),
         (":F", "module:factory or file.py:factory"),
         ("module:", "module:factory or file.py:factory"),
