@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--costly", action="store_true", help="run the tests, too, that cost minutes together")
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
 def pytest_xdist_auto_num_workers() -> int:
     """Have `-n auto` start one more worker than there are cores: many tests wait for ranks that hang."""
     return len(os.sched_getaffinity(0)) + 1
