@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import jax
+if TYPE_CHECKING:
+    import jax
 
 Grade = Literal["A", "B", "C"]
 

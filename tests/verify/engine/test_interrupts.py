@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -95,3 +97,10 @@ def test_where_interrupts_are_ignored_they_stay_so() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+@pytest.mark.parametrize("command", ["run", "replay", "faults", "bench", "doctor"])
+def test_a_command_imports_jax_only_where_an_interrupt_is_put_off(command: str) -> None:
+    """An interrupt in the import of jaxlib aborts the process, or is lost, and the run goes on."""
+    code = f"import sys, verify.cli.main, verify.cli.{command}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
