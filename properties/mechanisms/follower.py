@@ -85,8 +85,10 @@ class MechanismFollower(Follower):
         of_buffers = case.steps[k].mode == "eval" and case.tracking
         names = OF_GRADIENTS + (OF_BUFFERS if of_buffers else ())
         if acting := frozenset(name for name in names if self._at(name, k).any()):
-            revision = BackwardRevision(self.walk, k, acting, self._infinite)
             for run in self._runs[k]:
+                # What was run at grade B has the depth of the backward, too.
+                left = acting - {"sequential-backward"} if self._any_order(k, run.members) else acting
+                revision = BackwardRevision(self.walk, k, left, self._infinite)
                 self.walk.steps[k].update(revision.shares(run))
 
     def _at(self, mechanism: str, k: int) -> Bools:
@@ -94,12 +96,22 @@ class MechanismFollower(Follower):
         found = self._sites.get(mechanism, {}).get((self.walk.group[0], k))
         return np.zeros(self.walk.case.channels, np.bool_) if found is None else found
 
+    def _any_order(self, k: int, members: tuple[int, ...]) -> bool:
+        """Return whether the sums of step k are those of grade B, where A is asked for."""
+        walk = self.walk
+        return bool(
+            walk.grade == "A"
+            and walk.device == "cpu"
+            and self._at("sequential-sums", k).any()
+            and any(adds_one_by_one(walk.case, rank) for rank in members)
+        )
+
     # The forward
 
     def _run(self, k: int, members: tuple[int, ...], *, training: bool) -> StepRun:
         walk, grade = self.walk, self.walk.grade
         deeper = grade == "A" and self._at("sequential-sums", k).any()
-        if deeper and walk.device == "cpu" and any(adds_one_by_one(walk.case, rank) for rank in members):
+        if self._any_order(k, members):
             walk.grade = "B"
         try:
             where, given, bad = step_input(walk, k, members, training=training)

@@ -15,9 +15,7 @@ from verify.measure.power.pool_worker import judge
 from verify.measure.power.work_units import Effort, FaultUnit
 
 HANGING = {"ending", "collectives"}
-"""Faults that these catch may hang, which takes the time of many others: one is tried every day."""
-HANGS = "collective-constant-skips"
-"""That one: it hangs on the first case that shows it, and seldom (3 s, where others take 20 to 35)."""
+"""Faults that these catch may hang, which takes the time of many others."""
 EFFORT = Effort(seconds=None, tries=1, tries_total=1, diagnose=False)
 """As many cases as by default, whatever the load of the machine; no minimising: its candidates hang, too."""
 MASKED = [card for card in cards() if card.masked]
@@ -29,12 +27,9 @@ def pairs(card: Card) -> set[tuple[str, str]]:
 
 
 def covering(faults: Sequence[Card]) -> Iterator[Card]:
-    """Yield faults that together have every property of each family, few, and of those that hang one."""
+    """Yield faults that together have every property of each family, few, and few that hang."""
     seen: set[tuple[str, str]] = set()
-    for card in sorted(
-        faults,
-        key=lambda card: (bool(HANGING & set(card.caught_by)), card.id != HANGS, -len(card.caught_by)),
-    ):
+    for card in sorted(faults, key=lambda card: (bool(HANGING & set(card.caught_by)), -len(card.caught_by))):
         if pairs(card) - seen:
             seen |= pairs(card)
             yield card

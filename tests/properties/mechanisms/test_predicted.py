@@ -101,3 +101,24 @@ def test_on_cuda_buffers_are_read_late_by_the_ranks_whose_kernel_does_and_sums_a
     for rank in (0, 1):
         widest = changed.tensors["grad_weight.0"][rank].bound
         assert (widest > 2 * right.tensors["grad_weight.0"][rank].bound).all()
+
+
+def test_a_backward_that_was_run_at_grade_b_is_not_charged_its_depth_twice() -> None:
+    """One position a sample: the sums of both directions are one by one, and grade B has n for each."""
+    case = Case(batches=(5000,), seed=3)
+    both = {name: everywhere(case) for name in ("sequential-sums", "sequential-backward")}
+    found = predict(case, Contract(), "A", sites=both)
+    right = expect(case, Contract(), "B")
+    for name in ("grad_bias.0", "grad_weight.0", "grad_input.0"):
+        np.testing.assert_array_equal(found.tensors[name][0].bound, right.tensors[name][0].bound)
+
+
+def test_the_depth_of_the_backward_is_its_own_and_leaves_the_forward_alone() -> None:
+    case = Case(batches=(5000,), seed=3, steps=(Step(mode="eval"),))
+    found = predict(case, Contract(), "A", sites={"sequential-backward": everywhere(case)})
+    a, b = (expect(case, Contract(), grade) for grade in ("A", "B"))
+    ratio = found.tensors["grad_bias.0"][0].bound / b.tensors["grad_bias.0"][0].bound
+    assert (found.tensors["grad_bias.0"][0].bound > 10 * a.tensors["grad_bias.0"][0].bound).all()
+    assert ((ratio > 0.99) & (ratio < 1.01)).all()
+    np.testing.assert_array_equal(found.tensors["output.0"][0].bound, a.tensors["output.0"][0].bound)
+    np.testing.assert_array_equal(found.tensors["grad_input.0"][0].bound, a.tensors["grad_input.0"][0].bound)
