@@ -57,6 +57,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
         discrepancy: The greatest discrepancy.
         text: The whole message for people.
         resembles: Names of known causes that predict what was observed, most specific first.
+        stage: What is wrong first (`properties.diagnosis.stages.Stage`); empty if nothing tells.
     """
 
     property: str
@@ -67,6 +68,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     discrepancy: Discrepancy
     text: str
     resembles: tuple[str, ...] = ()
+    stage: str = ""
 
 
 class Accounting(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ of every trial, violated there or not; those that are never contradicted survive
 Rules
 -----
 - A cause is never more than a resemblance: another fault may predict the same.
+- What is named changes something: without it the evidence is contradicted, and with it at least one element
+  that is wrong is predicted. A prediction that is undecided wherever something is wrong explains nothing.
 - A part that is violated and that no cause predicts leaves everything after it unexplained, too.
 - What is no matter of numbers (a hang, a refusal, a wrong dtype) is told by what the minimal case needs
   (`properties.diagnosis.symptoms`).
@@ -20,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from properties.case import Case
 from properties.diagnosis.causes import (
@@ -36,12 +40,17 @@ from properties.diagnosis.causes import (
     Part,
 )
 from properties.diagnosis.prediction import predict
+from properties.diagnosis.stages import WORDS as STAGES
+from properties.diagnosis.stages import Stage, first_wrong
 from properties.diagnosis.symptoms import BESIDE, CLASSES, WORDS, symptoms
 from properties.diagnosis.variant import RIGHT, Variant
 from properties.domain import Contract, Grade
 from properties.expectation.expect import expect
+from properties.expectation.expected import Expected
+from properties.judge.bounded import beyond, match
 from properties.judge.catalogue import judge
 from properties.observation import Observation
+from properties.values.period import is_large
 from properties.verdict import Outcome
 
 MAX_ELEMENTS = 100_000
@@ -55,6 +64,8 @@ CONVENTIONS: tuple[dict[str, str], ...] = (
     {"running_var": "biased", "momentum": "decay"},
 )
 NUMERIC = tuple(name for names in PROPERTIES_OF.values() for name in names)
+QUANTITIES = {"forward": "output"}
+"""Names of the quantities of properties that bear another name than theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +90,13 @@ class Diagnosis:
     Attributes:
         causes: Ids by the property that they explain, most specific first.
         convention: Settings of a contract under which nothing is violated; empty if there are none.
+        stages: What is wrong first where a property is violated, by the property; see
+            `properties.diagnosis.stages`.
     """
 
     causes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     convention: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
 
     def of(self, property_id: str) -> tuple[str, ...]:
         """Return the causes of one property's violations."""
@@ -94,6 +108,11 @@ def classes_of(name: str) -> tuple[int, ...]:
     if name in BY_ID:
         return BY_ID[name].classes
     return CLASSES.get(name, ())
+
+
+def stage_words(stage: str) -> str:
+    """Return what a stage (`properties.diagnosis.stages.Stage`) is called in a sentence."""
+    return STAGES[stage]
 
 
 def words_of(name: str) -> str:
@@ -121,19 +140,35 @@ def diagnose(
         clock: Seconds of this process's computing, which a crowded machine does not use up.
     """
     causes = symptoms(evidence)
+    right = {
+        one.case: expect(one.case, contract, grade, device=device)
+        for one in evidence
+        if not is_large(one.case)
+    }
+    stages = dict(_stages(evidence, right))
     numeric = [one for one in evidence if _predictable(one.case)]
     if not any(set(one.violated) & set(NUMERIC) for one in numeric):
-        return Diagnosis(causes=causes)
+        return Diagnosis(causes=causes, stages=stages)
     for one in numeric:  # compiles what has not been compiled, outside of the time
         predict(one.case, contract, grade, device=device, variant=RIGHT)
-    search = _Search(numeric, contract, grade, device=device, until=clock() + seconds, clock=clock)
+    search = _Search(
+        numeric, contract, grade, right=right, device=device, until=clock() + seconds, clock=clock
+    )
     # "All discrepancies vanish" must be true of the trials that have no prediction, too.
     convention = search.convention() if len(numeric) == len(evidence) else {}
     found = dict(search.parts())
     for name, names in found.items():
         beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
         causes[name] = (*names, *beside)
-    return Diagnosis(causes=causes, convention=convention)
+    return Diagnosis(causes=causes, convention=convention, stages=stages)
+
+
+def _stages(evidence: Sequence[Evidence], right: dict[Case, Expected]) -> Iterator[tuple[str, Stage]]:
+    """Yield each violated property with what is wrong first where it is, if anything tells."""
+    for name in dict.fromkeys(name for one in evidence for name in one.violated):
+        violating = [one for one in evidence if name in one.violated and one.case in right]
+        if found := first_wrong(violating, [right[one.case] for one in violating]):
+            yield name, found
 
 
 def _predictable(case: Case) -> bool:
@@ -150,12 +185,15 @@ class _Search:
         contract: Contract,
         grade: Grade,
         *,
+        right: dict[Case, Expected],
         device: str,
         until: float,
         clock: Callable[[], float],
     ) -> None:
         self._evidence, self._contract, self._grade, self._device = evidence, contract, grade, device
+        self._right = right
         self._until, self._clock = until, clock
+        self._wrong: dict[tuple[Case, str], dict[tuple[str, int], NDArray[np.bool_]]] = {}
 
     def convention(self) -> dict[str, str]:
         """Return the changes of the contract under which no trial violates anything."""
@@ -190,8 +228,9 @@ class _Search:
             if not buffers:
                 return
         yield from self._told("buffers", buffers or forward)
-        yield from self._told("backward", self._gradients("backward", BACKWARD, base, forward))
-        yield from self._told("affine", self._gradients("affine", AFFINE, base, forward))
+        earlier = forward or buffers
+        yield from self._told("backward", self._gradients("backward", BACKWARD, base, earlier))
+        yield from self._told("affine", self._gradients("affine", AFFINE, base, earlier))
 
     def _normalising(self, base: Variant) -> tuple[tuple[Cause, ...], tuple[Cause, ...]]:
         """Return what explains the outputs, in the forward or, where evaluations show it, in the buffers.
@@ -210,18 +249,21 @@ class _Search:
         return self._surviving("forward", tuple(cause for cause in FORWARD if cause.floor), base), ()
 
     def _gradients(
-        self, part: Part, causes: tuple[Cause, ...], base: Variant, forward: tuple[Cause, ...]
+        self, part: Part, causes: tuple[Cause, ...], base: Variant, earlier: tuple[Cause, ...]
     ) -> tuple[Cause, ...]:
-        """Return what explains a gradient: what explains the forward, if the gradient belongs to it."""
+        """Return what explains a gradient: what explains the forward or the buffers, if it follows from that.
+
+        A cause of its own is asked for only where it does not: it would change nothing.
+        """
         if not self._violated(part):
             return ()
-        if forward and any(
+        if earlier and any(
             self._fits(part, one) for one in (base, CONSISTENT.variant(base), SWAPPED.variant(base))
         ):
-            return forward
+            return earlier
         if found := self._surviving(part, causes, base):
-            return (*found, *forward)
-        return () if forward else self._hidden(part)
+            return (*found, *earlier)
+        return () if earlier else self._hidden(part)
 
     def _hidden(self, part: Part) -> tuple[Cause, ...]:
         """Return causes in the forward that only `part` shows: the rounding of the outputs hides them."""
@@ -259,7 +301,8 @@ class _Search:
     def _ratio(self, one: Evidence, part: Part, variant: Variant) -> float | None:
         """Return the greatest ratio under the prediction; None if the trial contradicts it.
 
-        It is -1 where the trial violates nothing of the part, or the prediction decides nothing.
+        It does, too, if the prediction leaves undecided all that is wrong. It is -1 where the trial violates
+        nothing of the part.
         """
         names = PROPERTIES_OF[part]
         predicted = predict(one.case, self._contract, self._grade, device=self._device, variant=variant)
@@ -267,6 +310,26 @@ class _Search:
         for verdict in judge(one.case, one.observation, predicted, self._contract, only=names):
             if verdict.outcome is Outcome.VIOLATED:
                 return None
-            if verdict.property in one.violated and verdict.outcome is Outcome.HOLDS:
-                greatest = max(greatest, verdict.max_ratio)
+            if verdict.property in one.violated:
+                if not self._decides(one, verdict.property, predicted):
+                    return None
+                if verdict.outcome is Outcome.HOLDS:
+                    greatest = max(greatest, verdict.max_ratio)
         return greatest
+
+    def _decides(self, one: Evidence, name: str, predicted: Expected) -> bool:
+        """Whether `predicted` decides an element of a violated property that is wrong, if any is."""
+        quantity = QUANTITIES.get(name, name)
+        wrong = self._beyond(one, quantity)
+        matching = match(quantity, case=one.case, observation=one.observation, expected=predicted)
+        places = [(wrong[key], pair) for pair in matching.pairs if (key := (pair.name, pair.rank)) in wrong]
+        return not wrong or any(np.isfinite(pair.interval.bound[mask]).any() for mask, pair in places)
+
+    def _beyond(self, one: Evidence, quantity: str) -> dict[tuple[str, int], NDArray[np.bool_]]:
+        """Return which elements of the quantity are wrong, by name and rank."""
+        key = (one.case, quantity)
+        if key not in self._wrong:
+            right = self._right[one.case]
+            matching = match(quantity, case=one.case, observation=one.observation, expected=right)
+            self._wrong[key] = beyond(matching)
+        return self._wrong[key]

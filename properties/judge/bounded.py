@@ -121,6 +121,17 @@ def ratios(value: Floats, bound: Floats, overflows: NDArray[np.bool_], observed:
     return ratio
 
 
+def beyond(matching: Matching) -> dict[tuple[str, int], NDArray[np.bool_]]:
+    """Return which elements are beyond their bound, by name and rank, of the tensors that have such ones."""
+    found = {}
+    for pair in matching.pairs:
+        one = pair.interval
+        wrong = ratios(one.value, one.bound, one.overflows, pair.tensor.values) > 1
+        if wrong.any():
+            found[pair.name, pair.rank] = wrong
+    return found
+
+
 def _names(expected: Expected, quantity: str) -> list[str]:
     prefix = quantity + "."
     return [name for name in expected.tensors if name.startswith(prefix)]

@@ -89,6 +89,8 @@ def test_what_a_failure_resembles(snapshot: SnapshotAssertion) -> None:
     named = Likeness(causes=tuple((f"cause-{k}", f"does the {k}. wrong thing") for k in range(5)), trials=2)
     assert text(made, likeness=named) == snapshot
     assert "Resembles none of the known causes." in text(made, likeness=Likeness(trials=2))
+    staged = Likeness(trials=2, stage=("merge", "the merge of the ranks' statistics"))
+    assert "First wrong is the merge of the ranks' statistics." in text(made, likeness=staged)
     assert "--contract=running_var=biased" in text(
         made, likeness=Likeness(convention=(("running_var", "biased"),), trials=1)
     )

@@ -119,7 +119,9 @@ class Failures:
         for kind, failure in self.told.items():
             likeness = self._evidence.likeness(property_of(kind))
             if not likeness.error:
-                self.told[kind] = msgspec.structs.replace(failure, resembles=likeness.names)
+                self.told[kind] = msgspec.structs.replace(
+                    failure, resembles=likeness.names, stage=likeness.stage[0]
+                )
 
     def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
         property_id = property_of(kind)
@@ -143,6 +145,7 @@ class Failures:
             discrepancy=discrepancy,
             text=text,
             resembles=likeness.names,
+            stage=likeness.stage[0],
         )
         self.told[kind] = failure
         self._emit(FailureMinimised(subject=self._subject.spec, failure=failure))

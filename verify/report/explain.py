@@ -209,6 +209,8 @@ def _native(entries: tuple[Entry, ...]) -> Iterator[str]:
         yield 'A subject that calls it may declare factory.syncbn_verify = {"known": "torch-native"}.'
 
 
+_SAID_ALREADY = ("", "ending", "other")
+"""Stages that the violated property says by itself."""
 _CONVENTIONS = {
     ("recompute_updates", "once"): (
         ": the buffers are updated once where torch.utils.checkpoint runs a forward again, or it is not run "
@@ -224,6 +226,8 @@ def _resembles(likeness: Likeness) -> Iterator[str]:
         settings = " ".join(shlex.quote(f"--contract={key}={value}") for key, value in likeness.convention)
         means = "".join(_CONVENTIONS.get(one, "") for one in likeness.convention)
         yield f"A convention rather than a fault? All discrepancies vanish with {settings}{means}."
+    if likeness.stage[0] not in _SAID_ALREADY and not likeness.convention:
+        yield f"First wrong is {likeness.stage[1]}."
     for name, words in likeness.causes[:_MOST_NAMED]:
         yield f'Resembles the fault "{name}" (a subject that {words}).'
     if more := likeness.names[_MOST_NAMED:]:

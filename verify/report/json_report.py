@@ -128,5 +128,6 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "bound": plain(found.bound),
         "ratio": plain(found.ratio),
         "resembles": list(failure.resembles),
+        "stage": failure.stage,
         "ending": found.ending,
     }

@@ -30,6 +30,9 @@ class Diagnoses(Protocol):
     def words_of(self, name: str) -> str:
         """Return what a subject does that has the cause `name`."""
 
+    def stage_words(self, stage: str) -> str:
+        """Return what a stage is called in a sentence."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -54,12 +57,14 @@ class Likeness:
         causes: (id, what the subject does), most specific first.
         convention: Settings of a contract under which nothing is violated.
         trials: How many trials the causes were compared with.
+        stage: What is wrong first, by its name and in words; empty if nothing tells.
         error: Why the diagnosis failed, if it did.
     """
 
     causes: tuple[tuple[str, str], ...] = ()
     convention: tuple[tuple[str, str], ...] = ()
     trials: int = 0
+    stage: tuple[str, str] = ("", "")
     error: str = ""
 
     @property
@@ -112,11 +117,12 @@ class Resemblance:
             self._diagnose()
         if self._latest is None:
             return Likeness(error=self._error)
-        names = self._latest.of(property_id)
+        names, stage = self._latest.of(property_id), self._latest.stages.get(property_id, "")
         return Likeness(
             causes=tuple((name, self.diagnoses.words_of(name)) for name in names),
             convention=tuple(self._latest.convention.items()),
             trials=len(self._seen),
+            stage=(stage, self.diagnoses.stage_words(stage)) if stage else ("", ""),
         )
 
     def _diagnose(self) -> None:

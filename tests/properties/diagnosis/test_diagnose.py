@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
 from properties.case import Case, Step
 from properties.diagnosis.causes import ALL, BACKWARD, BY_ID, CONSISTENT, FORWARD
-from properties.diagnosis.diagnose import NUMERIC, classes_of, diagnose, words_of
+from properties.diagnosis.diagnose import classes_of, diagnose, words_of
 from properties.diagnosis.prediction import predict
 from properties.diagnosis.symptoms import SYMPTOMS
 from properties.diagnosis.variant import RIGHT
 from properties.domain import Contract
 from properties.expectation.expect import expect
-from properties.judge.catalogue import judge
-from properties.observation import Observation, RankObservation, Tensor
-from properties.values import elements
-from properties.verdict import Outcome
+from tests.properties.diagnosis.simulated import observed
 
 CASES = (
     Case(batches=(2, 5, 0), rank_offset=4, random_parameters=True, channels=3, eps=0.1, seed=1),
@@ -63,41 +58,6 @@ SKIPPED = ("low-precision-sums", "one-pass-variance", "rounded-steps")
 """Causes that only widen a bound: what they predict is right, too."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One piece of evidence."""
-
-    case: Case
-    observation: Observation
-    violated: tuple[str, ...]
-    minimal: bool = False
-
-
-def observed(case, variant, *, change=lambda name, array: array):
-    """Return what a subject with `variant` gives, and what that violates."""
-    told = predict(case, Contract(), "A", variant=variant)
-    right = expect(case, Contract(), "A")
-    ranks = []
-    for rank in range(case.world_size):
-        tensors = {}
-        for name, by_rank in told.tensors.items():
-            if rank in by_rank:
-                interval = by_rank[rank]
-                stored = elements.round_to(change(name, interval.value), interval.dtype)
-                array = stored.astype(np.float32 if interval.dtype == "bfloat16" else interval.dtype)
-                if interval.dtype == "bfloat16":
-                    array = (array.view(np.uint32) >> 16).astype(np.uint16)
-                tensors[name] = Tensor(dtype=interval.dtype, array=array, requires_grad=True)
-        for name, by_rank in told.tracked.items():
-            tensors[name] = Tensor(dtype="int64", array=np.array(by_rank[rank]))
-        ranks.append(
-            RankObservation(rank=rank, ending="returned", tensors=tensors, digest=right.digests[rank])
-        )
-    observation = Observation(ranks=tuple(ranks))
-    verdicts = judge(case, observation, right, Contract(), only=NUMERIC)
-    return Seen(case, observation, tuple(v.property for v in verdicts if v.outcome is Outcome.VIOLATED))
-
-
 def named(variant, **more):
     seen = [observed(case, variant, **more) for case in CASES]
     failing = [one for one in seen if one.violated]
@@ -123,6 +83,24 @@ def test_a_wrong_forward_with_the_gradient_that_belongs_to_it_is_told_by_the_for
     found = named(CONSISTENT.variant(base))
     assert found.of("forward")[0] == "equal-weights"
     assert found.of("grad_input")[0] == "equal-weights"
+
+
+def test_gradients_that_follow_from_the_buffers_are_told_by_the_buffers_alone():
+    evaluated = Case(
+        batches=(3, 4),
+        channels=2,
+        rank_offset=1,
+        random_parameters=True,
+        steps=(Step(), Step(mode="eval")),
+        seed=12,
+    )
+    seen = observed(evaluated, BY_ID["biased-running-var"].variant(RIGHT))
+    assert {"forward", "running_var", "grad_input", "grad_weight"} <= set(seen.violated)
+    found = diagnose([seen], Contract(), "A", seconds=60.0)
+    told = set(found.of("running_var"))
+    assert "biased-running-var" in told
+    for name in ("forward", "grad_input", "grad_weight"):
+        assert set(found.of(name)) == told, "what changes nothing is no cause"
 
 
 def test_an_error_that_no_cause_predicts_resembles_none():

@@ -55,6 +55,7 @@ FAILURE_KEYS = [
     "bound",
     "ratio",
     "resembles",
+    "stage",
     "ending",
 ]
 
