@@ -6,6 +6,8 @@ stored cases of known discrepancies; runs that only serve to minimise a failure 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from properties.case import Case
@@ -45,6 +47,22 @@ class KnownResult(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int = 0
 
 
+class History(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a smallest case fails.
+
+    Attributes:
+        when: Always (empty); the `first` time in a process; only when it has run before in it (`again`), or
+            `after` other cases; `unknown` if it holds on new ranks, and after the cases before it, too.
+        after: The cases that must run before it.
+    """
+
+    when: Literal["", "first", "again", "after", "unknown"] = ""
+    after: tuple[Case, ...] = ()
+
+
+ALWAYS = History()
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """A violated property with the smallest case found for it.
 
@@ -54,10 +72,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
         found: Id of the drawn case in which it was found.
         minimised: Whether the search for a smaller case ended by itself rather than by its time bound.
         repeats: Whether the smallest case failed again when it was run once more.
+        history: When it fails: by itself, or by what ran before it in the same processes.
         discrepancy: The greatest discrepancy.
         text: The whole message for people.
         resembles: Names of known causes that predict what was observed, most specific first.
         stage: What is wrong first (`properties.diagnosis.stages.Stage`); empty if nothing tells.
+        convention: Settings of a contract under which nothing is violated; empty if there are none.
+        cases: How many of the cases judged failed in this way.
     """
 
     property: str
@@ -65,10 +86,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     found: str
     minimised: bool
     repeats: bool = True
+    history: History = ALWAYS
     discrepancy: Discrepancy
     text: str
     resembles: tuple[str, ...] = ()
     stage: str = ""
+    convention: dict[str, str] = {}
+    cases: int = 0
 
 
 class Accounting(msgspec.Struct, frozen=True, kw_only=True):

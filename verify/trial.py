@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from properties.case import Case
 from properties.expectation.expected import Expected
+from properties.judge.ending import raised_at
 from properties.observation import Observation
 from properties.verdict import Outcome, Verdict, merge_outcomes
 
@@ -51,14 +52,20 @@ class Trial:
     def failures(self) -> tuple[str, ...]:
         """Kinds of failure, each told once a campaign: the violated properties, `ending` by how it ended.
 
-        A rank that hangs, one that dies and one that raises are three different faults.
+        A rank that hangs, one that dies and one that raises are three different faults; so are exceptions of
+        two types, or from two lines.
         """
         kinds = []
         for verdict in self.verdicts:
             if verdict.outcome is Outcome.VIOLATED:
-                how = verdict.discrepancies[0].ending if verdict.discrepancies else ""
-                kinds.append(f"{verdict.property} {how}".rstrip())
+                first = verdict.discrepancies[0] if verdict.discrepancies else None
+                how = [first.ending, self._raised_at(first.rank)] if first and first.ending else []
+                kinds.append(" ".join(word for word in (verdict.property, *how) if word))
         return tuple(kinds)
+
+    def _raised_at(self, rank: int) -> str:
+        ranks = self.observation.ranks if self.observation else ()
+        return raised_at(ranks[rank]) if 0 <= rank < len(ranks) and ranks[rank].ending == "raised" else ""
 
     @property
     def outcome(self) -> Outcome:

@@ -63,6 +63,14 @@ CONVENTIONS: tuple[dict[str, str], ...] = (
     {"recompute_updates": "once"},
     {"running_var": "biased", "momentum": "decay"},
 )
+CONVENTION_CLASSES = {
+    "running_var": (7,),
+    "momentum": (17,),
+    "affine_grad": (6,),
+    "buffer_update": (13,),
+    "recompute_updates": (24,),
+}
+"""Fault classes that a change of the contract belongs to, by its key."""
 NUMERIC = tuple(name for names in PROPERTIES_OF.values() for name in names)
 QUANTITIES = {"forward": "output"}
 """Names of the quantities of properties that bear another name than theirs."""
@@ -108,6 +116,11 @@ def classes_of(name: str) -> tuple[int, ...]:
     if name in BY_ID:
         return BY_ID[name].classes
     return CLASSES.get(name, ())
+
+
+def classes_of_convention(convention: dict[str, str]) -> tuple[int, ...]:
+    """Return the fault classes that a convention belongs to."""
+    return tuple(number for key in convention for number in CONVENTION_CLASSES[key])
 
 
 def stage_words(stage: str) -> str:

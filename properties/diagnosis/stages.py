@@ -11,8 +11,8 @@ Rules
 - What a subject computes inside is read off the outside: an output that is right but for its statistics is a
   straight line of the input in each channel, and the line tells mean and deviation; a gradient that is right
   but for its sums is one of cotangent and normalised input.
-- A trial that cannot tell two stages apart (two values a channel lie on every line) is not `sure`, and counts
-  where no other is.
+- A trial that cannot tell two stages apart is not `sure`, and counts where no other is: two values a channel
+  lie on some line whatever they are, though the line tells mean and deviation all the same.
 - A fault of the statistics shows on a rank that is alone; what needs a second rank is one of the merge. The
   same tells the sums of the backward from its elements.
 - Where the subject also writes into what is not its own, wrong numbers may be those of overwritten tensors,
@@ -280,9 +280,10 @@ class _Trial:
             line = fitted(x[:, c].ravel(), y, bound=bound, right=right)
             if line is None:
                 continue
-            if not line.holds:
+            if not line.holds:  # two values at one place may differ, too
                 return {"bent"}
-            shown |= {"straight", self._of_line(k, rank, int(c), line, float(bound.max()))}
+            shown |= {"straight"} if line.tells else set()
+            shown.add(self._of_line(k, rank, int(c), line, float(bound.max())))
         return shown
 
     def _of_line(self, k: int, rank: int, c: int, line: Line, bound: float) -> str:
@@ -351,5 +352,5 @@ class _Trial:
                 continue
             if not line.holds:
                 return "bent"
-            found = "straight"
+            found = "straight" if line.tells else found
         return found

@@ -14,17 +14,23 @@ _SLACK = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The line constant + slope x nearest to some values, and whether it goes through all of them."""
+    """The line constant + slope x nearest to some values.
+
+    Attributes:
+        holds: It goes through all of them.
+        tells: They might have been on no line: there are more than two.
+    """
 
     constant: float
     slope: float
     holds: bool
+    tells: bool = True
 
 
 def fitted(x: Floats, y: Floats, *, bound: Floats, right: Floats) -> Line | None:
-    """Return the line nearest to the values `y` at `x`; None if they cannot tell.
+    """Return the line nearest to the values `y` at `x`; None if there is none.
 
-    Two different points lie on a line whatever they are; and of values that are all NaN nothing is known.
+    That is so where all lie at one place, and of values that are all NaN.
 
     Args:
         x: Where, (n,).
@@ -32,7 +38,7 @@ def fitted(x: Floats, y: Floats, *, bound: Floats, right: Floats) -> Line | None
         bound: How far right ones may be from where they belong, (n,).
         right: What is expected, (n,): a line that is steeper rounds more.
     """
-    if not (np.isfinite(x) & np.isfinite(bound)).all() or len(np.unique(x)) < 3:
+    if not (np.isfinite(x) & np.isfinite(bound)).all() or (places := len(np.unique(x))) < 2:
         return None
     finite = np.isfinite(y)
     if not finite.all():
@@ -45,4 +51,4 @@ def fitted(x: Floats, y: Floats, *, bound: Floats, right: Floats) -> Line | None
         steeper = np.abs(y).max() / max(np.abs(right).max(), np.finfo(np.float64).tiny)
     near = np.abs(matrix @ solved - y) <= _SLACK * max(1.0, steeper) * (bound + bound.max())
     slope = float(solved[1] / spread)
-    return Line(float(solved[0]) - slope * center, slope, holds=bool(near.all()))
+    return Line(float(solved[0]) - slope * center, slope, holds=bool(near.all()), tells=places > 2)

@@ -13,6 +13,7 @@ Rules
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 
 from properties.case import Case
 from properties.domain import Contract
@@ -28,6 +29,7 @@ _BROKEN_CONNECTION = re.compile(
     r"|timed? ?out|abort",
     re.IGNORECASE,
 )
+_FOREIGN = re.compile(r"/torch/|/lib/python\d|<frozen|threading\.py")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]*)", line (?P<line>\d+),? in (?P<function>.*)$', re.MULTILINE)
 
 
@@ -74,9 +76,22 @@ def describe_ending(seen: RankObservation) -> str:
 def innermost_frame(stack: str) -> str:
     """Return the innermost frame outside torch and the standard library in a dump of faulthandler."""
     frames = list(_FRAME.finditer(stack))
-    own = [m for m in frames if not re.search(r"/torch/|/lib/python\d|<frozen|threading\.py", m["file"])]
+    own = [frame for frame in frames if not _FOREIGN.search(frame["file"])]
     chosen = (own or frames)[:1]
     return "".join(f"{m['file']}:{m['line']} in {m['function']}" for m in chosen)
+
+
+def raised_at(seen: RankObservation) -> str:
+    """Return what a rank raised, and the line outside torch and the standard library: `TypeError a.py:34`.
+
+    Without such a line it is the phase. Empty if it did not raise.
+    """
+    if seen.raised is None:
+        return ""
+    frames = [frame for frame in _FRAME.finditer(seen.raised.traceback) if not _FOREIGN.search(frame["file"])]
+    last = frames[-1] if frames else None
+    place = f"{PurePosixPath(last['file']).name}:{last['line']}" if last else seen.raised.phase.split()[0]
+    return f"{seen.raised.type} {place}"
 
 
 def _alike(group: tuple[int, ...], observation: Observation) -> bool:

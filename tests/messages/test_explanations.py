@@ -17,7 +17,7 @@ from verify.report.explain import Occurrence, explain
 from verify.report.resemblance import Likeness
 from verify.report.summary import summary
 from verify.report.words import case_words
-from verify.result import Accounting, KnownResult, PropertyResult, StandsOn, SubjectResult
+from verify.result import Accounting, History, KnownResult, PropertyResult, StandsOn, SubjectResult
 from verify.subject import Subject
 from verify.trial import Trial
 
@@ -95,6 +95,47 @@ def test_what_a_failure_resembles(snapshot: SnapshotAssertion) -> None:
         made, likeness=Likeness(convention=(("running_var", "biased"),), trials=1)
     )
     assert "No cause was looked up: ValueError: x." in text(made, likeness=Likeness(error="ValueError: x"))
+
+
+def test_a_cause_of_what_is_hardly_beyond_its_bound_is_a_weak_lead() -> None:
+    named = Likeness(causes=(("cause", "does the wrong thing"),), trials=2)
+    hardly = msgspec.structs.replace(FORWARD, ratio=1.9)
+    assert 'Weakly resembles the fault "cause"' in text(trial(violated("forward", [hardly])), likeness=named)
+    assert '\nResembles the fault "cause"' in text(trial(violated("forward", [FORWARD])), likeness=named)
+    died = Discrepancy(quantity="ending", rank=0, observed="SIGABRT", expected="returned", ratio=1.5)
+    assert "Weakly" not in text(trial(violated("ending", [died])), likeness=named)
+
+
+@pytest.mark.parametrize(
+    ("history", "words", "command"),
+    [
+        (History(when="first"), "only the first time that it runs in a process", "my_kernels:SyncBN\n"),
+        (History(when="again"), "only when it has run before", "my_kernels:SyncBN --times 2"),
+        (
+            History(when="after", after=(Case(batches=(3,)), Case(batches=(4,)))),
+            "only after 2 other cases in the same processes",
+            """--after '{"batches":[3]}' --after '{"batches":[4]}'""",
+        ),
+        (History(when="unknown"), "the failure comes and goes", "my_kernels:SyncBN\n"),
+    ],
+)
+def test_a_failure_that_needs_a_history_says_so_and_how_to_see_it(
+    history: History, words: str, command: str
+) -> None:
+    told = text(trial(violated("forward", [FORWARD])), history=history)
+    assert words in told
+    assert command in told
+
+
+@pytest.mark.parametrize(("minimal", "advice"), [(True, True), (None, True), (False, False)])
+def test_a_looser_grade_is_advised_only_by_a_case_that_was_minimised(
+    minimal: bool | None, *, advice: bool
+) -> None:
+    graded = {"A": {"forward": 3.9}, "B": {"forward": 0.4}}
+    made = trial(violated("forward", [FORWARD]), satisfied="B", graded=graded)
+    told = text(made, minimal=minimal)
+    assert "this case breaks grade A and satisfies grade B" in told
+    assert ("declare it with --grade B" in told) is advice
 
 
 def test_an_aborted_rank_with_its_ledger(snapshot: SnapshotAssertion) -> None:

@@ -63,6 +63,7 @@ class FakeRanks:
         self.left = unlimited
         self.timeouts: list[float] = []
         self.cases: list[Case] = []
+        self.renewed = 0
         self._behave = behave
         self._waiting: deque[FakeTicket] = deque()
 
@@ -82,6 +83,11 @@ class FakeRanks:
         self.cases.append(case)
         self._waiting.append(ticket := FakeTicket(self, case))
         return ticket
+
+    def renew(self, spec: str) -> None:
+        assert spec
+        assert not self._waiting
+        self.renewed += 1
 
     def answer(self, ticket: FakeTicket) -> Observation:
         assert self._waiting.popleft() is ticket  # the first is asked first
@@ -115,9 +121,11 @@ def judge_by(rules: Rules) -> Any:
     def judge(
         case: Case, observation: Any, expected: Any, contract: Any, *, only: Collection[str] | None
     ) -> tuple[Verdict, ...]:
-        del observation, expected, contract
+        del expected, contract
+        raised = observation is not None and observation.ranks[0].ending == "raised"
+        ending = "raised" if raised else "timeout"
         return tuple(
-            broken(name, ending="timeout" if name == "ending" else "")
+            broken(name, ending=ending if name == "ending" else "")
             if rule(case)
             else Verdict(property=name, outcome=Outcome.HOLDS, elements=4, max_ratio=0.5)
             for name, rule in rules.items()

@@ -53,6 +53,10 @@ def faults_command(arguments: Namespace) -> int:
         from verify.measure.sensitivity.sweep import sensitivity_command
 
         return sensitivity_command(arguments)
+    if arguments.diagnosis:
+        from verify.measure.diagnosis.naming import diagnosis_command
+
+        return diagnosis_command(arguments)
     score = Score(tuple(units(arguments)), whole=not arguments.names and not arguments.quick)
     for option in ("json", "table"):
         _check_writable(option, getattr(arguments, option))

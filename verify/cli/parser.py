@@ -211,6 +211,16 @@ def _add_replay(commands: Commands) -> None:
         "--all", metavar="DIR", help="every failing case of a record, or every case file of a folder"
     )
     command.add_argument("--subject", metavar="SPEC", help="as for run (with --all, the record's)")
+    command.add_argument(
+        "--after",
+        action="append",
+        default=[],
+        metavar="CASE",
+        help="run this case before it, on the same ranks",
+    )
+    command.add_argument(
+        "--times", type=_at_least(1), default=1, metavar="N", help="run it N times and judge the last (1)"
+    )
     _add_device(command)
     _add_promise(command)
     command.add_argument("--record", metavar="DIR", help="look the id up here first")
@@ -251,6 +261,11 @@ def _add_faults(commands: Commands) -> None:
     command.add_argument("--table", metavar="FILE", help="write the page docs/faults.md")
     command.add_argument(
         "--sensitivity", action="store_true", help="instead: how small an error of a right subject is caught"
+    )
+    command.add_argument(
+        "--diagnosis",
+        action="store_true",
+        help="instead: which stage and cause reports name, of subjects that causes are not tuned on",
     )
 
 

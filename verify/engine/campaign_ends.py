@@ -82,7 +82,7 @@ def result_of(
         accounting=tally.accounting(),
         known=tally.known(subject.known, states),
         properties=properties,
-        failures=root_first(failures.told.values(), properties),
+        failures=root_first(failures.counted, properties),
         stopped=stopped,
         cut=cut is not None,
         pace=tally.pace(),

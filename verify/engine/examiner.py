@@ -56,6 +56,9 @@ class Ranks(Protocol):
     ) -> Answer:
         """Give the ranks a case, for that share of so many seconds; returns at once."""
 
+    def renew(self, spec: str) -> None:
+        """Have the next case of a subject run on new ranks."""
+
 
 class Answer(Protocol):
     """The part of a ticket that a trial needs (`verify.ranks.submission.Ticket`)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -11,14 +13,19 @@ from properties.judge.catalogue import PROPERTIES
 from verify.events import Event, FailureMinimised
 from verify.known.entries import Entry
 from verify.report.explain import Occurrence, explain
-from verify.report.resemblance import Diagnoses, evidence_of
-from verify.result import Failure, PropertyResult
+from verify.report.resemblance import Diagnoses, Likeness, evidence_of
+from verify.result import ALWAYS, Failure, History, PropertyResult
 from verify.subject import Subject
 from verify.trial import Trial
 
+MAX_EXCEPTIONS = 5
+"""Kinds of exceptions that are told: each is minimised, and a subject may raise in very many ways."""
 SIMPLE_BYTES = 40
 """Of JSON: a case this short differs in a field or two from the simplest, whether or not the time was enough
 to lower its sizes further."""
+
+
+_RAISED = "ending raised"
 
 
 def property_of(kind: str) -> str:
@@ -72,11 +79,28 @@ class Failures:
         self._evidence = evidence_of(subject, diagnoses, room_for=room_for)
         self._emit = emit
         self._native = native
+        self._cases: Counter[str] = Counter()
 
     def fresh(self, trial: Trial, *, first: Collection[str] = ()) -> list[str]:
         """Return the kinds of failure that `trial` is the first to show, those of `first` first."""
-        kinds = [kind for kind in trial.failures if kind not in self.told]
+        kinds = [kind for kind in trial.failures if self._is_fresh(kind)]
         return sorted(kinds, key=lambda kind: property_of(kind) not in first)
+
+    def count(self, trial: Trial) -> None:
+        """Count the kinds of failure of a case that counts."""
+        self._cases.update(trial.failures)
+
+    def _is_fresh(self, kind: str) -> bool:
+        raised = [told for told in self.told if told.startswith(_RAISED)]
+        crowded = kind.startswith(_RAISED) and len(raised) >= MAX_EXCEPTIONS
+        return kind not in self.told and not crowded
+
+    @property
+    def counted(self) -> tuple[Failure, ...]:
+        """What was told, with how many cases showed it."""
+        return tuple(
+            msgspec.structs.replace(failure, cases=self._cases[kind]) for kind, failure in self.told.items()
+        )
 
     def conclude(
         self,
@@ -87,6 +111,7 @@ class Failures:
         found: str,
         minimised: bool,
         repeats: bool,
+        history: History = ALWAYS,
     ) -> None:
         """Tell every kind of failure that the smallest case of `kind` is the first to show, that one first.
 
@@ -97,20 +122,22 @@ class Failures:
             found: Id of the case as drawn.
             minimised: Minimising came to its end.
             repeats: The smallest case failed again.
+            history: When it fails.
         """
         if drawn is not None:
             self._evidence.add(drawn, minimal=False)
         # A hang is never minimised to the end: the bold candidates have been tried all the same.
         simple = len(encode(trial.case)) <= SIMPLE_BYTES
         ended = minimised or property_of(kind) == "ending" or simple
-        self._evidence.add(trial, minimal=repeats and ended)
+        # What a case needs tells nothing where it needs what ran before it.
+        self._evidence.add(trial, minimal=repeats and ended and not history.when)
         for other in dict.fromkeys((kind, *trial.failures)):
-            if other not in self.told:
-                self._tell(other, trial, found=found, minimised=minimised, repeats=repeats)
+            if self._is_fresh(other):
+                self._tell(other, trial, found=found, minimised=minimised, repeats=repeats, history=history)
 
     def tell_as_is(self, kind: str, trial: Trial, *, found: Case) -> None:
         """Tell a failure by the case that showed it, unless it was told."""
-        if kind not in self.told:
+        if self._is_fresh(kind):
             self._evidence.add(trial, minimal=False)
             self._tell(kind, trial, found=found.id, minimised=False, repeats=True)
 
@@ -119,11 +146,18 @@ class Failures:
         for kind, failure in self.told.items():
             likeness = self._evidence.likeness(property_of(kind))
             if not likeness.error:
-                self.told[kind] = msgspec.structs.replace(
-                    failure, resembles=likeness.names, stage=likeness.stage[0]
-                )
+                self.told[kind] = msgspec.structs.replace(failure, **_named(likeness))
 
-    def _tell(self, kind: str, trial: Trial, *, found: str, minimised: bool, repeats: bool) -> None:
+    def _tell(
+        self,
+        kind: str,
+        trial: Trial,
+        *,
+        found: str,
+        minimised: bool,
+        repeats: bool,
+        history: History = ALWAYS,
+    ) -> None:
         property_id = property_of(kind)
         likeness = self._evidence.likeness(property_id)
         occurrence = Occurrence(
@@ -132,6 +166,7 @@ class Failures:
             subject=self._subject,
             minimal=minimised,
             repeats=repeats,
+            history=history,
             likeness=likeness,
             native=tuple(self._native(trial, property_id)),
         )
@@ -142,10 +177,16 @@ class Failures:
             found=found,
             minimised=minimised,
             repeats=repeats,
+            history=history,
             discrepancy=discrepancy,
             text=text,
-            resembles=likeness.names,
-            stage=likeness.stage[0],
+            **_named(likeness),
         )
         self.told[kind] = failure
         self._emit(FailureMinimised(subject=self._subject.spec, failure=failure))
+
+
+def _named(likeness: Likeness) -> dict[str, Any]:
+    """Return the fields of a failure that say what it resembles."""
+    convention = dict(likeness.convention)
+    return {"resembles": likeness.names, "stage": likeness.stage[0], "convention": convention}

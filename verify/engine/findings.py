@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from properties.case import Case
 from verify.config import Policy
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner
 from verify.engine.failures import Failures
+from verify.engine.history import MOST_BEFORE, history_of
 from verify.engine.search import Found, Limits, Minimum, Source, StopSearch, minimise
 from verify.engine.simplify import weight
 from verify.engine.tally import Tally
 from verify.known.entries import Entry, extent
 from verify.record.recall import Place, Recall
+from verify.result import ALWAYS, History
 from verify.trial import Trial
 
 MAX_DEADLY_RUNS = 5
 """Cases that run although a known discrepancy may kill or hang a rank on them."""
 MAX_HUNG_MINIMISING = 4
 """Hung runs in one minimising."""
+MAX_NEW_RANKS = 60
+"""Candidates of a minimising for each of which ranks are made, because a case fails only on new ones."""
 SHORT_SHARE = 0.25
 """Of its usual time, what a case gets once a hang has been found; a hang is confirmed with the whole time."""
 
@@ -43,6 +47,15 @@ class FatalKnown:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The trial of a smallest case, whether it failed again, and when it fails."""
+
+    trial: Trial
+    repeats: bool
+    history: History
+
+
 @dataclass(slots=True, kw_only=True)
 class Findings:
     """The findings of one campaign.
@@ -51,6 +64,7 @@ class Findings:
         examiner, policy, memory, keep, deadline, tally: The campaign's.
         failures: What was told.
         deadly: What may not run.
+        recent: The cases drawn last, the latest last.
         seconds: Spent here so far, in interrupted runs of the same campaign, too.
     """
 
@@ -62,6 +76,7 @@ class Findings:
     tally: Tally
     failures: Failures
     deadly: FatalKnown
+    recent: deque[Case] = field(default_factory=lambda: deque(maxlen=MOST_BEFORE + 1))
     seconds: float = 0.0
     _began: float = 0.0
     _runs: int = 0
@@ -83,7 +98,12 @@ class Findings:
             seconds=min(self.policy.seconds_left(self.seconds), self.deadline.left()),
         )
         minimum = minimise(source, found, self._fails_within(), limits=limits, clock=clock)
-        earlier = self._conclude(minimum)
+        told = None if self.memory.is_concluded(minimum.kind) else self._repeat(minimum)
+        if told and told.history.when == "first":  # candidates ran on ranks that had run others before
+            limits = replace(limits, tries=min(limits.tries, MAX_NEW_RANKS))
+            minimum = minimise(source, found, self._fails_within(renew=True), limits=limits, clock=clock)
+            told = self._repeat(minimum)
+        earlier = self._conclude(minimum, told)
         self.seconds += clock() - self._began
         return earlier
 
@@ -97,8 +117,8 @@ class Findings:
         if self._pending and self._drawn is not None:
             self.failures.tell_as_is(self._pending, self._drawn, found=self._drawn.case)
 
-    def _fails_within(self) -> Callable[[Case, str], bool | None]:
-        """Return the test of one minimising, with its own count of hung runs."""
+    def _fails_within(self, *, renew: bool = False) -> Callable[[Case, str], bool | None]:
+        """Return the test of one minimising, with its own count of hung runs; if `renew`, on new ranks."""
         hung = 0
 
         def fails(case: Case, kind: str) -> bool | None:
@@ -110,6 +130,8 @@ class Findings:
             if hung >= MAX_HUNG_MINIMISING or self.deadline.over or self.memory.is_concluded(kind):
                 raise StopSearch
             self.tally.minimising()
+            if renew:
+                self.examiner.ranks.renew(self.examiner.subject.spec)
             # A candidate that hangs says nothing new.
             trial = self.examiner.examine(case, grades=False, share=SHORT_SHARE)
             if self.cut_short(trial):
@@ -131,40 +153,74 @@ class Findings:
         """Return whether it was not the subject that used up the time of `trial`, but the campaign."""
         return self.deadline.over and "timeout" in trial.endings
 
-    def _conclude(self, minimum: Minimum) -> float:
+    def _conclude(self, minimum: Minimum, told: _Told | None = None) -> float:
         """Tell every property that the smallest case violates for the first time; see `minimise`."""
         found, complete, earlier = minimum.found.id, minimum.complete, 0.0
         if previous := self.memory.conclusion(minimum.kind):
-            trial, repeats, earlier = previous.trial, previous.place.repeats, previous.place.took
-            found, complete = previous.place.found, previous.place.complete
-            self.tally.minimising(previous.place.runs)
+            place = previous.place
+            told, earlier = _Told(previous.trial, place.repeats, place.history), place.took
+            found, complete = place.found, place.complete
+            self.tally.minimising(place.runs)
             self._began = self.deadline.clock() - earlier
         else:
-            trial, repeats = self._repeat(minimum)
+            told = told or self._repeat(minimum)
+            place = Place(
+                role="minimal",
+                found=found,
+                kind=minimum.kind,
+                complete=complete,
+                repeats=told.repeats,
+                runs=self.tally.accounting().minimising - self._runs,
+                took=self.deadline.clock() - self._began,
+                history=told.history,
+            )
+            self.keep(told.trial, place)
         self.failures.conclude(
-            minimum.kind, trial, drawn=self._drawn, found=found, minimised=complete, repeats=repeats
+            minimum.kind,
+            told.trial,
+            drawn=self._drawn,
+            found=found,
+            minimised=complete,
+            repeats=told.repeats,
+            history=told.history,
         )
         self._pending = ""
         return earlier
 
-    def _repeat(self, minimum: Minimum) -> tuple[Trial, bool]:
-        """Run the smallest case once more; return what is to be told, and whether it failed again."""
-        trial, repeats = self._smallest, True
+    def _repeat(self, minimum: Minimum) -> _Told:
+        """Run the smallest case on new ranks; return what is to be told."""
+        trial, repeats, history = self._smallest, True, ALWAYS
         if trial is None or not self.deadline.over:
-            self.tally.minimising()
-            again = self.examiner.examine(minimum.case)
+            again, history = self._history(minimum, trial)
             if trial is None or not self.cut_short(again):
                 trial, repeats = again, minimum.kind in again.failures
         if not repeats and self._drawn is not None:  # it fails now and then: tell what was drawn
             trial = self._drawn
-        place = Place(
-            role="minimal",
-            found=minimum.found.id,
-            kind=minimum.kind,
-            complete=minimum.complete,
-            repeats=repeats,
-            runs=self.tally.accounting().minimising - self._runs,
-            took=self.deadline.clock() - self._began,
-        )
-        self.keep(trial, place)
-        return trial, repeats
+        return _Told(trial, repeats, history)
+
+    def _history(self, minimum: Minimum, smallest: Trial | None) -> tuple[Trial, History]:
+        """Run the smallest case again; return the trial that tells most, and when it fails."""
+        ranks = self.examiner.ranks
+        kept: list[Trial] = []
+
+        def run(case: Case) -> bool:
+            self.tally.minimising()
+            trial = self.examiner.examine(case, grades=case == minimum.case)
+            if case == minimum.case and (not kept or minimum.kind in trial.failures):
+                kept[:] = [trial]
+            return minimum.kind in trial.failures
+
+        compiled = smallest and smallest.observation and any(r.compiled for r in smallest.observation.ranks)
+        # A rank that hangs or dies is replaced anyway; new ranks would compile anew, for minutes.
+        if _ends_ranks(minimum.kind) or compiled:
+            run(minimum.case)
+            return kept[0], ALWAYS
+        drawn = [case.id for case in self.recent]
+        before = list(self.recent)[: drawn.index(minimum.found.id)] if minimum.found.id in drawn else []
+        spec = self.examiner.subject.spec
+        history = history_of(minimum.case, run, lambda: ranks.renew(spec), before)
+        return kept[0], history
+
+
+def _ends_ranks(kind: str) -> bool:
+    return kind.startswith(("ending timeout", "ending died"))

@@ -145,6 +145,10 @@ class GroupRegistry:
             group = self.group(target, case.world_size)
         return group
 
+    def of(self, spec: str) -> tuple[RankGroup, ...]:
+        """Return the open groups of the subject `spec`."""
+        return tuple(group for group in self.open.values() if group.target.spec == spec)
+
     def drop(self, group: RankGroup) -> None:
         """Close a group, and forget it."""
         self.open.pop((group.target, group.plan.world_size), None)

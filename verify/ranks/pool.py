@@ -165,6 +165,13 @@ class RankPool:
             self._try_to_send(ticket)
         return ticket
 
+    def renew(self, spec: str) -> None:
+        """Have the next case of the subject `spec` run on new ranks, which have run nothing before."""
+        while self._queue:
+            self._finish_first()
+        for group in self.groups.of(spec):
+            self.groups.drop(group)
+
     def _finish_first(self) -> None:
         """Wait, bounded, for what the ranks gave back for the first case in flight; its ticket has it then.
 

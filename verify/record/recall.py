@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from verify.result import ALWAYS, History
 from verify.trial import Trial
 
 Role = Literal["drawn", "stored", "minimal"]
@@ -30,7 +31,7 @@ class Place:
         elapsed: Seconds that the campaign had drawn when the trial ended, minimising left out.
         entry: Of a stored case: id of the known discrepancy.
         found, kind: Of a smallest case: id of the drawn case, and which kind of failure was minimised.
-        complete, repeats: Of a smallest case: as `verify.result.Failure` has them.
+        complete, repeats, history: Of a smallest case: as `verify.result.Failure` has them.
         runs, took: Of a smallest case: runs and seconds of its minimising.
     """
 
@@ -43,6 +44,7 @@ class Place:
     repeats: bool = True
     runs: int = 0
     took: float = 0.0
+    history: History = ALWAYS
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from verify.known.entries import Entry
 from verify.report.ledger_words import first_mismatch, summary
 from verify.report.resemblance import Likeness
 from verify.report.words import case_words, count, listing, ranks, ratio, rough, shown
+from verify.result import ALWAYS, History
 from verify.subject import Subject
 from verify.trial import Trial
 
@@ -28,6 +29,8 @@ _MAX_STACK_LINES = 14
 _MACHINERY = ("/verify/ranks/", '"<string>"', "/torch/nn/modules/module.py")
 _INDENT = " " * 9
 _MOST_NAMED = 3
+_WEAK = 2.0
+"""Ratio below which a cause is a weak lead."""
 NOTHING_KNOWN = Likeness()
 
 
@@ -39,6 +42,7 @@ class Occurrence:
         property_id: The property.
         minimal: The search for a smaller case ended by itself; None if there was no search.
         repeats: The smallest case failed again when it was run once more.
+        history: When it fails.
         likeness: What the failure resembles.
         native: Discrepancies of torch's native batch norm that explain it.
     """
@@ -48,6 +52,7 @@ class Occurrence:
     subject: Subject
     minimal: bool | None = None
     repeats: bool = True
+    history: History = ALWAYS
     likeness: Likeness = NOTHING_KNOWN
     native: tuple[Entry, ...] = ()
 
@@ -75,7 +80,7 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         *_endings(occurrence.trial, verdict.property),
         *_grades(occurrence),
         *_native(occurrence.native),
-        *_resembles(occurrence.likeness),
+        *_resembles(occurrence.likeness, weak=_is_weak(verdict)),
         *_reproduce(occurrence),
     ]
     return found, "\n".join(lines)
@@ -195,9 +200,11 @@ def _grades(occurrence: Occurrence) -> Iterator[str]:
         and trial.satisfied not in (required, "none")
         and occurrence.property_id in trial.graded[required]
     ):
+        # Of a case that was not minimised the looser bound may hold by luck: no advice.
+        advice = f"; declare it with --grade {trial.satisfied} if the subject means no more"
         yield (
-            f"Grade    this case breaks grade {required} and satisfies grade {trial.satisfied}; "
-            f"declare it with --grade {trial.satisfied} if the subject means no more."
+            f"Grade    this case breaks grade {required} and satisfies grade {trial.satisfied}"
+            f"{'' if occurrence.minimal is False else advice}."
         )
 
 
@@ -209,6 +216,13 @@ def _native(entries: tuple[Entry, ...]) -> Iterator[str]:
         yield 'A subject that calls it may declare factory.syncbn_verify = {"known": "torch-native"}.'
 
 
+_WHEN = {
+    "first": "It fails only the first time that it runs in a process: run again on the same ranks, it holds.",
+    "again": "On new ranks it holds: it fails only when it has run before in the same processes.",
+    "after": "On new ranks it holds: it fails only after {} in the same processes.",
+    "unknown": "On new ranks it holds: the failure comes and goes, or is one of what ran before.",
+}
+"""When a smallest case fails, if not always."""
 _SAID_ALREADY = ("", "ending", "other")
 """Stages that the violated property says by itself."""
 _CONVENTIONS = {
@@ -220,7 +234,13 @@ _CONVENTIONS = {
 """What a convention means, where its name does not say."""
 
 
-def _resembles(likeness: Likeness) -> Iterator[str]:
+def _is_weak(verdict: Verdict) -> bool:
+    """Whether numbers are beyond their bounds by so little that another order of rounding may be all."""
+    greatest = max((found.ratio for found in verdict.discrepancies), default=0.0)
+    return PROPERTIES[verdict.property].is_numeric and 1 < greatest < _WEAK
+
+
+def _resembles(likeness: Likeness, *, weak: bool) -> Iterator[str]:
     """Yield what the failure resembles, in words that claim no more."""
     if likeness.convention:
         settings = " ".join(shlex.quote(f"--contract={key}={value}") for key, value in likeness.convention)
@@ -228,8 +248,9 @@ def _resembles(likeness: Likeness) -> Iterator[str]:
         yield f"A convention rather than a fault? All discrepancies vanish with {settings}{means}."
     if likeness.stage[0] not in _SAID_ALREADY and not likeness.convention:
         yield f"First wrong is {likeness.stage[1]}."
+    resembles = "Weakly resembles" if weak else "Resembles"
     for name, words in likeness.causes[:_MOST_NAMED]:
-        yield f'Resembles the fault "{name}" (a subject that {words}).'
+        yield f'{resembles} the fault "{name}" (a subject that {words}).'
     if more := likeness.names[_MOST_NAMED:]:
         yield f"Also predicted by {listing(more)}."
     if likeness.error:
@@ -241,10 +262,18 @@ def _resembles(likeness: Likeness) -> Iterator[str]:
 def _reproduce(occurrence: Occurrence) -> Iterator[str]:
     case, subject = occurrence.trial.case, occurrence.subject
     spec = shlex.quote(subject.spec)
-    if not occurrence.repeats:
+    history = occurrence.history
+    if words := _WHEN.get(history.when, ""):
+        yield words.format(count(len(history.after), "other case"))
+    elif not occurrence.repeats:
         yield "The smallest case did not fail again when it was repeated: the failure comes and goes."
+    before = ["--times 2"] if history.when == "again" else []
+    before += [f"--after {shlex.quote(encode(one).decode())}" for one in history.after]
     yield "Reproduce with"
-    yield "  " + " ".join(("python -m verify replay", case.id, "--subject", spec, *subject.options))
+    command = ("python -m verify replay", case.id, "--subject", spec, *subject.options, *before)
+    yield "  " + " ".join(command)
+    if before:
+        return
     yield f"  pytest --subject {spec} --case {case.id}"
     text = encode(case).decode()
     if len(text) < MAX_CASE_CHARACTERS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from properties.judge.catalogue import PROPERTIES
-from verify.report.words import ratio
+from verify.report.words import count, ratio
 from verify.result import Failure
 
 
@@ -19,7 +19,8 @@ def by_case(failures: Sequence[Failure]) -> Iterator[str]:
     for failure in failures:
         cases.setdefault(failure.case.id, []).append(failure)
     for first, *others in cases.values():
-        yield "\n".join((first.text, *_others(others)))
+        seen = [f"Seen in {count(first.cases, 'case')}."] if first.cases > 1 else []
+        yield "\n".join((first.text, *seen, *_others(others)))
 
 
 def _others(others: Sequence[Failure]) -> Iterator[str]:
@@ -28,4 +29,5 @@ def _others(others: Sequence[Failure]) -> Iterator[str]:
     for other in others:
         found = other.discrepancy
         size = f": {ratio(found.ratio)} x bound" if found.bound else ""
-        yield f"  {other.property:<20} {PROPERTIES[other.property].violation}{size}"
+        times = f" ({count(other.cases, 'case')})" if other.cases > 1 else ""
+        yield f"  {other.property:<20} {PROPERTIES[other.property].violation}{size}{times}"

@@ -129,5 +129,8 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "ratio": plain(found.ratio),
         "resembles": list(failure.resembles),
         "stage": failure.stage,
+        "convention": failure.convention,
+        "cases": failure.cases,
+        "when": failure.history.when,
         "ending": found.ending,
     }

@@ -81,3 +81,11 @@ def of_faults(judged: Iterable[Card] | None = None) -> dict[str, str]:
 
     listed = sorted(f"{card.id}: {', '.join(card.caught_by)}" for card in (judged or cards()))
     return {**generator(), "faults": digest(listed)}
+
+
+def of_apart() -> dict[str, str]:
+    """Return what `docs/diagnosis.md` is made of."""
+    from verify.faults.apart_cards import apart_cards
+
+    listed = sorted(f"{card.id}: {card.stage} {list(card.classes)}" for card in apart_cards())
+    return {**generator(), "subjects": digest(listed)}

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from properties.case import Step
-from properties.judge.ending import innermost_frame
+from properties.judge.ending import innermost_frame, raised_at
 from properties.judge.refusal import is_named
-from properties.observation import Raised
+from properties.observation import Raised, RankObservation
 from properties.verdict import Outcome
 
 STACK = """Current thread 0x00007f (most recent call first):
@@ -215,3 +215,24 @@ def test_the_innermost_frame_is_the_subjects_own_where_there_is_one():
     assert innermost_frame(STACK) == "/home/me/mine.py:34 in forward"
     assert innermost_frame('  File "/site/torch/x.py", line 1 in f\n') == "/site/torch/x.py:1 in f"
     assert innermost_frame("") == ""
+
+
+@pytest.mark.parametrize(
+    ("traceback", "place"),
+    [
+        ("", "forward"),
+        ('  File "/home/me/mine.py", line 34, in forward\n    x\n', "mine.py:34"),
+        (
+            '  File "/a/mine.py", line 34, in forward\n  File "/a/kernels.py", line 7, in go\n'
+            '  File "/x/site-packages/torch/nn/functional.py", line 2, in batch_norm\n',
+            "kernels.py:7",
+        ),
+        ('  File "/x/torch/nn/functional.py", line 2, in batch_norm\n', "forward"),
+    ],
+)
+def test_an_exception_is_told_by_its_type_and_the_innermost_line_that_is_the_subjects(traceback, place):
+    seen = RankObservation(
+        rank=0, ending="raised", raised=Raised("mine.Error", "no", "forward 2", traceback=traceback)
+    )
+    assert raised_at(seen) == f"mine.Error {place}"
+    assert raised_at(RankObservation(rank=0, ending="died")) == ""

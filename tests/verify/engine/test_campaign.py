@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from properties.case import Case
 from properties.domain import Promise
-from properties.observation import Observation
+from properties.observation import Observation, Raised
 from tests.verify.fakes import FakeRanks, Heard, ended, examiner, returned
 from verify.config import SAFETY_NET, Budget, Policy
 from verify.engine.campaign import Campaign
+from verify.engine.failures import MAX_EXCEPTIONS
 from verify.engine.findings import MAX_DEADLY_RUNS, SHORT_SHARE
 from verify.engine.seeds import derive
 from verify.engine.tally import MAX_HUNG, MAX_SLOW
@@ -346,3 +347,29 @@ def test_of_a_case_that_violates_several_properties_one_that_is_looked_for_is_mi
     rules = {"forward": lambda case: True, "grad_input": lambda case: True}
     run(rules, policy=Policy(stop_after_violating=frozenset({"grad_input"})), heard=heard)
     assert [event.property for event in heard.of(FailureFound)] == ["grad_input"]
+
+
+def raising(case: Case, *, line: int) -> Observation:
+    kind = "TypeError" if line % 2 else "KeyError"
+    where = (
+        f'Traceback\n  File "/a/mine.py", line {line}, in forward\n  File "/x/torch/nn.py", line 1, in f\n'
+    )
+    return ended(case, "raised", raised=Raised(kind, "no", "forward 0", where))
+
+
+def test_each_exception_is_told_with_the_cases_that_showed_it() -> None:
+    ranks = FakeRanks(lambda case: raising(case, line=3 if case.channels > 4 else 8))
+    result = run({"ending": lambda case: case.channels > 1}, ranks=ranks)
+    told = {failure.case.channels: failure for failure in result.failures}
+    assert sorted(told) == [2, 5], "both are minimised, each with its own exception"
+    assert sum(failure.cases for failure in result.failures) == result.properties["ending"].violated
+    assert all(failure.cases for failure in result.failures)
+
+
+def test_a_subject_that_raises_in_very_many_ways_is_told_a_few() -> None:
+    ranks = FakeRanks(lambda case: raising(case, line=case.channels))
+    rules = {"ending": lambda case: True, "forward": lambda case: case.channels > 3}
+    result = run(rules, ranks=ranks)
+    raised = [failure for failure in result.failures if failure.property == "ending"]
+    assert len(raised) == MAX_EXCEPTIONS
+    assert any(failure.property == "forward" for failure in result.failures), "others are told all the same"

@@ -56,6 +56,9 @@ FAILURE_KEYS = [
     "ratio",
     "resembles",
     "stage",
+    "convention",
+    "cases",
+    "when",
     "ending",
 ]
 

@@ -134,6 +134,34 @@ class RightOutcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome
     accusations: tuple[Accusation, ...] = ()
 
 
+class NamedOutcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="named"):
+    """What the report on a subject apart names.
+
+    Attributes:
+        subject, seed: Which.
+        properties: Violated ones, in the order in which they are told.
+        stage: What is said to be wrong first; empty if nothing is.
+        causes: Of the failure that is told first, the first that is named first.
+        classes: Of the first of them.
+        convention: All is said to vanish under another contract.
+        case: JSON of the case that is told first.
+        drawn: Cases judged.
+        internal: Of them, cases that our own machinery failed on.
+    """
+
+    subject: str
+    seed: int
+    properties: tuple[str, ...] = ()
+    stage: str = ""
+    causes: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
+    convention: bool = False
+    case: str = ""
+    drawn: int = 0
+    seconds: float = 0.0
+    internal: int = 0
+
+
 class Broken(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="broken"):
     """Our own machinery failed on a whole unit; `reason` is a traceback, or how the worker ended."""
 
@@ -148,7 +176,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="
     """A worker is still at work."""
 
 
-Outcome = FaultOutcome | RightOutcome | Broken
+Outcome = FaultOutcome | RightOutcome | NamedOutcome | Broken
 Message = Outcome | Ready | Beat
 
 

@@ -29,9 +29,10 @@ import msgspec
 from verify.config import Config, setting_texts
 from verify.engine.engine import Run
 from verify.engine.examiner import machinery
+from verify.measure.diagnosis.naming import judge_apart
 from verify.measure.power.fault_campaign import judge_fault, judge_right
 from verify.measure.power.outcome import Beat, Broken, Message, Outcome, Ready
-from verify.measure.power.work_units import FaultUnit, Unit
+from verify.measure.power.work_units import ApartUnit, FaultUnit, Unit
 
 _PR_SET_PDEATHSIG = 1
 _BEAT_SECONDS = 1.0
@@ -107,6 +108,8 @@ def judge(unit: Unit, run: Run, *, beat: Callable[[], None] = lambda: None) -> O
     """
     if isinstance(unit, FaultUnit):
         return judge_fault(unit, run.examiner(run.subject(unit.card.spec)), beat=beat)
+    if isinstance(unit, ApartUnit):
+        return judge_apart(unit, run.examiner(run.subject(unit.card.spec)), beat=beat)
     config = Config(domain=setting_texts(unit.domain), grade=unit.card.grade)
     subject = run.subject(unit.card.spec, config=config)
     return judge_right(unit, run.examiner(subject), keep=run.keep, beat=beat)

@@ -1,4 +1,4 @@
-"""A unit of work: one fault and one seed, or some cases of a right subject; JSON, so that it can travel."""
+"""A unit of work: a faulty subject and a seed, or some cases of a right one; JSON, so that it can travel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import msgspec
 
 from verify.config import DEFAULT_BUDGET, DEFAULT_POLICY, Budget
+from verify.faults.apart_cards import ApartCard
 from verify.faults.cards import Card, RightCard
 
 CHUNK = 250
@@ -66,7 +67,20 @@ class RightUnit(msgspec.Struct, frozen=True, kw_only=True, tag_field="unit", tag
         return f"{self.card.spec}, {self.cases} cases of seed {self.seed}"
 
 
-Unit = FaultUnit | RightUnit
+class ApartUnit(msgspec.Struct, frozen=True, kw_only=True, tag_field="unit", tag="apart"):
+    """A subject apart, of whose report the stage and the causes are looked at."""
+
+    card: ApartCard
+    seed: int
+    effort: Effort = Effort()
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.card.id}, seed {self.seed}"
+
+
+Unit = FaultUnit | RightUnit | ApartUnit
 
 
 class SelectionError(ValueError):
