@@ -13,6 +13,7 @@ from verify.report.stamp import (
     StalePage,
     digest,
     generator,
+    of_apart,
     of_faults,
     stale,
     stamped,
@@ -25,7 +26,12 @@ OF = {"cases": "0123456789ab", "faults": "ba9876543210"}
 
 @pytest.mark.parametrize(
     ("page", "made_of"),
-    [("faults.md", of_faults), ("peers.md", of_faults), ("sensitivity.md", of_sensitivity)],
+    [
+        ("faults.md", of_faults),
+        ("peers.md", of_faults),
+        ("sensitivity.md", of_sensitivity),
+        ("diagnosis.md", of_apart),
+    ],
 )
 def test_a_page_is_as_it_would_be_now(page: str, made_of: Callable[[], dict[str, str]]) -> None:
     """Only warns, but in `make test-all`."""

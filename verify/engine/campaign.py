@@ -264,8 +264,6 @@ class Campaign:
     def _note(self, trial: Trial, place: int) -> None:
         """Note what a drawn case says of the campaign: what fails for the first time, and whether to stop."""
         self.stopped = self.tally.costly or self.stopped
-        self._failures.count(trial)
-        self._findings.recent.append(trial.case)
         if self._failures.fresh(trial, first=self.policy.stop_after_violating):
             self._failing.append((trial, place))
         else:
@@ -293,7 +291,6 @@ class Campaign:
                 continue
             self._drawn += 1
             trial = self._trials.finish(case, recalled=recalled) or recalled.trial
-            self._failures.count(trial)
             for kind in trial.failures:
                 if kind not in self._failures.told and self.memory.is_concluded(kind):
                     self._concluded(self._findings.conclude_again(kind, trial))

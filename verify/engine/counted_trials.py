@@ -78,6 +78,9 @@ class CountedTrials:
             self.keep(trial, Place(role="stored" if stored else "drawn", entry=stored, elapsed=elapsed))
         self.tally.add(trial)
         self.judged.add(case.id)
+        if not stored:
+            self.failures.count(trial)
+            self.findings.recent.append(case)
         self.emit(
             CaseEnded(
                 subject=subject,

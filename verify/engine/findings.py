@@ -11,7 +11,7 @@ from verify.config import Policy
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner
 from verify.engine.failures import Failures
-from verify.engine.history import MOST_BEFORE, history_of
+from verify.engine.recurrence import MOST_BEFORE, history_of
 from verify.engine.search import Found, Limits, Minimum, Source, StopSearch, minimise
 from verify.engine.simplify import weight
 from verify.engine.tally import Tally

@@ -145,9 +145,10 @@ class GroupRegistry:
             group = self.group(target, case.world_size)
         return group
 
-    def of(self, spec: str) -> tuple[RankGroup, ...]:
-        """Return the open groups of the subject `spec`."""
-        return tuple(group for group in self.open.values() if group.target.spec == spec)
+    def renew(self, spec: str) -> None:
+        """Close the groups of the subject `spec`, so that its next cases run on new ranks."""
+        for group in [group for group in self.open.values() if group.target.spec == spec]:
+            self.drop(group)
 
     def drop(self, group: RankGroup) -> None:
         """Close a group, and forget it."""

@@ -60,6 +60,7 @@ class RankPool:
         groups: The groups that it has, made when they are needed and made anew when they are lost.
         left: Returns the seconds from now after which no case goes on, whatever it may take; may be changed.
         timeout, warm_up: As given.
+        renew: Has the next cases of a subject run on new ranks, which have run nothing before.
 
     Raises:
         PlanError: If device and backend do not go together.
@@ -87,6 +88,7 @@ class RankPool:
             on_lost=on_lost,
             on_dropped=self._unsend,
         )
+        self.renew = self.groups.renew
         self._called: set[Target] = set()
         self._owner = os.getpid()
         self._queue: deque[Ticket] = deque()
@@ -164,13 +166,6 @@ class RankPool:
         else:
             self._try_to_send(ticket)
         return ticket
-
-    def renew(self, spec: str) -> None:
-        """Have the next case of the subject `spec` run on new ranks, which have run nothing before."""
-        while self._queue:
-            self._finish_first()
-        for group in self.groups.of(spec):
-            self.groups.drop(group)
 
     def _finish_first(self) -> None:
         """Wait, bounded, for what the ranks gave back for the first case in flight; its ticket has it then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from properties.case import Case
@@ -16,3 +17,13 @@ def spec(name: str) -> str:
 
 def exists(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def until_gone(*pids: int) -> bool:
+    """Wait, bounded, until there are no such processes: a zygote comes to reaping its servers by and by."""
+    limit = time.monotonic() + 20
+    while time.monotonic() < limit:
+        if not any(exists(pid) for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False

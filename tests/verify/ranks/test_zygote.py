@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from properties.case import Case
-from tests.verify.ranks.real import exists
+from tests.verify.ranks.real import until_gone
 from verify.ranks import zygote
 from verify.ranks.messages import CountDevices
 from verify.ranks.pool import RankPool
@@ -36,15 +35,6 @@ def one() -> Iterator[Zygote]:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def until_gone(*pids: int) -> bool:
-    limit = time.monotonic() + 20
-    while time.monotonic() < limit:
-        if not any(exists(pid) for pid in pids):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_servers_of_several_parents_come_from_one_process_and_run_cases(one: Zygote) -> None:

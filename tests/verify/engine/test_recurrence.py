@@ -1,4 +1,4 @@
-"""History: when a smallest case fails, of subjects that keep something from one case to the next."""
+"""Recurrence: when a smallest case fails, of subjects that keep something from one case to the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from properties.case import Case
 from properties.observation import Observation
 from tests.verify.engine.test_campaign import run
 from tests.verify.fakes import FakeRanks, returned
-from verify.engine.history import MOST_BEFORE, history_of
+from verify.engine.recurrence import MOST_BEFORE, history_of
 
 CASE = Case(batches=(2,))
 OTHERS = tuple(Case(batches=(2,), channels=number) for number in range(2, 22))

@@ -1,4 +1,4 @@
-"""History: whether a smallest case fails by itself, or by what ran before it in the same processes.
+"""Recurrence: whether a smallest case fails by itself, or by what ran before it in the same processes.
 
 A subject may keep something from one case to the next: a cache by shape, a counter, a workspace. Its smallest
 case then fails in a campaign and holds when somebody replays it. So a failure is told by what it did on ranks
