@@ -13,8 +13,9 @@ Rules
   but for its sums is one of cotangent and normalised input.
 - A trial that cannot tell two stages apart is not `sure`, and counts where no other is: two values a channel
   lie on some line whatever they are, though the line tells mean and deviation all the same.
-- A fault of the statistics shows on a rank that is alone; what needs a second rank is one of the merge. The
-  same tells the sums of the backward from its elements.
+- A fault of the statistics shows on a rank that is alone; what needs a second rank is one of the merge.
+- Of the gradient's two terms each is a sum times what it is multiplied by: one that is left out, or has the
+  wrong sign, is a fault of the elements; one of another size is a fault of its sum.
 - Where the subject also writes into what is not its own, wrong numbers may be those of overwritten tensors,
   and tell nothing.
 """
@@ -56,6 +57,8 @@ WORDS: dict[str, str] = {
 }
 _ENDINGS = ("ending", "refusal", "collectives", "eval_is_local")
 _NUMBERS = (*NUMERIC, "nonfinite", "num_batches_tracked", "agreement")
+_SAME = 0.02
+"""Relative difference within which two terms are the same."""
 _FEW_EPS = 3.0
 """A variance that is off by no more of them than so many, with the right mean, is one of another eps."""
 
@@ -118,11 +121,10 @@ def _agreed(sights: Sequence[Sight]) -> Stage:
         Sight("statistics" if alone else "merge", one.sure, one.alone) if one.stage in forward else one
         for one in sights
     ]
-    sums = {"backward-sums", "backward-elements"}
-    if any(one.stage == "backward-elements" and one.alone for one in told):
-        told = [Sight("backward-elements", one.sure) if one.stage in sums else one for one in told]
-    counted = Counter(one.stage for one in told if one.sure) or Counter(one.stage for one in told)
-    return counted.most_common(1)[0][0]
+    sure = [one for one in told if one.sure]
+    # Buffers that are not sure may be those of wrong statistics, which another trial shows.
+    rest = [one for one in told if one.stage != "buffers"]
+    return Counter(one.stage for one in sure or rest or told).most_common(1)[0][0]
 
 
 @dataclass
@@ -318,17 +320,22 @@ class _Trial:
             return Sight("backward-sums", sure=True, alone=self._alone) if parameters else None
         if self.case.steps[k].mode == "eval":
             return Sight("backward-elements", sure=True, alone=True)
-        forms = [self._form(k, rank, wrong) for rank, wrong in inputs.items()]
+        forms: set[str] = set().union(*(self._form(k, rank, wrong) for rank, wrong in inputs.items()))
         if "bent" in forms:
             return Sight("backward-elements", sure=True)
-        alone = self._alone
-        if alone and not parameters:  # the same sums as those of the parameters, where they can be seen
-            both = self.case.has_weight and self.case.has_bias and not self.case.frozen
-            return Sight("backward-elements", sure=both, alone=both)
-        return Sight("backward-sums", sure="straight" in forms, alone=alone)
+        told = "straight" in forms
+        if "term" in forms:
+            return Sight("backward-elements", sure=told)
+        if self._alone and not parameters and not told:  # the sums of the parameters are right
+            return Sight("backward-elements")
+        return Sight("backward-sums", sure=told, alone=self._alone)
 
-    def _form(self, k: int, rank: int, wrong: NDArray[np.bool_]) -> str:
-        """Return whether weight / deviation (g - a - b xhat) gives the rank's gradient for some a and b."""
+    def _form(self, k: int, rank: int, wrong: NDArray[np.bool_]) -> set[str]:
+        """Return whether weight / deviation (g - a - b xhat) gives the rank's gradient for some a and b.
+
+        It is `straight` if so and `bent` if not; a `term` is left out, or has the wrong sign, if a or b is 0
+        or minus what it must be in every channel.
+        """
         x, g = self.inputs[rank, k]
         g = np.broadcast_to(g, x.shape)
         tensor = self.observation.ranks[rank].tensors[f"grad_input.{k}"]
@@ -336,7 +343,8 @@ class _Trial:
         given, bound, right = (
             array.reshape(x.shape) for array in (tensor.values, interval.bound, interval.value)
         )
-        found = ""
+        shown: set[str] = set()
+        terms: list[bool] = []
         for c in np.flatnonzero(wrong.reshape(x.shape).any(axis=(0, 2))):
             values = self._values(rank, k, int(c))
             if not np.isfinite(values).all():
@@ -346,11 +354,31 @@ class _Trial:
                 scale = weight / np.sqrt(values.var() + self.case.eps)
             if not scale or not np.isfinite(scale):
                 continue
-            rest = given[:, c].ravel() - scale * g[:, c].ravel()
-            line = fitted(x[:, c].ravel(), rest, bound=bound[:, c].ravel(), right=right[:, c].ravel())
-            if line is None:
+            own = scale * g[:, c].ravel()
+            near, meant = bound[:, c].ravel(), right[:, c].ravel()
+            line = fitted(x[:, c].ravel(), given[:, c].ravel() - own, bound=near, right=meant)
+            due = fitted(x[:, c].ravel(), meant - own, bound=near, right=meant)
+            if line is None or due is None:
                 continue
             if not line.holds:
-                return "bent"
-            found = "straight" if line.tells else found
-        return found
+                return {"bent"}
+            shown |= {"straight"} if line.tells else set()
+            terms.append(
+                _lacks_a_term(line, due, center=values.mean(), spread=values.std(), bound=near.max())
+            )
+        return shown | ({"term"} if terms and all(terms) else set())
+
+
+def _lacks_a_term(line: Line, due: Line, *, center: float, spread: float, bound: float) -> bool:
+    """Whether one of a line's two terms is 0 or minus what it must be, and the other is right."""
+    pairs = (
+        (line.constant + line.slope * center, due.constant + due.slope * center),
+        (line.slope * spread, due.slope * spread),
+    )
+    near = [_SAME * abs(meant) + 2 * bound for _, meant in pairs]
+    right = [abs(seen - meant) <= least for (seen, meant), least in zip(pairs, near, strict=True)]
+    lost = [
+        not same and min(abs(seen), abs(seen + meant)) <= least
+        for (seen, meant), least, same in zip(pairs, near, right, strict=True)
+    ]
+    return any(lost) and all(one or other for one, other in zip(lost, right, strict=True))

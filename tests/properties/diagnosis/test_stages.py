@@ -55,6 +55,8 @@ def told(cause, *, cases=CASES, **more):
         ("no-variance-term", "backward-elements"),
         ("gradient-times-ranks", "backward-elements"),
         ("local-sums", "backward-sums"),
+        ("swapped-sums", "backward-sums"),
+        ("undivided", "backward-sums"),
         ("mean-of-means", "backward-sums"),
         ("affine-gradients-summed", "backward-sums"),
         ("weight-gradient-summed", "backward-sums"),
