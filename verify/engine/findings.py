@@ -11,7 +11,7 @@ from verify.config import Policy
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner
 from verify.engine.failures import Failures
-from verify.engine.recurrence import MOST_BEFORE, history_of
+from verify.engine.recurrence import history_of
 from verify.engine.search import Found, Limits, Minimum, Source, StopSearch, minimise
 from verify.engine.simplify import weight
 from verify.engine.tally import Tally
@@ -24,6 +24,10 @@ MAX_DEADLY_RUNS = 5
 """Cases that run although a known discrepancy may kill or hang a rank on them."""
 MAX_HUNG_MINIMISING = 4
 """Hung runs in one minimising."""
+RECENT = 256
+"""Cases that may be what a smallest case fails by."""
+RECURRENCE_SECONDS = 30.0
+"""The net behind the runs that tell what a smallest case fails by."""
 MAX_NEW_RANKS = 60
 """Candidates of a minimising for each of which ranks are made, because a case fails only on new ones."""
 SHORT_SHARE = 0.25
@@ -64,7 +68,7 @@ class Findings:
         examiner, policy, memory, keep, deadline, tally: The campaign's.
         failures: What was told.
         deadly: What may not run.
-        recent: The cases drawn last, the latest last.
+        recent: The cases that ran last, drawn or smaller ones, the latest last.
         seconds: Spent here so far, in interrupted runs of the same campaign, too.
     """
 
@@ -76,7 +80,7 @@ class Findings:
     tally: Tally
     failures: Failures
     deadly: FatalKnown
-    recent: deque[Case] = field(default_factory=lambda: deque(maxlen=MOST_BEFORE + 1))
+    recent: deque[Case] = field(default_factory=lambda: deque(maxlen=RECENT))
     seconds: float = 0.0
     _began: float = 0.0
     _runs: int = 0
@@ -138,6 +142,7 @@ class Findings:
                 raise StopSearch
             hung += "timeout" in trial.endings
             self._note(trial, kind)
+            self.recent.append(case)
             return kind in trial.failures
 
         return fails
@@ -203,7 +208,11 @@ class Findings:
         ranks = self.examiner.ranks
         kept: list[Trial] = []
 
+        until = self.deadline.clock() + RECURRENCE_SECONDS
+
         def run(case: Case) -> bool:
+            if len(kept) and (self.deadline.over or self.deadline.clock() > until):
+                raise StopSearch
             self.tally.minimising()
             trial = self.examiner.examine(case, grades=case == minimum.case)
             if case == minimum.case and (not kept or minimum.kind in trial.failures):
@@ -215,10 +224,13 @@ class Findings:
         if _ends_ranks(minimum.kind) or compiled:
             run(minimum.case)
             return kept[0], ALWAYS
-        drawn = [case.id for case in self.recent]
-        before = list(self.recent)[: drawn.index(minimum.found.id)] if minimum.found.id in drawn else []
+        size = minimum.case.world_size  # ranks of another number are other processes
+        before = [case for case in self.recent if case.world_size == size and case != minimum.case]
         spec = self.examiner.subject.spec
-        history = history_of(minimum.case, run, lambda: ranks.renew(spec), before)
+        try:
+            history = history_of(minimum.case, run, lambda: ranks.renew(spec), before)
+        except StopSearch:
+            history = ALWAYS if minimum.kind in kept[0].failures else History(when="unknown")
         return kept[0], history
 
 

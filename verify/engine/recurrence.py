@@ -7,8 +7,8 @@ that had run nothing before.
 Theory of operation
 -------------------
 The case runs twice on new ranks. What fails both times needs nothing else; what fails once says which. Where
-it holds both times, the cases that the campaign drew last run before it, all of them, then the half that
-still makes it fail, and so on: the shortest sequence that shows it, or as near to it as halving comes.
+it holds both times, the cases that ran last, drawn or candidates, run before it: all of them, then the half
+that still makes it fail, and so on, to the shortest sequence that shows it or as near to it as halving comes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from properties.case import Case
 from verify.result import History
 
-MOST_BEFORE = 16
-"""Cases drawn before the failing one that may be what it needs."""
+MOST_BEFORE = 64
+"""Cases that ran before and may be what it needs."""
 
 
 def history_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ class Raises(Aggregated):
         if dist.get_rank() == 1:
             raise RuntimeError("only me")
         return super().forward(x)
+
+
+class Remembers(Aggregated):
+    """Is wrong once its process has run a module with another eps."""
+
+    seen = set()
+
+    def forward(self, x):
+        self.seen.add(self.eps)
+        return super().forward(x) * len(self.seen)
 
 
 class Narrow(Aggregated):
@@ -143,9 +154,24 @@ def test_a_subject_or_promise_that_cannot_be_used_ends_with_64(
 
 
 @pytest.mark.costly
-def test_a_replay_says_how_much_of_a_large_case_it_did_not_judge(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replay_judges_a_large_case(capsys: pytest.CaptureFixture[str]) -> None:
     case = '{"batches":[131072,131072],"channels":5}'
     assert main(["replay", case, "--subject", "aggregated", "--properties", "forward"]) == errors.OK
     told = capsys.readouterr().out
     assert "forward              HOLDS" in told
-    assert "of large tensors a sample was judged, and 1" in told  # some of 1.3 million
+
+
+def test_a_failure_that_needs_other_cases_before_it_is_seen_again_by_its_own_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    subject = "./mine.py:Remembers"
+    few = ("--cases", "15", "--min-cases", "1", "--seed", "1", "--properties", "forward")
+    assert main(["run", "--subject", subject, *few]) == errors.NOT_MET
+    told = capsys.readouterr().out
+    assert "On new ranks it holds: it fails only after 1 other case in the same processes." in told
+    (line,) = (line for line in told.splitlines() if line.lstrip().startswith("python -m verify replay"))
+    words = shlex.split(line)[3:]
+    assert "--after" in words
+    assert main(words) == errors.NOT_MET
+    assert main(words[: words.index("--after")]) == errors.OK, "without the other it holds"
+    assert main([*words[: words.index("--after")], "--times", "2"]) == errors.OK

@@ -9,12 +9,12 @@ import pytest
 
 from properties.case import Case
 from properties.observation import Observation
-from tests.verify.engine.test_campaign import run
+from tests.verify.engine.test_campaign import campaign, run
 from tests.verify.fakes import FakeRanks, returned
 from verify.engine.recurrence import MOST_BEFORE, history_of
 
 CASE = Case(batches=(2,))
-OTHERS = tuple(Case(batches=(2,), channels=number) for number in range(2, 22))
+OTHERS = tuple(Case(batches=(2,), channels=number) for number in range(2, 6 + MOST_BEFORE))
 
 
 class Process:
@@ -40,10 +40,10 @@ class Process:
         (lambda before: True, "", ()),
         (lambda before: not before, "first", ()),
         (lambda before: CASE in before, "again", ()),
-        (lambda before: OTHERS[17] in before, "after", (OTHERS[17],)),
-        (lambda before: {OTHERS[5], OTHERS[18]} <= set(before), "after", OTHERS[-MOST_BEFORE:]),
-        (lambda before: {OTHERS[18], OTHERS[19]} <= set(before), "after", OTHERS[18:]),
-        (lambda before: len(before) >= 3, "after", OTHERS[16:]),
+        (lambda before: OTHERS[-3] in before, "after", (OTHERS[-3],)),
+        (lambda before: {OTHERS[5], OTHERS[-2]} <= set(before), "after", OTHERS[-MOST_BEFORE:]),
+        (lambda before: {OTHERS[-2], OTHERS[-1]} <= set(before), "after", OTHERS[-2:]),
+        (lambda before: len(before) >= 3, "after", OTHERS[-4:]),
         (lambda before: False, "unknown", ()),
         (lambda before: OTHERS[0] in before, "unknown", ()),
     ],
@@ -102,3 +102,19 @@ def test_ranks_that_end_are_not_renewed_for_it() -> None:
     result = run({"ending": lambda case: case.channels > 2}, ranks=ranks)  # the fake judge calls it a hang
     assert result.failures[0].history.when == ""
     assert not ranks.renewed
+
+
+def test_a_slow_subject_is_not_run_for_ever_to_find_what_it_fails_by() -> None:
+    ranks, now = Stateful(), [0.0]
+
+    def tick() -> float:
+        now[0] += 20.0
+        return now[0]
+
+    rules = {"forward": lambda case: case.channels > 2 and not ranks.renewed}
+    made = campaign(rules, ranks=ranks)
+    made.clock = tick
+    made.__post_init__()
+    (failure,) = made.run().failures
+    assert (failure.history.when, failure.repeats) == ("unknown", False)
+    assert len(ranks.cases) < 60 + 300
