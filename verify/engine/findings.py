@@ -207,7 +207,6 @@ class Findings:
         """Run the smallest case again; return the trial that tells most, and when it fails."""
         ranks = self.examiner.ranks
         kept: list[Trial] = []
-
         until = self.deadline.clock() + RECURRENCE_SECONDS
 
         def run(case: Case) -> bool:

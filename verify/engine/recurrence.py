@@ -13,9 +13,11 @@ that still makes it fail, and so on, to the shortest sequence that shows it or a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from properties.case import Case
+from verify.engine.search import StopSearch
 from verify.result import History
 
 MOST_BEFORE = 64
@@ -32,6 +34,9 @@ def history_of(
         fails: Runs a case, and returns whether it fails in the same way.
         renew: Has the next case run on new ranks.
         before: What ran before the failing case was found, the latest last.
+
+    Raises:
+        StopSearch: If `fails` does, before anything is known.
     """
 
     def fails_after(earlier: Sequence[Case]) -> bool:
@@ -47,10 +52,11 @@ def history_of(
     needed = tuple(before[-MOST_BEFORE:])
     if not needed or not fails_after(needed):
         return History(when="unknown")
-    while len(needed) > 1:
-        half = len(needed) // 2
-        shorter = next((part for part in (needed[half:], needed[:half]) if fails_after(part)), None)
-        if shorter is None:
-            break
-        needed = shorter
+    with contextlib.suppress(StopSearch):  # what was found so far is true, and not the shortest
+        while len(needed) > 1:
+            half = len(needed) // 2
+            shorter = next((part for part in (needed[half:], needed[:half]) if fails_after(part)), None)
+            if shorter is None:
+                break
+            needed = shorter
     return History(when="after", after=needed)

@@ -12,6 +12,7 @@ from properties.observation import Observation
 from tests.verify.engine.test_campaign import campaign, run
 from tests.verify.fakes import FakeRanks, returned
 from verify.engine.recurrence import MOST_BEFORE, history_of
+from verify.engine.search import StopSearch
 
 CASE = Case(batches=(2,))
 OTHERS = tuple(Case(batches=(2,), channels=number) for number in range(2, 6 + MOST_BEFORE))
@@ -54,6 +55,21 @@ def test_when_a_case_fails(fails: Any, when: str, after: tuple[Case, ...]) -> No
     found = history_of(CASE, process.fails, process.renew, OTHERS)
     assert (found.when, found.after) == (when, after)
     assert process.runs <= 2 + 3 * (MOST_BEFORE + 1)
+
+
+def test_a_search_that_is_stopped_tells_the_sequence_that_it_has() -> None:
+    process, left = Process(lambda before: OTHERS[-3] in before), [2 + MOST_BEFORE + 1 + 40]
+
+    def fails(case: Case) -> bool:
+        left[0] -= 1
+        if left[0] < 0:
+            raise StopSearch
+        return process.fails(case)
+
+    found = history_of(CASE, fails, process.renew, OTHERS)
+    assert found.when == "after"
+    assert OTHERS[-3] in found.after
+    assert 1 < len(found.after) < MOST_BEFORE
 
 
 def test_without_cases_before_it_what_holds_on_new_ranks_is_unknown() -> None:
