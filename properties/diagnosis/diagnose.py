@@ -44,7 +44,7 @@ from properties.diagnosis.stages import WORDS as STAGES
 from properties.diagnosis.stages import Stage, first_wrong
 from properties.diagnosis.symptoms import BESIDE, CLASSES, WORDS, symptoms
 from properties.diagnosis.variant import RIGHT, Variant
-from properties.domain import Contract, Grade
+from properties.domain import Contract, Domain, Grade
 from properties.expectation.expect import expect
 from properties.expectation.expected import Expected
 from properties.judge.bounded import beyond, match
@@ -53,6 +53,7 @@ from properties.observation import Observation
 from properties.values.period import is_large
 from properties.verdict import Outcome
 
+EVERYTHING = Domain()
 MAX_ELEMENTS = 100_000
 CONVENTIONS: tuple[dict[str, str], ...] = (
     {"running_var": "biased"},
@@ -139,6 +140,7 @@ def diagnose(
     grade: Grade,
     *,
     device: str = "cpu",
+    domain: Domain = EVERYTHING,
     seconds: float = 8.0,
     clock: Callable[[], float] = time.process_time,
 ) -> Diagnosis:
@@ -149,10 +151,11 @@ def diagnose(
         contract: The convention that they were judged by.
         grade: The error model that they were judged by.
         device: cpu or cuda.
+        domain: Of the subject: what it forces on every case is no symptom.
         seconds: Of computing, after which no further cause is asked.
         clock: Seconds of this process's computing, which a crowded machine does not use up.
     """
-    causes = symptoms(evidence)
+    causes = symptoms(evidence, domain)
     right = {
         one.case: expect(one.case, contract, grade, device=device)
         for one in evidence

@@ -6,57 +6,16 @@ is a condition of the failure, and some conditions are those of a known class of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
-from properties.case import Case
+from properties.diagnosis.symptom import Seen, Symptom
+from properties.domain import Domain
 from properties.judge.bits import nans
 from properties.judge.catalogue import NUMERIC
 from properties.judge.collective_agreement import parting
-from properties.observation import Observation
 from properties.values.period import REPEATS_ABOVE, is_large
 
 _NUMBERS = (*NUMERIC, "nonfinite")
-
-
-class Seen(Protocol):
-    """The part of `properties.diagnosis.diagnose.Evidence` that is needed here."""
-
-    @property
-    def case(self) -> Case: ...  # noqa: D102
-
-    @property
-    def observation(self) -> Observation: ...  # noqa: D102
-
-    @property
-    def violated(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def minimal(self) -> bool: ...  # noqa: D102
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Symptom:
-    """A condition of failures of some properties.
-
-    Attributes:
-        id: Stable name.
-        words: What the subject does, as a clause without a subject.
-        classes: Fault classes that it belongs to.
-        properties: Of which it explains a violation.
-        needs: Whether a minimal failing case shows it.
-        alone: It is told only where nothing above it in the table is.
-        beside: It is told beside a cause that numbers tell, too.
-    """
-
-    id: str
-    words: str
-    classes: tuple[int, ...]
-    properties: tuple[str, ...]
-    needs: Callable[[Seen], bool]
-    alone: bool = False
-    beside: bool = False
 
 
 def _empty_rank(seen: Seen) -> bool:
@@ -180,6 +139,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(10,),
         properties=_EVERY,
         needs=lambda seen: (_empty_rank(seen) or _empty_group(seen)) and _half(seen),
+        without={"dtype": "float32", "param_dtype": "float32"},
     ),
     Symptom(
         id="empty-batch",
@@ -233,6 +193,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(18,),
         properties=_EVERY,
         needs=lambda seen: not seen.case.tracking,
+        without={"tracking": True},
     ),
     Symptom(
         id="momentum-none",
@@ -240,6 +201,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(17,),
         properties=_EVERY,
         needs=lambda seen: seen.case.momentum is None,
+        without={"momentum": 0.1},
     ),
     Symptom(
         id="absent-or-frozen-parameters",
@@ -247,6 +209,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(20,),
         properties=_EVERY,
         needs=lambda seen: seen.case.affine != "both" or bool(seen.case.frozen),
+        without={"affine": "both", "frozen": ()},
     ),
     Symptom(
         id="input-without-gradient",
@@ -289,6 +252,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(8,),
         properties=_EVERY,
         needs=lambda seen: {seen.case.input_layout, seen.case.cotangent_layout} != {"contiguous"},
+        without={"input_layout": "contiguous", "cotangent_layout": "contiguous"},
     ),
     Symptom(
         id="process-group",
@@ -296,6 +260,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(4,),
         properties=_EVERY,
         needs=lambda seen: len(seen.case.groups) > 1,
+        without={"groups": ()},
     ),
     Symptom(
         id="many-channels",
@@ -331,6 +296,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(16,),
         properties=_NUMBERS,
         needs=lambda seen: seen.case.eps == 0,
+        without={"eps": 1e-5},
     ),
     Symptom(
         id="variance-below-eps",
@@ -338,6 +304,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         classes=(16,),
         properties=("forward", "running_var", "grad_input", "grad_weight"),
         needs=lambda seen: "tiny_spread" in (seen.case.values, seen.case.last_values),
+        without={"values": "ordinary", "last_values": ""},
     ),
     Symptom(
         id="repeated-forward",
@@ -360,10 +327,11 @@ WORDS = {symptom.id: symptom.words for symptom in SYMPTOMS}
 BESIDE = {symptom.id for symptom in SYMPTOMS if symptom.beside}
 
 
-def symptoms(evidence: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
+def symptoms(evidence: Sequence[Seen], domain: Domain) -> dict[str, tuple[str, ...]]:
     """Return the symptoms of each violated property: what all its violating trials show.
 
-    Where minimising came to its end, or every trial shows a symptom that is `telling`, it is one.
+    What the subject's `domain` forces on every case is none. Where minimising came to its end, or every trial
+    shows a symptom that is `telling`, it is one.
     """
     found: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(name for one in evidence for name in one.violated):
@@ -372,7 +340,8 @@ def symptoms(evidence: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
         shown: list[str] = []
         for symptom in SYMPTOMS:
             applies = name in symptom.properties and not (symptom.alone and shown)
-            if applies and (minimal or symptom.id in _TELLING) and all(map(symptom.needs, violating)):
+            shows = applies and (minimal or symptom.id in _TELLING) and all(map(symptom.needs, violating))
+            if shows and not all(symptom.forced(one.case, domain) for one in violating):
                 shown.append(symptom.id)
         if shown:
             found[name] = tuple(shown)

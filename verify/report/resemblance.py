@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from properties.case import Case
-from properties.domain import Contract, Grade
+from properties.domain import Contract, Domain, Grade
 from properties.observation import Observation
 from verify.subject import Subject
 from verify.trial import Trial
@@ -24,7 +24,9 @@ DIAGNOSIS_SECONDS = 6.0
 class Diagnoses(Protocol):
     """The part of `properties.diagnosis.diagnose` that is needed here, so that tests can replace it."""
 
-    def diagnose(self, evidence: Any, contract: Contract, grade: Grade, *, device: str) -> Any:
+    def diagnose(
+        self, evidence: Any, contract: Contract, grade: Grade, *, device: str, domain: Domain
+    ) -> Any:
         """Return what the evidence resembles."""
 
     def words_of(self, name: str) -> str:
@@ -79,7 +81,7 @@ class Resemblance:
 
     Attributes:
         diagnoses: `properties.diagnosis.diagnose`, or None for no diagnosis.
-        contract, grade, device: Of the subject.
+        contract, grade, device, domain: Of the subject.
         room_for: Whether what takes so many seconds may still begin.
     """
 
@@ -87,6 +89,7 @@ class Resemblance:
     contract: Contract
     grade: Grade
     device: str
+    domain: Domain
     room_for: Callable[[float], bool] = lambda seconds: True
     _seen: list[Seen] = field(default_factory=list)
     _latest: Any = None
@@ -129,7 +132,9 @@ class Resemblance:
         assert self.diagnoses is not None
         began = time.monotonic()
         try:
-            self._latest = self.diagnoses.diagnose(self._seen, self.contract, self.grade, device=self.device)
+            self._latest = self.diagnoses.diagnose(
+                self._seen, self.contract, self.grade, device=self.device, domain=self.domain
+            )
         except Exception as error:  # a hint that fails must not cost the verdict
             self._error = f"{type(error).__name__}: {error}"
         self._longest = max(self._longest, time.monotonic() - began)
@@ -145,5 +150,6 @@ def evidence_of(
         contract=promise.contract,
         grade=promise.grade,
         device=subject.device,
+        domain=promise.domain,
         room_for=room_for,
     )

@@ -82,7 +82,7 @@ class Diagnoses:
 
     CLASSES: ClassVar = {"one": (3, 1), "two": (1,)}
 
-    def diagnose(self, evidence, contract, grade, *, device):
+    def diagnose(self, evidence, contract, grade, *, device, domain):
         return SimpleNamespace(of=lambda property_id: tuple(self.CLASSES), convention={}, stages={})
 
     def words_of(self, name):

@@ -1,0 +1,56 @@
+"""Symptoms: what a minimal case still needs, unless the subject's domain has nothing else."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from properties.case import Case
+from properties.diagnosis.symptoms import SYMPTOMS, symptoms
+from properties.domain import Domain
+from properties.generation.membership import objections
+from properties.observation import Observation
+from tests.properties.diagnosis.simulated import Seen
+
+NOBODY = Observation(ranks=())
+PLAIN = Case(batches=(2,))
+
+
+def told(case, domain, *, name="forward"):
+    return symptoms([Seen(case, NOBODY, (name,), minimal=True)], domain).get(name, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "symptom", "forcing"),
+    [
+        ({"tracking": False}, "no-buffers", {"tracking": (False,)}),
+        ({"affine": "none"}, "absent-or-frozen-parameters", {"affine": ("none",)}),
+        ({"eps": 0.0}, "eps-of-zero", {"eps": ("zero",)}),
+        ({"values": "tiny_spread"}, "variance-below-eps", {"values": ("tiny_spread",)}),
+        (
+            {"batches": (2, 0), "dtype": "float16", "param_dtype": "float32"},
+            "empty-rank-in-low-precision",
+            {"dtypes": ("float16",)},
+        ),
+    ],
+)
+def test_what_the_domain_forces_on_every_case_is_no_symptom(changes, symptom, forcing):
+    case = msgspec.structs.replace(PLAIN, **changes)
+    everything = msgspec.structs.replace(Domain(), eps=("positive", "zero"))
+    narrow = msgspec.structs.replace(everything, **forcing)
+    assert not objections(narrow, case)
+    assert symptom in told(case, everything)
+    assert symptom not in told(case, narrow)
+
+
+def test_an_empty_rank_is_told_where_low_precision_is_forced():
+    half = Case(batches=(2, 0), dtype="float16", param_dtype="float32")
+    assert "empty-rank" in told(half, msgspec.structs.replace(Domain(), dtypes=("float16",)))
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS, ids=lambda symptom: symptom.id)
+def test_a_case_without_it_is_a_case(symptom):
+    fields = {one.name for one in msgspec.structs.fields(Case)}
+    assert set(symptom.without) <= fields
+    assert not symptom.forced(PLAIN, Domain())
+    assert msgspec.structs.replace(PLAIN, **symptom.without)
