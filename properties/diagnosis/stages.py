@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from properties.case import Case, events
 from properties.diagnosis.straight_line import Line, fitted
 from properties.expectation.expected import Expected
-from properties.judge.bounded import ratios
+from properties.judge.bounded import beyond, match
 from properties.judge.catalogue import NUMERIC
 from properties.observation import Observation
 from properties.values import elements
@@ -83,7 +83,7 @@ class Sight:
     Attributes:
         stage: Its name.
         sure: The trial tells it from the others.
-        alone: It shows with a single rank.
+        alone: Of a wrong forward: it shows with a single rank.
     """
 
     stage: Stage
@@ -134,6 +134,7 @@ class _Trial:
     case: Case
     observation: Observation
     expected: Expected
+    _places: dict[str, dict[tuple[str, int], NDArray[np.bool_]]] = field(default_factory=dict)
 
     @cached_property
     def inputs(self) -> dict[tuple[int, int], tuple[Floats, Floats]]:
@@ -156,23 +157,18 @@ class _Trial:
         return None
 
     def _wrong(self, name: str) -> _Places:
-        """Return where `name` is beyond its bound, by rank, of those ranks where it is somewhere."""
-        found = {}
-        for rank, interval in self.expected.tensors.get(name, {}).items():
-            tensor = self.observation.ranks[rank].tensors.get(name)
-            if (
-                tensor is None
-                or tensor.shape != interval.shape
-                or interval.repeats
-                or tensor.positions is not None
-            ):
-                continue
-            observed = tensor.values
-            wrong = ratios(interval.value, interval.bound, interval.overflows, observed) > 1
-            wrong |= np.isnan(interval.value) & (interval.bound == 0) & np.isfinite(observed)
-            if wrong.any():
-                found[rank] = wrong
-        return found
+        """Return where `name` is wrong, by rank, of those ranks where it is somewhere."""
+        quantity = name.partition(".")[0]
+        if quantity not in self._places:
+            matching = match(quantity, case=self.case, observation=self.observation, expected=self.expected)
+            places = beyond(matching)
+            for pair in matching.pairs:
+                one = pair.interval
+                lost = np.isnan(one.value) & (one.bound == 0) & np.isfinite(pair.tensor.values)
+                if lost.any():
+                    places[pair.name, pair.rank] = lost | places.get((pair.name, pair.rank), False)
+            self._places[quantity] = places
+        return {rank: wrong for (one, rank), wrong in self._places[quantity].items() if one == name}
 
     def _miscounted(self, k: int) -> bool:
         name = f"num_batches_tracked.{k}"
@@ -317,9 +313,9 @@ class _Trial:
         inputs = self._wrong(f"grad_input.{k}")
         parameters = {**self._wrong(f"grad_weight.{k}"), **self._wrong(f"grad_bias.{k}")}
         if not inputs:
-            return Sight("backward-sums", sure=True, alone=self._alone) if parameters else None
+            return Sight("backward-sums", sure=True) if parameters else None
         if self.case.steps[k].mode == "eval":
-            return Sight("backward-elements", sure=True, alone=True)
+            return Sight("backward-elements", sure=True)
         forms: set[str] = set().union(*(self._form(k, rank, wrong) for rank, wrong in inputs.items()))
         if "bent" in forms:
             return Sight("backward-elements", sure=True)
@@ -328,7 +324,7 @@ class _Trial:
             return Sight("backward-elements", sure=told)
         if self._alone and not parameters and not told:  # the sums of the parameters are right
             return Sight("backward-elements")
-        return Sight("backward-sums", sure=told, alone=self._alone)
+        return Sight("backward-sums", sure=told)
 
     def _form(self, k: int, rank: int, wrong: NDArray[np.bool_]) -> set[str]:
         """Return whether weight / deviation (g - a - b xhat) gives the rank's gradient for some a and b.

@@ -14,10 +14,11 @@ from properties.observation import Collective, Observation, Raised, RankObservat
 from properties.verdict import Discrepancy, Outcome, Verdict, violated
 from verify.cli.parser import parser
 from verify.report.explain import Occurrence, explain
+from verify.report.failing import by_case
 from verify.report.resemblance import Likeness
 from verify.report.summary import summary
 from verify.report.words import case_words
-from verify.result import Accounting, History, KnownResult, PropertyResult, StandsOn, SubjectResult
+from verify.result import Accounting, Failure, History, KnownResult, PropertyResult, StandsOn, SubjectResult
 from verify.subject import Subject
 from verify.trial import Trial
 
@@ -341,3 +342,13 @@ def test_help(
 def test_only_violated_properties_can_be_explained() -> None:
     with pytest.raises(ValueError, match="Expected a violated property"):
         text(trial(Verdict(property="forward", outcome=Outcome.HOLDS)))
+
+
+def test_a_failing_case_says_how_often_its_failures_were_seen() -> None:
+    common = {"case": CASE, "found": CASE.id, "minimised": True}
+    first = Failure(property="forward", discrepancy=FORWARD, text="VIOLATED forward", cases=107, **common)
+    other = Failure(property="grad_bias", discrepancy=FORWARD, text="", cases=2, **common)
+    (told,) = by_case([first, other])
+    assert "\nSeen in 107 cases.\n" in told
+    assert told.endswith("4.0 x bound (2 cases)")
+    assert "Seen in" not in next(by_case([msgspec.structs.replace(first, cases=1)]))

@@ -49,6 +49,8 @@ class Works(Protocol):
 
 def faults_command(arguments: Namespace) -> int:
     """Do `python -m verify faults` and return its exit code."""
+    for option in ("json", "table"):
+        _check_writable(option, getattr(arguments, option))
     if arguments.sensitivity:
         from verify.measure.sensitivity.sweep import sensitivity_command
 
@@ -58,8 +60,6 @@ def faults_command(arguments: Namespace) -> int:
 
         return diagnosis_command(arguments)
     score = Score(tuple(units(arguments)), whole=not arguments.names and not arguments.quick)
-    for option in ("json", "table"):
-        _check_writable(option, getattr(arguments, option))
     workers = max(1, min(arguments.workers or cores(), len(score.units)))
     counts = [f"{score.faults} faults, {score.seeds} seeds"] if score.faults else []
     if right := sum(unit.cases for unit in score.units if isinstance(unit, RightUnit)):

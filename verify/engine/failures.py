@@ -19,13 +19,10 @@ from verify.subject import Subject
 from verify.trial import Trial
 
 MAX_EXCEPTIONS = 5
-"""Kinds of exceptions that are told: each is minimised, and a subject may raise in very many ways."""
+"""Kinds of exceptions told of a property: each is minimised, and a subject may raise in very many ways."""
 SIMPLE_BYTES = 40
 """Of JSON: a case this short differs in a field or two from the simplest, whether or not the time was enough
 to lower its sizes further."""
-
-
-_RAISED = "ending raised"
 
 
 def property_of(kind: str) -> str:
@@ -91,9 +88,11 @@ class Failures:
         self._cases.update(trial.failures)
 
     def _is_fresh(self, kind: str) -> bool:
-        raised = [told for told in self.told if told.startswith(_RAISED)]
-        crowded = kind.startswith(_RAISED) and len(raised) >= MAX_EXCEPTIONS
-        return kind not in self.told and not crowded
+        property_id, *how = kind.split()
+        if how[:1] != ["raised"]:
+            return kind not in self.told
+        raised = sum(told.startswith(f"{property_id} raised ") for told in self.told)
+        return kind not in self.told and raised < MAX_EXCEPTIONS
 
     @property
     def counted(self) -> tuple[Failure, ...]:

@@ -47,8 +47,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         wrong, effect, trigger: One sentence each.
         source: Thread or commit in which it was a real fault, or what it imitates.
         caught_by: Properties that must be violated.
-        nameable: Whether a hypothesis predicts it; where none does, a cause of
-            another class is a false one.
+        nameable: Whether a hypothesis predicts it; where none does, any cause named is a false one.
         small: Whether it shows with two ranks and one channel, so that the minimal case must get there.
         family: Name of its module, which the file's name says.
     """

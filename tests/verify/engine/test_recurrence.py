@@ -9,8 +9,9 @@ import pytest
 
 from properties.case import Case
 from properties.observation import Observation
-from tests.verify.engine.test_campaign import campaign, run
+from tests.verify.engine.test_campaign import run
 from tests.verify.fakes import FakeRanks, returned
+from verify.engine import findings
 from verify.engine.recurrence import MOST_BEFORE, history_of
 from verify.engine.search import StopSearch
 
@@ -120,17 +121,14 @@ def test_ranks_that_end_are_not_renewed_for_it() -> None:
     assert not ranks.renewed
 
 
-def test_a_slow_subject_is_not_run_for_ever_to_find_what_it_fails_by() -> None:
-    ranks, now = Stateful(), [0.0]
-
-    def tick() -> float:
-        now[0] += 20.0
-        return now[0]
-
-    rules = {"forward": lambda case: case.channels > 2 and not ranks.renewed}
-    made = campaign(rules, ranks=ranks)
-    made.clock = tick
-    made.__post_init__()
-    (failure,) = made.run().failures
+@pytest.mark.parametrize(("seconds", "renewals"), [(30.0, 2), (-1.0, 1)])
+def test_a_slow_subject_is_not_run_for_ever_to_find_what_it_fails_by(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, renewals: int
+) -> None:
+    """Once on new ranks by itself, and once after others if there is time."""
+    monkeypatch.setattr(findings, "RECURRENCE_SECONDS", seconds)
+    ranks = Stateful()
+    result = run({"forward": lambda case: case.channels > 2 and not ranks.renewed}, ranks=ranks)
+    (failure,) = result.failures
     assert (failure.history.when, failure.repeats) == ("unknown", False)
-    assert len(ranks.cases) < 60 + 300
+    assert ranks.renewed == renewals

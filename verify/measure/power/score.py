@@ -16,7 +16,7 @@ from verify.measure.power.work_units import FaultUnit, RightUnit, Unit
 NAMED_TARGET = 0.9
 """Share of nameable faults whose true class must be among the classes of the causes named."""
 FALSELY_TARGET = 0.1
-"""Share of faults outside the hypotheses for which a cause of other classes may be named."""
+"""Share of faults outside the hypotheses for which a cause may be named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,7 @@ class Naming:
     Attributes:
         measured: Whether causes are looked for at all.
         nameable, rightly: Outcomes of nameable faults; of them, those whose true class was named.
-        others, falsely: Outcomes of other faults; of them, those for which a cause was named, and none of the
-            fault's own class.
+        others, falsely: Outcomes of other faults; of them, those for which a cause was named.
     """
 
     measured: bool
@@ -252,13 +251,13 @@ def naming(rows: Iterable[Row]) -> Naming:
     """Return how well causes are named in `rows`."""
     pairs = [(row.card, outcome) for row in rows for outcome in row.outcomes if outcome.diagnosed]
     nameable = [(card, outcome) for card, outcome in pairs if card.nameable]
-    others = [(card, outcome) for card, outcome in pairs if not card.nameable]
+    others = [outcome for card, outcome in pairs if not card.nameable]
     return Naming(
         measured=bool(pairs),
         nameable=len(nameable),
         rightly=sum(card.number in outcome.classes for card, outcome in nameable),
         others=len(others),
-        falsely=sum(bool(outcome.causes) and card.number not in outcome.classes for card, outcome in others),
+        falsely=sum(bool(outcome.causes) for outcome in others),
     )
 
 

@@ -133,9 +133,8 @@ def _naming(score: Score) -> str:
     judged = "" if score.whole else " for the whole catalogue, without --quick"
     return (
         f"diagnosis: the true class named for {named.rightly}/{named.nameable} ({named.rightly_share:.1%}; "
-        f"target {NAMED_TARGET:.0%}{judged}); a cause of another class named for "
-        f"{named.falsely}/{named.others} ({named.falsely_share:.1%}; target at most {FALSELY_TARGET:.0%}) "
-        "that no hypothesis covers"
+        f"target {NAMED_TARGET:.0%}{judged}); a cause named for {named.falsely}/{named.others} "
+        f"({named.falsely_share:.1%}; target at most {FALSELY_TARGET:.0%}) that no hypothesis covers"
     )
 
 
