@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from properties.case_checks import CaseError, check, one_line, shorten
+
 Dtype = Literal["float64", "float32", "float16", "bfloat16"]
 InputLayout = Literal["contiguous", "channels_last", "permuted", "sliced"]
 CotangentLayout = Literal["contiguous", "channels_last", "permuted", "expanded"]
@@ -28,19 +30,12 @@ Wrong = Literal["", "channels", "dims", "integer"]
 OddFamily = Literal["", "tiny_spread", "constant", "subnormal", "near_overflow"]
 Probe = Literal["", "repeatable", "scaling", "conversion"]
 Mode = Literal["train", "eval"]
-Backward = Literal["now", "deferred", "none"]
+Backward = Literal["now", "deferred", "twice", "none"]
+GradMode = Literal["enabled", "no_grad", "inference"]
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 FAMILIES: tuple[Family, ...] = get_args(Family)
-MAX_WORLD_SIZE = 64
-MAX_CHANNELS = 4096
-MAX_ELEMENTS = 2**28
-MAX_STEPS = 8
 MAX_JSON_BYTES = 65536
-
-
-class CaseError(ValueError):
-    """The caller asked for something impossible; the message names what was expected and given."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -49,16 +44,36 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     Attributes:
         mode: Whether the subject is in training or in evaluation mode.
         backward: `now`, right after the forward; `deferred`, after the next step's forward and before its
-            backward; `none`, never.
+            backward; `twice`, now and, since the graph is retained, once more, of which the gradients are
+            those of the second; `none`, never.
         accumulate: Parameter gradients are not zeroed before this backward.
         recompute: The forward runs under `torch.utils.checkpoint` (non-reentrant, no early stop) and is
             therefore run again inside the backward; see `Case.recomputes`.
+        grad_mode: `no_grad` and `inference`: the forward runs under `torch.no_grad` or
+            `torch.inference_mode`, and has no backward.
+        edited: Once the output has been looked at, the caller adds 1 to it in place, as an in-place
+            activation would write over it; not of a subject whose contract says `inplace`.
+        rewritten: Before the forward weight and bias are written in place, with other values.
+        frozen: Neither weight nor bias requires a gradient in this step.
+        batches, spatial: Sizes of this step, as in `Case`; empty for those of the case. The first step has
+            none of its own.
     """
 
     mode: Mode = "train"
     backward: Backward = "now"
     accumulate: bool = False
     recompute: bool = False
+    grad_mode: GradMode = "enabled"
+    edited: bool = False
+    rewritten: bool = False
+    frozen: bool = False
+    batches: tuple[int, ...] = ()
+    spatial: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def resized(self) -> bool:
+        """Whether the step has sizes of its own."""
+        return bool(self.batches or self.spatial)
 
 
 class Special(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -86,12 +101,16 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         dtype: Dtype of the input and the cotangent.
         param_dtype: Dtype of weight, bias and buffers: float32 or `dtype`.
         input_layout, cotangent_layout: How the tensors lie in memory.
+        input_offset, cotangent_offset: Elements of their storage before the first one that they view; not of
+            a sliced or expanded tensor.
         strided_buffers: Running buffers are non-contiguous (every second element of a longer tensor).
         eps, momentum: As in torch; momentum None is the cumulative average.
         affine: `both` weight and bias, `weight` without bias, or `none`.
         random_parameters: Weight (negative and zero too), bias and initial buffers are drawn; otherwise they
             are the identity (1, 0, 0, 1).
+        variance_exponent: The initial running variance is multiplied by 2^k.
         tracking: `track_running_stats`.
+        counter: Whether `num_batches_tracked` is asked for.
         frozen: Parameters with requires_grad False.
         input_grad: Whether the input requires a gradient, per rank; empty for yes on all.
         values: Family of the input's values.
@@ -118,12 +137,16 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     param_dtype: Dtype = "float32"
     input_layout: InputLayout = "contiguous"
     cotangent_layout: CotangentLayout = "contiguous"
+    input_offset: int = 0
+    cotangent_offset: int = 0
     strided_buffers: bool = False
     eps: float = 1e-5
     momentum: float | None = 0.1
     affine: Affine = "both"
     random_parameters: bool = False
+    variance_exponent: int = 0
     tracking: bool = True
+    counter: bool = True
     frozen: tuple[Literal["weight", "bias"], ...] = ()
     input_grad: tuple[bool, ...] = ()
     values: Family = "ordinary"
@@ -138,9 +161,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_shapes(self)
-        _check_groups(self)
-        _check_options(self)
+        check(self)
         msgspec.structs.force_setattr(self, "eps", float(self.eps) + 0.0)  # 1 and 1.0, -0.0 and 0.0 are one.
         if self.momentum is not None:
             msgspec.structs.force_setattr(self, "momentum", float(self.momentum) + 0.0)
@@ -149,6 +170,22 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     def world_size(self) -> int:
         """Number of ranks."""
         return len(self.batches)
+
+    def at(self, step: int) -> Case:
+        """Return the case with the sizes of `step` for all its steps; itself beyond the schedule."""
+        return _resized(self, step) if any(one.resized for one in self.steps[step : step + 1]) else self
+
+    @property
+    def by_step(self) -> tuple[Case, ...]:
+        """The case with the sizes of each step."""
+        return tuple(self.at(step) for step in range(len(self.steps)))
+
+    @property
+    def elements(self) -> int:
+        """Elements of the input, over all ranks and steps."""
+        return self.channels * sum(
+            one.count_of(rank) for one in self.by_step for rank in range(self.world_size)
+        )
 
     @property
     def id(self) -> str:
@@ -199,9 +236,13 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         runs plainly there.
         """
         group = self.group_of(rank)
-        trained = self.has_weight and "weight" not in self.frozen
-        saves = trained or all(self.input_requires_grad(member) for member in group)
-        return self.steps[step].recompute and saves and self.total_of(group) > 0
+        saves = self.trains("weight", step) or all(self.input_requires_grad(member) for member in group)
+        return self.steps[step].recompute and saves and self.at(step).total_of(group) > 0
+
+    def trains(self, name: Literal["weight", "bias"], step: int) -> bool:
+        """Whether there is such a parameter, and it requires a gradient in `step`."""
+        present = self.has_weight if name == "weight" else self.has_bias
+        return present and name not in self.frozen and not self.steps[step].frozen
 
     @property
     def has_weight(self) -> bool:
@@ -212,6 +253,14 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     def has_bias(self) -> bool:
         """Whether the subject has a bias."""
         return self.affine == "both"
+
+
+@lru_cache(maxsize=64)
+def _resized(case: Case, step: int) -> Case:
+    own = case.steps[step]
+    return msgspec.structs.replace(
+        case, batches=own.batches or case.batches, spatial=own.spatial or case.spatial
+    )
 
 
 @lru_cache(maxsize=16)
@@ -253,7 +302,7 @@ def events(case: Case) -> tuple[tuple[Literal["forward", "backward"], int], ...]
         order.append(("forward", index))
         order.extend(("backward", late) for late in waiting)
         waiting = [index] if step.backward == "deferred" else []
-        if step.backward == "now":
+        if step.backward in ("now", "twice"):
             order.append(("backward", index))
     order.extend(("backward", late) for late in waiting)
     return tuple(order)
@@ -269,102 +318,3 @@ def _sparse(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_sparse(item) for item in value]
     return value
-
-
-def shorten(data: bytes | str, most: int = 60) -> str:
-    """Return `data` as a quoted text of about `most` characters, for a message of one line."""
-    text = data[: 4 * most].decode("utf-8", "replace") if isinstance(data, bytes) else data
-    return repr(text if len(text) <= most else text[: most - 3] + "...")
-
-
-def one_line(text: str, most: int = 300) -> str:
-    """Return the beginning of `text` in one line of printable characters."""
-    words = " ".join(text[: 2 * most].split())
-    clean = "".join(char if char.isprintable() else "\ufffd" for char in words)
-    return clean if len(clean) <= most else clean[: most - 3] + "..."
-
-
-def _require(condition: bool, expected: str, **given: object) -> None:  # noqa: FBT001
-    if not condition:
-        values = ", ".join(f"{name}={one_line(repr(value), 200)}" for name, value in given.items())
-        raise CaseError(f"Expected {expected}, but got {values}.")
-
-
-def _check_shapes(case: Case) -> None:
-    world = len(case.batches)
-    _require(1 <= world <= MAX_WORLD_SIZE, f"1 to {MAX_WORLD_SIZE} ranks", batches=case.batches)
-    _require(all(0 <= n < 2**31 for n in case.batches), "batch sizes from 0 on", batches=case.batches)
-    _require(
-        len(case.spatial) in (1, world),
-        "one tuple of spatial sizes for all ranks or one a rank",
-        spatial=case.spatial,
-        world_size=world,
-    )
-    dims = {len(sizes) for sizes in case.spatial}
-    _require(
-        len(dims) == 1 and max(dims) <= 3, "0 to 3 spatial sizes, as many on each rank", spatial=case.spatial
-    )
-    _require(
-        all(1 <= s < 2**31 for sizes in case.spatial for s in sizes),
-        "spatial sizes from 1 on",
-        spatial=case.spatial,
-    )
-    _require(1 <= case.channels <= MAX_CHANNELS, f"1 to {MAX_CHANNELS} channels", channels=case.channels)
-    elements = case.channels * sum(case.count_of(rank) for rank in range(world))
-    _require(elements <= MAX_ELEMENTS, f"at most {MAX_ELEMENTS} elements", elements=elements)
-
-
-def _check_groups(case: Case) -> None:
-    if not case.groups:
-        return
-    members = [rank for group in case.groups for rank in group]
-    _require(
-        sorted(members) == list(range(case.world_size)) and all(case.groups),
-        "disjoint, non-empty groups that cover the world",
-        groups=case.groups,
-        world_size=case.world_size,
-    )
-    _require(
-        all(list(g) == sorted(g) for g in case.groups),
-        "groups with their ranks in ascending order",
-        groups=case.groups,
-    )
-
-
-def _check_options(case: Case) -> None:
-    _require(
-        case.param_dtype in ("float32", case.dtype),
-        f"param_dtype float32 or {case.dtype}",
-        param_dtype=case.param_dtype,
-    )
-    _require(
-        not (case.dtype == "float64" and case.param_dtype != "float64"),
-        "float64 parameters for a float64 input",
-        param_dtype=case.param_dtype,
-    )
-    _require(math.isfinite(case.eps) and 0 <= case.eps <= 1e6, "a finite eps of 0 or more", eps=case.eps)
-    _require(
-        case.momentum is None or (math.isfinite(case.momentum) and 0 <= case.momentum <= 1),
-        "a momentum from 0 to 1 or null",
-        momentum=case.momentum,
-    )
-    _require(
-        len(case.input_grad) in (0, case.world_size),
-        "input_grad for no rank or for each",
-        input_grad=case.input_grad,
-    )
-    _require(len(set(case.frozen)) == len(case.frozen), "each frozen parameter once", frozen=case.frozen)
-    _require(1 <= len(case.steps) <= MAX_STEPS, f"1 to {MAX_STEPS} steps", steps=len(case.steps))
-    _require(len(case.specials) <= 16, "at most 16 specials", specials=len(case.specials))
-    _require(
-        all(min(s.rank, s.sample, s.channel, s.position) >= 0 for s in case.specials),
-        "special indices from 0 on",
-        specials=case.specials,
-    )
-    _require(0 <= case.rank_offset <= 2**20, "a rank_offset from 0 to 2^20", rank_offset=case.rank_offset)
-    _require(0 <= case.seed < 2**64, "a seed from 0 to 2^64 - 1", seed=case.seed)
-    exponents = (case.cotangent_exponent, case.affine_exponent)
-    _require(all(abs(k) <= 64 for k in exponents), "exponents from -64 to 64", exponents=exponents)
-    dims = len(case.spatial[0])
-    needs_4d = "channels_last" in (case.input_layout, case.cotangent_layout)
-    _require(dims >= 2 or not needs_4d, "two or three spatial sizes for channels_last", spatial=case.spatial)

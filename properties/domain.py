@@ -21,6 +21,9 @@ ParamDtype = Literal["float32", "own"]
 Groups = Literal["world", "disjoint", "single"]
 Empty = Literal["never", "some", "all"]
 Epsilon = Literal["positive", "zero"]
+Batches = Literal["equal", "uneven"]
+Spatial = Literal["equal", "ragged"]
+Schedule = Literal["plain", "no_grad", "inference", "twice", "edited", "rewritten", "frozen", "resized"]
 Size = Literal["small", "network"]
 
 
@@ -34,13 +37,20 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         world_sizes: Numbers of ranks.
         groups: The whole world, disjoint process groups, groups of a single rank.
         empty: Whether no rank, some ranks, or all ranks may have an empty batch.
+        batches: The same batch size on all ranks, or sizes that differ (a rank without samples included).
+        spatial: The same spatial sizes on all ranks, or sizes that differ.
         ragged_grad: The input may require a gradient on some ranks of a group only.
         layouts: Memory layouts of input and cotangent (sliced: input only; expanded: cotangent only).
+        offsets: Tensors may begin inside their storage.
         eps: Kinds of epsilon. Zero is not in the default: torch's own batch norm refuses it in training.
         momentum_none: momentum=None is supported.
         affine: Weight and bias, weight alone, neither.
         tracking: track_running_stats values.
+        counter: There is a num_batches_tracked; without one it is not asked for, and no momentum is None.
         eval: Evaluation mode is supported.
+        schedule: What a step may be beside a plain one: without gradients (`no_grad`, `inference`), with a
+            backward that runs `twice`, with an output that the caller has `edited` in place, with parameters
+            that he has `rewritten` in place or `frozen` for the step, `resized` from the first step's sizes.
         values: Families of input values.
         sizes: Kinds of size. A case is of a network's if a rank holds more than 2^17 elements; such are drawn
             with the shapes of known networks (`properties.generation.networks`), up to 2^21 elements a rank,
@@ -54,13 +64,18 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     world_sizes: tuple[int, ...] = (1, 2, 3, 4)
     groups: tuple[Groups, ...] = get_args(Groups)
     empty: Empty = "all"
+    batches: tuple[Batches, ...] = get_args(Batches)
+    spatial: tuple[Spatial, ...] = get_args(Spatial)
     ragged_grad: bool = False
     layouts: tuple[Layout, ...] = get_args(Layout)
+    offsets: bool = True
     eps: tuple[Epsilon, ...] = ("positive",)
     momentum_none: bool = True
     affine: tuple[Affine, ...] = get_args(Affine)
     tracking: tuple[bool, ...] = (True, False)
+    counter: bool = True
     eval: bool = True
+    schedule: tuple[Schedule, ...] = get_args(Schedule)
     values: tuple[Family, ...] = get_args(Family)
     sizes: tuple[Size, ...] = get_args(Size)
 
@@ -81,6 +96,17 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise DomainError(f"Expected a layout for input and cotangent, but got layouts={self.layouts!r}.")
         if self.layouts == ("channels_last",) and max(self.dims) < 4:
             raise DomainError(f"Expected dims of 4 or 5 for channels_last, but got dims={self.dims!r}.")
+        if "plain" not in self.schedule:
+            raise DomainError(f"Expected plain among the steps, but got schedule={self.schedule!r}.")
+        if self.batches == ("uneven",) and max(self.world_sizes) < 2:
+            raise DomainError(
+                f"Expected 2 or more ranks for uneven batches, but got world_sizes={self.world_sizes!r}."
+            )
+        if self.spatial == ("ragged",) and (max(self.world_sizes) < 2 or max(self.dims) < 3):
+            raise DomainError(
+                "Expected 2 or more ranks and dims of 3 or more for ragged spatial sizes, but got "
+                f"world_sizes={self.world_sizes!r}, dims={self.dims!r}."
+            )
         if self.groups == ("disjoint",) and max(self.world_sizes) < 2:
             raise DomainError(
                 f"Expected 2 or more ranks for disjoint groups, but got world_sizes={self.world_sizes!r}."
@@ -105,7 +131,12 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         deterministic: The same case twice gives the same bits.
         scaling: Weights, biases and cotangents times a power of two scale the results `exact`ly; `no` where
             how a sum is computed depends on its terms (binned and exactly accumulated sums).
-        inplace: The subject may write its output over its input, which is then no leaf.
+        inplace: The subject may write its output over its input, which is then no leaf; its output is then
+            left alone by the caller, and its backward runs once.
+        memory_format: The output of a contiguous or channels_last input is in that memory format too
+            (`preserve`, as torch has it), or in `any`.
+        identity: Parameters and buffers stay the same tensors, which others may hold; `no` for a subject that
+            puts new ones in their place (`self.running_mean = ...`).
     """
 
     running_var: Literal["unbiased", "biased"] = "unbiased"
@@ -117,6 +148,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deterministic: bool = True
     scaling: Literal["exact", "no"] = "exact"
     inplace: bool = False
+    memory_format: Literal["preserve", "any"] = "preserve"
+    identity: bool = True
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True):

@@ -127,6 +127,8 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
         tensors: By name, as in the module's docstring.
         modified: Names among input, cotangent, weight, bias that the subject changed in place, by step
             (`input.0`).
+        replaced: Names of parameters and buffers that have become other tensors, or lie elsewhere in memory,
+            by step.
         ledger: Its collectives, in order.
         digest: Of the inputs it drew, over all steps.
         seconds: Wall time in the subject.
@@ -143,6 +145,7 @@ class RankObservation(msgspec.Struct, frozen=True, kw_only=True):
     stack: str = ""
     tensors: dict[str, Tensor] = {}
     modified: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     ledger: tuple[Collective, ...] = ()
     digest: str = ""
     seconds: float = 0.0

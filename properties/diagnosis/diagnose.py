@@ -188,8 +188,7 @@ def _stages(evidence: Sequence[Evidence], right: dict[Case, Expected]) -> Iterat
 
 
 def _predictable(case: Case) -> bool:
-    elements = case.channels * sum(map(case.count_of, range(case.world_size)))
-    return not case.wrong and not case.ragged_grad and elements <= MAX_ELEMENTS
+    return not case.wrong and not case.ragged_grad and case.elements <= MAX_ELEMENTS * len(case.steps)
 
 
 class _Search:

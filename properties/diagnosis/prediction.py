@@ -7,7 +7,7 @@ since a wrong subject's ranks may hold different statistics and buffers.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -47,7 +47,7 @@ def predict(
     """
     inputs: Inputs = elements.complete(case, range(case.world_size))
     if variant.inputs is not None:
-        inputs = {(rank, k): variant.inputs(case, rank, *pair) for (rank, k), pair in inputs.items()}
+        inputs = {(rank, k): variant.inputs(case.at(k), rank, *pair) for (rank, k), pair in inputs.items()}
     contract = msgspec.structs.replace(contract, **_resolved(variant.contract, case))
     found = Expected(refusals=refusals(case), grade=grade)
     if case.ragged_grad or case.wrong:
@@ -126,7 +126,7 @@ class _View(Follower):
         return {rank: found.get(rank, found[self.rank]) for rank in (*self.walk.group, *members)}
 
     def _run(self, k: int, members: tuple[int, ...], *, batch: bool) -> Any:
-        case, variant = self.walk.case, self.variant
+        case, variant = self.walk.case.at(k), self.variant
         where, given, bad = step_input(self.walk, k, members, training=batch)
         shifted = None
         if variant.parameters is not None and case.steps[k].mode in variant.parameters_in:
@@ -161,13 +161,13 @@ class _View(Follower):
         return where, numbers(output), bad
 
     def _updates(self, k: int) -> int:
-        case = self.walk.case
+        case = self.walk.case.at(k)
         times = self.variant.updates(case, k, case.total_of(self.group))
         return times if self.variant.updates_on(case, self.rank) else 0
 
     def _track(self, k: int, *, times: int) -> None:
         case, variant, walk = self.walk.case, self.variant, self.walk
-        self._shown += variant.counted(case, k, case.total_of(self.group))
+        self._shown += variant.counted(case, k, case.at(k).total_of(self.group))
         if case.steps[k].mode == "train":
             walk.buffers.tracked += 1
         for _ in range(times):
@@ -176,8 +176,8 @@ class _View(Follower):
     def _update(self, k: int) -> None:
         case, variant, walk, buffers = self.walk.case, self.variant, self.walk, self.walk.buffers
         step, c = walk.steps[k][self.rank], case.channels
-        total = case.total_of(self.group)
-        n, below = variant.bessel(total, case.count_of(self.rank), len(self.group))
+        total = case.at(k).total_of(self.group)
+        n, below = variant.bessel(total, case.at(k).count_of(self.rank), len(self.group))
         if walk.contract.running_var == "biased" or total == 0:
             below = 0.0
         momentum = variant.momentum(case, buffers.tracked, right_momentum(walk))
@@ -216,8 +216,9 @@ class _View(Follower):
         case, walk = self.walk.case, self.walk
         if case.input_requires_grad(self.rank):
             store_grad_input(walk, k, self.rank)
-        for name, present in (("weight", case.has_weight), ("bias", case.has_bias)):
-            if present and name not in case.frozen:
+        names: tuple[Literal["weight", "bias"], ...] = ("weight", "bias")
+        for name in names:
+            if case.trains(name, k):
                 store_grad_parameter(walk, k, name)
 
 

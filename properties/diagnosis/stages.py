@@ -235,7 +235,7 @@ class _Trial:
                     continue
                 for c in np.flatnonzero(wrong):
                     values = self._values(rank, k, int(c))
-                    weight = abs(self.start.weight[c]) if case.has_weight else 1.0
+                    weight = abs(elements.affine(case, k)[0][c]) if case.has_weight else 1.0
                     with np.errstate(all="ignore"):
                         scale = weight / np.sqrt(values.var() + case.eps)
                         off = max(abs(told[c] - meant[c]) - doubt[c], 0.0) * np.sign(told[c] - meant[c])
@@ -247,7 +247,7 @@ class _Trial:
                             ratio = np.sqrt((size + case.eps) / (other + case.eps))
                             x = self.inputs[rank, k][0][:, c]
                             moved = scale * np.abs(x - values.mean()).max(initial=0.0) * abs(ratio - 1)
-                    bound = interval.bound.reshape(case.shape_of(rank))[:, c]
+                    bound = interval.bound.reshape(case.at(k).shape_of(rank))[:, c]
                     if moved > 2 * bound.max(initial=0.0):
                         return True
         return False

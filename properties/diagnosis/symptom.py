@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from properties.case import Case, CaseError
+from properties.case import Case
+from properties.case_checks import CaseError
 from properties.domain import Domain
 from properties.generation.membership import objections
 from properties.observation import Observation

@@ -8,83 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from properties.diagnosis import conditions
 from properties.diagnosis.symptom import Seen, Symptom
 from properties.domain import Domain
-from properties.judge.bits import nans
 from properties.judge.catalogue import NUMERIC
-from properties.judge.collective_agreement import parting
 from properties.values.period import REPEATS_ABOVE, is_large
 
 _NUMBERS = (*NUMERIC, "nonfinite")
-
-
-def _empty_rank(seen: Seen) -> bool:
-    case = seen.case
-    return any(
-        case.total_of(group) > 0 and any(case.count_of(rank) == 0 for rank in group)
-        for group in case.process_groups
-    )
-
-
-def _empty_group(seen: Seen) -> bool:
-    return any(seen.case.total_of(group) == 0 for group in seen.case.process_groups)
-
-
-def _half(seen: Seen) -> bool:
-    return seen.case.dtype in ("float16", "bfloat16")
-
-
-def _always(seen: Seen) -> bool:
-    del seen
-    return True
-
-
-def _evaluates(seen: Seen) -> bool:
-    return any(step.mode == "eval" for step in seen.case.steps)
-
-
-def _most_values(seen: Seen) -> int:
-    return max(map(seen.case.count_of, range(seen.case.world_size)))
-
-
-def _waits(seen: Seen) -> bool:
-    """Whether some rank waited until its time was over while another came to its end."""
-    endings = {rank.ending for rank in seen.observation.ranks}
-    return "timeout" in endings and "returned" in endings
-
-
-def _mismatched(seen: Seen) -> bool:
-    """Whether two ranks of a group issued different collectives, or different numbers of them."""
-    ranks = seen.observation.ranks
-    pairs = ((group[0], rank) for group in seen.case.process_groups for rank in group[1:])
-    return any(parting(ranks[first], ranks[rank]) for first, rank in pairs if max(first, rank) < len(ranks))
-
-
-def _raised(seen: Seen) -> bool:
-    return any(rank.ending == "raised" for rank in seen.observation.ranks)
-
-
-def _one_value(seen: Seen) -> bool:
-    """Whether some rank has one value a channel while its group has more."""
-    case = seen.case
-    return any(
-        case.total_of(group) > 1 and any(case.count_of(rank) == 1 for rank in group)
-        for group in case.process_groups
-    )
-
-
-def _not_a_number(seen: Seen) -> bool:
-    """Whether some rank gave an output that is NaN although no input is."""
-    return not seen.case.specials and any(
-        bool(nans(tensor).any())
-        for rank in seen.observation.ranks
-        for name, tensor in rank.tensors.items()
-        if name.startswith("output.")
-    )
-
-
-def _single(seen: Seen) -> bool:
-    return any(seen.case.total_of(group) == 1 for group in seen.case.process_groups)
 
 
 _EVERY = (
@@ -103,21 +33,28 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="does not convert a module as torch's contract has it",
         classes=(25,),
         properties=("conversion",),
-        needs=_always,
+        needs=conditions.always,
     ),
     Symptom(
         id="communicates-in-evaluation",
         words="communicates in evaluation",
         classes=(18, 14),
         properties=("eval_is_local",),
-        needs=_always,
+        needs=conditions.always,
     ),
     Symptom(
         id="modifies-what-is-not-its-own",
         words="writes into a tensor that is not its own",
         classes=(21,),
         properties=("purity",),
-        needs=_always,
+        needs=conditions.always,
+    ),
+    Symptom(
+        id="replaces-tensors",
+        words="puts other tensors in the place of its buffers or parameters",
+        classes=(21,),
+        properties=("identity",),
+        needs=conditions.always,
     ),
     Symptom(
         id="wrong-channels-accepted",
@@ -131,14 +68,16 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="does not refuse a batch of one value a channel",
         classes=(22,),
         properties=("refusal",),
-        needs=lambda seen: _single(seen) and not seen.case.wrong,
+        needs=lambda seen: conditions.single(seen) and not seen.case.wrong,
     ),
     Symptom(
         id="empty-rank-in-low-precision",
         words="mishandles a rank without values in low precision",
         classes=(10,),
         properties=_EVERY,
-        needs=lambda seen: (_empty_rank(seen) or _empty_group(seen)) and _half(seen),
+        needs=lambda seen: (
+            (conditions.empty_rank(seen) or conditions.empty_group(seen)) and conditions.half(seen)
+        ),
         without={"dtype": "float32", "param_dtype": "float32"},
     ),
     Symptom(
@@ -146,14 +85,14 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles a batch without values on every rank",
         classes=(11,),
         properties=(*_NUMBERS, "num_batches_tracked", "agreement"),
-        needs=lambda seen: _empty_group(seen) and not _empty_rank(seen),
+        needs=lambda seen: conditions.empty_group(seen) and not conditions.empty_rank(seen),
     ),
     Symptom(
         id="empty-batch-fails",
         words="does not get through a batch without values",
         classes=(9, 11),
         properties=("ending", "refusal", "dtype_and_layout", "collectives"),
-        needs=lambda seen: _empty_group(seen) and not _empty_rank(seen),
+        needs=lambda seen: conditions.empty_group(seen) and not conditions.empty_rank(seen),
     ),
     Symptom(
         id="conditional-collective",
@@ -171,14 +110,14 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles a rank without values",
         classes=(9,),
         properties=_EVERY,
-        needs=_empty_rank,
+        needs=conditions.empty_rank,
     ),
     Symptom(
         id="mismatched-collectives",
         words="issues other collectives on one rank than on another",
         classes=(14,),
         properties=("ending", "collectives"),
-        needs=lambda seen: _mismatched(seen) or _waits(seen),
+        needs=lambda seen: conditions.mismatched(seen) or conditions.waits(seen),
     ),
     Symptom(
         id="diverging-ranks",
@@ -233,6 +172,62 @@ SYMPTOMS: tuple[Symptom, ...] = (
         needs=lambda seen: any(step.recompute for step in seen.case.steps),
     ),
     Symptom(
+        id="without-gradients",
+        words="behaves otherwise where gradients are disabled",
+        classes=(18, 24),
+        properties=_EVERY,
+        needs=lambda seen: any(step.grad_mode != "enabled" for step in seen.case.steps),
+    ),
+    Symptom(
+        id="second-backward",
+        words="does not get through a second backward of a retained graph",
+        classes=(21,),
+        properties=_EVERY,
+        needs=lambda seen: any(step.backward == "twice" for step in seen.case.steps),
+    ),
+    Symptom(
+        id="edited-output",
+        words="needs its output, which the caller may change in place, in the backward",
+        classes=(21,),
+        properties=_EVERY,
+        needs=lambda seen: any(step.edited for step in seen.case.steps),
+    ),
+    Symptom(
+        id="rewritten-parameters",
+        words="keeps something of the parameters that were there before",
+        classes=(24, 20),
+        properties=_EVERY,
+        needs=lambda seen: any(step.rewritten for step in seen.case.steps),
+    ),
+    Symptom(
+        id="frozen-for-a-step",
+        words="mishandles parameters that are frozen on the way",
+        classes=(20,),
+        properties=_EVERY,
+        needs=lambda seen: any(step.frozen for step in seen.case.steps),
+    ),
+    Symptom(
+        id="other-sizes",
+        words="keeps something of an earlier step's sizes",
+        classes=(24,),
+        properties=_EVERY,
+        needs=lambda seen: any(step.resized for step in seen.case.steps),
+    ),
+    Symptom(
+        id="storage-offset",
+        words="mishandles a tensor that begins inside its storage",
+        classes=(8,),
+        properties=_EVERY,
+        needs=lambda seen: bool(seen.case.input_offset or seen.case.cotangent_offset),
+    ),
+    Symptom(
+        id="wide-buffers",
+        words="does not evaluate with a running variance as it is stored",
+        classes=(12, 16),
+        properties=_EVERY,
+        needs=lambda seen: bool(seen.case.variance_exponent),
+    ),
+    Symptom(
         id="two-forwards",
         words="mixes two forwards up",
         classes=(21,),
@@ -274,7 +269,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles many values",
         classes=(13,),
         properties=_NUMBERS,
-        needs=lambda seen: _most_values(seen) > 255 and not is_large(seen.case),
+        needs=lambda seen: conditions.most_values(seen) > 255 and not is_large(seen.case),
     ),
     Symptom(
         id="large-blocks",
@@ -288,7 +283,9 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles a rank with one value a channel",
         classes=(22,),
         properties=("ending", "refusal", *_NUMBERS),
-        needs=lambda seen: _one_value(seen) and (_raised(seen) or _not_a_number(seen)),
+        needs=lambda seen: (
+            conditions.one_value(seen) and (conditions.raised(seen) or conditions.not_a_number(seen))
+        ),
     ),
     Symptom(
         id="eps-of-zero",
@@ -311,7 +308,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="mishandles repeated forwards",
         classes=(24, 21),
         properties=_EVERY,
-        needs=lambda seen: len(seen.case.steps) > 1 + _evaluates(seen),
+        needs=lambda seen: len(seen.case.steps) > 1 + conditions.evaluates(seen),
         alone=True,
     ),
     Symptom(
@@ -319,7 +316,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         words="gives other bits the second time",
         classes=(24, 15),
         properties=("repeatable",),
-        needs=_always,
+        needs=conditions.always,
     ),
 )
 CLASSES = {symptom.id: symptom.classes for symptom in SYMPTOMS}
@@ -350,6 +347,7 @@ def symptoms(evidence: Sequence[Seen], domain: Domain) -> dict[str, tuple[str, .
 
 _TELLING = {
     *("conversion", "communicates-in-evaluation", "modifies-what-is-not-its-own", "wrong-channels-accepted"),
+    "replaces-tensors",
     *("single-value-accepted", "mismatched-collectives", "diverging-ranks", "unrepeatable"),
 }
 """What a single trial tells, minimal or not."""

@@ -7,6 +7,8 @@ non-finite (NaN stands for any class), and the reference computes the others wit
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,11 +36,11 @@ def refusals(case: Case) -> dict[int, str]:
         return dict.fromkeys(range(case.world_size), "")
     refusing = {}
     for group in case.process_groups:
-        for step in case.steps:
-            if step.mode == "train" and case.total_of(group) == 1:
+        for step, sized in zip(case.steps, case.by_step, strict=True):
+            if step.mode == "train" and sized.total_of(group) == 1:
                 refusing.update(dict.fromkeys(group, "ValueError"))
             elif step.mode == "eval" and not case.tracking:
-                refusing.update({rank: "ValueError" for rank in group if case.count_of(rank) == 1})
+                refusing.update({rank: "ValueError" for rank in group if sized.count_of(rank) == 1})
     return refusing
 
 
@@ -158,17 +160,23 @@ class Follower:
         for rank in walk.group:
             if case.input_requires_grad(rank):
                 store_grad_input(walk, k, rank)
-        for name, present in (("weight", case.has_weight), ("bias", case.has_bias)):
-            if present and name not in case.frozen:
+        names: tuple[Literal["weight", "bias"], ...] = ("weight", "bias")
+        for name in names:
+            if case.trains(name, k):
                 store_grad_parameter(walk, k, name)
 
 
 def store_output(walk: Walk, k: int, rank: int) -> None:
     """Put the output of step k on `rank` among the walk's tensors."""
-    case, step = walk.case, walk.steps[k][rank]
+    case, step = walk.case.at(k), walk.steps[k][rank]
     value, bound = (_placed(case, step, rank, packed) for packed in (step.output.y, step.output.y_bound))
     estimate = decided(value, bound, poisoned=_poisoned(case, rank, step, value))
-    put(walk, f"output.{k}", rank, *estimate, dtype=case.dtype, repeats=_repeats(case, step, rank))
+    put(walk, f"output.{k}", rank, *estimate, dtype=case.dtype, whole=_whole(case, step, rank))
+
+
+def _whole(case: Case, step: RankStep, rank: int) -> tuple[int, ...]:
+    """Return the shape of the rank's output if what is expected of it is one period; else ()."""
+    return case.shape_of(rank) if _repeats(case, step, rank) else ()
 
 
 def _repeats(case: Case, step: RankStep, rank: int) -> bool:
@@ -201,7 +209,7 @@ def _poisoned(case: Case, rank: int, step: RankStep, like: Floats) -> Bools | No
 
 def store_grad_input(walk: Walk, k: int, rank: int) -> None:
     """Put the input's gradient of step k on `rank` among the walk's tensors."""
-    case, step = walk.case, walk.steps[k][rank]
+    case, step = walk.case.at(k), walk.steps[k][rank]
     packed = (step.output.grad_input, step.output.grad_input_bound)
     value, bound = (_placed(case, step, rank, array) for array in packed)
     evaluated = step.poisoned_elements is not None  # its gradient does not depend on the input
@@ -213,5 +221,5 @@ def store_grad_input(walk: Walk, k: int, rank: int) -> None:
         *decided(value, bound, poisoned=poisoned),
         dtype=case.dtype,
         optional=case.count_of(rank) == 0,
-        repeats=_repeats(case, step, rank),
+        whole=_whole(case, step, rank),
     )

@@ -61,7 +61,7 @@ def step_input(
 
     Of a block that repeats (`properties.values.period`) it is one period.
     """
-    case = walk.case
+    case = walk.case.at(k)
     counts = [case.count_of(rank) for rank in members]
     drawn = [walk.inputs[rank, k] for rank in members]
     held = [x.shape[0] * x.shape[2] for x, _ in drawn]
@@ -78,23 +78,24 @@ def step_input(
         g=pack(where, [g for _, g in arrays]),
         mask=where.mask,
         owner=where.owner,
-        parameters=_parameter_rows(walk, where),
+        parameters=_parameter_rows(walk, k, where),
         depths=_depths(walk, where, counts),
-        scalars=_scalars(walk, members, training=training),
+        scalars=_scalars(walk, k, members, training=training),
         update=update_scalars(walk, sum(counts)),
     )
     return where, given, bad
 
 
-def _parameter_rows(walk: Walk, where: Layout) -> Floats:
-    case, start = walk.case, elements.parameters(walk.case)
+def _parameter_rows(walk: Walk, k: int, where: Layout) -> Floats:
+    case = walk.case
+    weight, bias = elements.affine(case, k)
     rows = np.zeros((6, where.bucket.channels))
     rows[0], rows[4] = 1.0, 1.0
     c = case.channels
     if case.has_weight:
-        rows[0, :c] = start.weight
+        rows[0, :c] = weight
     if case.has_bias:
-        rows[1, :c] = start.bias
+        rows[1, :c] = bias
     for row, estimate in ((2, walk.buffers.mean), (4, walk.buffers.var)):
         known = np.isfinite(estimate.value)
         rows[row, :c] = np.where(known, estimate.value, 1.0)
@@ -109,8 +110,8 @@ def _depths(walk: Walk, where: Layout, counts: Sequence[int]) -> Floats:
     return np.asarray(by_rank)[where.owner][:, None]
 
 
-def _scalars(walk: Walk, members: tuple[int, ...], *, training: bool) -> Floats:
-    case, dtype = walk.case, accumulation_dtype(walk.case, walk.contract)
+def _scalars(walk: Walk, k: int, members: tuple[int, ...], *, training: bool) -> Floats:
+    case, dtype = walk.case.at(k), accumulation_dtype(walk.case, walk.contract)
     n = sum(case.count_of(rank) for rank in members)
     contributing = sum(case.count_of(rank) > 0 for rank in members)
     store_u, store_underflow = storing(case.dtype, dtype)

@@ -27,7 +27,7 @@ def store_grad_parameter(walk: Walk, k: int, name: str) -> None:
         if before is not None:
             total = _added(before, total, FACTS[case.param_dtype])
         walk.sums[name, rank] = total
-        optional = case.count_of(rank) == 0
+        optional = case.at(k).count_of(rank) == 0
         put(walk, f"grad_{name}.{k}", rank, *total, dtype=case.param_dtype, optional=optional)
 
 
@@ -41,7 +41,7 @@ def _own_gradient(walk: Walk, k: int, name: str, rank: int) -> Estimate:
     value = np.array(getattr(step.output, f"grad_{name}")[step.slot, :c])
     bound = np.array(getattr(step.output, f"grad_{name}_bound")[step.slot, :c])
     poisoned = step.poisoned if name == "weight" else np.zeros(c, np.bool_)
-    if walk.case.count_of(rank) == 0:
+    if walk.case.at(k).count_of(rank) == 0:
         return Estimate(np.zeros(c), np.where(poisoned | np.isinf(bound), np.inf, 0.0))
     return decided(value, bound, poisoned=poisoned)
 

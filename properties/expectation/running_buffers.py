@@ -23,7 +23,7 @@ def update_buffers(walk: Walk, k: int, *, again: bool = False) -> None:
     """
     case, buffers = walk.case, walk.buffers
     buffers.tracked += 1
-    n = case.total_of(walk.group)
+    n = case.at(k).total_of(walk.group)
     if n == 0:
         return
     step = next(iter(walk.steps[k].values()))

@@ -117,12 +117,12 @@ def put(
     *,
     dtype: str,
     optional: bool = False,
-    repeats: bool = False,
+    whole: tuple[int, ...] = (),
 ) -> None:
     """Put the expected tensor `name` of `rank`, stored in `dtype`, among the walk's tensors.
 
-    If it `repeats`, value and bound are those of one period. What may be stored as an infinity of either sign
-    may be any number between them, and is not decided.
+    Of a tensor that repeats, of shape `whole`, value and bound are those of one period. What may be stored as
+    an infinity of either sign may be any number between them, and is not decided.
     """
     facts = FACTS[dtype]
     with np.errstate(invalid="ignore"):
@@ -134,7 +134,7 @@ def put(
         overflows=overflows,
         optional=optional,
         dtype=dtype,
-        repeats=repeats,
-        logical_shape=walk.case.shape_of(rank) if repeats else (),
+        repeats=bool(whole),
+        logical_shape=whole,
     )
     walk.tensors.setdefault(name, {})[rank] = interval

@@ -27,12 +27,14 @@ from properties.case import (
     Wrong,
 )
 from properties.domain import Domain, DomainError, Size, layouts_of
-from properties.generation.membership import groups_kind
+from properties.generation.membership import groups_kind, step_kinds
 from properties.generation.networks import ACTIVATIONS, Activation
 
 T = TypeVar("T")
 Table = tuple[T, ...]
 Partition = tuple[tuple[int, ...], ...]
+Resizing = Literal["", "fewer", "more", "rotated", "wider", "emptied"]
+"""How later steps differ in size from the first."""
 Weighted = Iterable[tuple[T, float]]
 
 _COUNTS = ((1, 20), (2, 26), (3, 20), (4, 12), (5, 8), (6, 4), (7, 4), (8, 3), (17, 2), (33, 1))
@@ -42,9 +44,11 @@ _CHANNELS = (
     *((64, 2), (65, 5), (130, 4), (0, 7)),
 )
 _EMPTY = (("none", 76), ("one", 14), ("others", 6), ("group", 2), ("all", 2))
+ANY = 0
+"""In place of a target: any from 32 to 4096, of which each octave is as likely."""
 _SCALES = (
     *((("", 0), 866), (("tall", 40), 35), (("wide", 64), 30), (("tall", 300), 54), (("wide", 700), 12)),
-    *((("tall", 2500), 48), (("tall", 70_000), 20)),
+    *((("tall", 2500), 48), (("tall", ANY), 40), (("tall", 70_000), 20)),
     (("network", 0), 10),
 )
 LARGEST, LARGEST_ALONE = 1 << 21, 1 << 25
@@ -70,15 +74,20 @@ _AFFINE: tuple[tuple[Affine, float], ...] = (("both", 62), ("weight", 19), ("non
 _FROZEN: tuple[tuple[tuple[Literal["weight", "bias"], ...], float], ...] = (
     *(((), 82), (("weight",), 7), (("bias",), 7), (("weight", "bias"), 4)),
 )
-# The last three are rare because most of their elements are blind or undecided: drawn ten times as often,
-# they raise the share of (case, property) pairs with more than a tenth of such elements from 0.9 % to 1.5 %.
+# Most elements of the last three are blind or undecided, which is told; each has its 2 % all the same.
 _FAMILIES: tuple[tuple[Family, float], ...] = (
-    *(("ordinary", 67), ("large_offset", 12), ("mixed", 10), ("tiny_spread", 10)),
-    *(("constant", 0.3), ("subnormal", 0.3), ("near_overflow", 0.6)),
+    *(("ordinary", 63), ("large_offset", 12), ("mixed", 10), ("tiny_spread", 9)),
+    *(("constant", 2.4), ("subnormal", 2.4), ("near_overflow", 2.4)),
 )
-# One such channel among many ordinary ones leaves nine tenths of the elements decided.
+# One such channel among many ordinary ones leaves nine tenths of the elements decided. One in three is left
+# out again, where so many channels would be too many elements.
 _LAST: tuple[tuple[OddFamily, float], ...] = (
-    *(("", 86), ("constant", 6), ("tiny_spread", 3), ("near_overflow", 3), ("subnormal", 2)),
+    *(("", 85), ("constant", 6), ("tiny_spread", 3), ("near_overflow", 3), ("subnormal", 3)),
+)
+_OFFSET = ((0, 80), (1, 6), (3, 4), (8, 6), (64, 4))
+_VARIANCE_EXPONENTS = ((0, 86), (18, 8), (-18, 6))
+_RESIZINGS: tuple[tuple[Resizing, float], ...] = (
+    *(("", 70), ("fewer", 6), ("more", 6), ("rotated", 8), ("wider", 6), ("emptied", 4)),
 )
 _OFFSETS = ((0, 34), (1, 26), (4, 22), (16, 12), (256, 3), (1024, 1))
 _KINDS: tuple[tuple[SpecialKind, float], ...] = (
@@ -88,19 +97,34 @@ _WRONG: tuple[tuple[Wrong, float], ...] = (("", 945), ("channels", 25), ("dims",
 _PROBES: tuple[tuple[Probe, float], ...] = (("", 14), ("repeatable", 1), ("scaling", 1))
 _CONVERSION: tuple[tuple[Probe, float], ...] = (("conversion", 2),)
 _GRADS: tuple[tuple[Literal["all", "none", "ragged"], float], ...] = (("all", 84), ("none", 8), ("ragged", 8))
-BETWEEN = 0
-"""In place of a number of steps: training between two evaluations."""
-_STEPS = ((1, 46), (2, 28), (3, 22), (BETWEEN, 4))
+BETWEEN, REWRITING, FREEZING = 0, -1, -2
+"""In place of a number of steps: training between two evaluations; the same once more with other parameters;
+parameters that are frozen in between."""
+_PATTERNS = ((BETWEEN, 4), (REWRITING, 4), (FREEZING, 3))
+_STEPS = ((1, 42), (2, 27), (3, 21), *_PATTERNS)
 # In a single step momentum None is the same as 1.
-_STEPS_CUMULATIVE = ((1, 16), (2, 42), (3, 38), (BETWEEN, 4))
+_STEPS_CUMULATIVE = ((1, 14), (2, 40), (3, 36), *_PATTERNS)
 _STEP: tuple[tuple[Step, float], ...] = (
     (Step(), 49),
-    (Step(mode="eval"), 17),
-    (Step(accumulate=True), 10),
-    (Step(backward="deferred"), 8),
+    (Step(mode="eval"), 14),
+    (Step(accumulate=True), 8),
+    (Step(backward="deferred"), 7),
     (Step(recompute=True), 6),
-    (Step(backward="none"), 5),
+    (Step(backward="none"), 4),
+    (Step(mode="eval", backward="none", grad_mode="no_grad"), 3),
+    (Step(mode="eval", backward="none", grad_mode="inference"), 3),
+    (Step(backward="none", grad_mode="no_grad"), 4),
+    (Step(backward="none", grad_mode="inference"), 2),
+    (Step(backward="twice"), 4),
+    (Step(edited=True), 4),
+    (Step(rewritten=True), 3),
+    (Step(frozen=True), 2),
+    (Step(mode="eval", rewritten=True), 2),
+    (Step(mode="eval", frozen=True), 1),
+    (Step(mode="eval", edited=True), 1),
+    (Step(mode="eval", backward="twice"), 1),
     (Step(accumulate=True, recompute=True), 3),
+    (Step(accumulate=True, backward="twice"), 1),
     (Step(mode="eval", backward="deferred"), 2),
 )
 
@@ -117,6 +141,7 @@ class Tables:
     cotangents: dict[int, Table[CotangentLayout]]
     empty: Table[str]
     eps: Table[float]
+    offsets: Table[int]
     affine: Table[Affine]
     tracking: Table[bool]
     momenta: Table[float | None]
@@ -169,10 +194,12 @@ def tables_for(
     inputs, cotangents = layouts_of(domain)
     by_input = {dims: table(_for_dims(_INPUTS, inputs, dims)) for dims in domain.dims}
     by_cotangent = {dims: table(_for_dims(_COTANGENTS, cotangents, dims)) for dims in domain.dims}
-    dims = [item for item in _DIMS if by_input.get(item[0]) and by_cotangent.get(item[0])]
-    emptiness = ("none", "one", "others", "group", "all")
-    allowed = {"never": emptiness[:1], "some": emptiness[:3], "all": emptiness}[domain.empty]
+    flat = "equal" in domain.spatial  # Without spatial sizes none differ.
+    dims = [item for item in _DIMS if item[0] > 2 or flat]
+    dims = [item for item in dims if by_input.get(item[0]) and by_cotangent.get(item[0])]
+    allowed = _emptiness(domain)
     pairs = [item for item in _DTYPES if _admitted_pair(domain, *item[0])]
+    cumulative = domain.momentum_none and domain.counter
     largest = LARGEST if "small" in domain.sizes else LARGEST_ALONE
     return Tables(
         domain=domain,
@@ -183,18 +210,32 @@ def tables_for(
         cotangents=by_cotangent,
         empty=table((value, weight) for value, weight in _EMPTY if value in allowed),
         eps=_in_place(_EPS, lambda eps: ("positive" if eps else "zero") in domain.eps),
+        offsets=table(item for item in _OFFSET if not item[0] or domain.offsets),
         affine=table(item for item in _AFFINE if item[0] in domain.affine),
         tracking=table((value, 7 if value else 1) for value in (True, False) if value in domain.tracking),
-        momenta=table(item for item in _MOMENTA if item[0] is not None or domain.momentum_none),
+        momenta=table(item for item in _MOMENTA if item[0] is not None or cumulative),
         families=table(item for item in _FAMILIES if item[0] in domain.values),
         last=table(item for item in _LAST if not item[0] or item[0] in domain.values),
         grads=table(item for item in _GRADS if item[0] != "ragged" or domain.ragged_grad),
-        step=table(item for item in _STEP if item[0].mode == "train" or domain.eval),
+        step=table(item for item in _STEP if _admitted_step(domain, item[0])),
         probes=table((_PROBES if probes else _PROBES[:1]) + (_CONVERSION if conversion else ())),
         scales=_in_place(_SCALES, lambda scale: _size_of(scale) in domain.sizes),
         networks={size: _activations(size, largest) for size in domain.dims},
         largest=largest,
     )
+
+
+def _emptiness(domain: Domain) -> tuple[str, ...]:
+    """Return which ranks may be without values: of equal batches all or none."""
+    everything = ("none", "one", "others", "group", "all")
+    allowed = {"never": everything[:1], "some": everything[:3], "all": everything}[domain.empty]
+    if "uneven" not in domain.batches:
+        return tuple(kind for kind in allowed if kind in ("none", "all"))
+    return allowed if "equal" in domain.batches else tuple(kind for kind in allowed if kind != "all")
+
+
+def _admitted_step(domain: Domain, step: Step) -> bool:
+    return (step.mode == "train" or domain.eval) and set(step_kinds(step)) <= set(domain.schedule)
 
 
 def _size_of(scale: tuple[str, int]) -> Size:
@@ -226,10 +267,11 @@ def _admitted_pair(domain: Domain, dtype: Dtype, param_dtype: Dtype) -> bool:
 
 def _worlds(domain: Domain, rare: tuple[int, ...]) -> list[tuple[int, float]]:
     weights = {1: 8.0, 2: 36.0, 3: 30.0}
+    several = "equal" not in domain.batches or "equal" not in domain.spatial
     return [
         (size, 1.5 if size in rare else weights.get(size, 24.0))
         for size in sorted(set(domain.world_sizes))
-        if _candidates(size, domain.groups)
+        if _candidates(size, domain.groups) and not (several and size == 1)
     ]
 
 
@@ -259,3 +301,4 @@ FROZEN_TABLE = table(_FROZEN)
 OFFSETS_TABLE, KINDS_TABLE, WRONG_TABLE = table(_OFFSETS), table(_KINDS), table(_WRONG)
 STEPS_TABLE, STEPS_CUMULATIVE_TABLE = table(_STEPS), table(_STEPS_CUMULATIVE)
 SPECIALS_TABLE = table(((0, 88), (1, 9), (2, 3)))
+VARIANCE_EXPONENTS_TABLE, RESIZINGS_TABLE = table(_VARIANCE_EXPONENTS), table(_RESIZINGS)

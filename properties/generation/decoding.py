@@ -25,25 +25,31 @@ from typing import Any
 from properties.case import Case, OddFamily, Special, Step
 from properties.domain import Domain
 from properties.generation.byte_tables import (
-    BETWEEN,
     CHANNELS_TABLE,
     COUNTS_TABLE,
     FROZEN_TABLE,
     KINDS_TABLE,
     OFFSETS_TABLE,
+    RESIZINGS_TABLE,
     SIZES_TABLE,
     SPECIALS_TABLE,
     STEPS_CUMULATIVE_TABLE,
     STEPS_TABLE,
+    VARIANCE_EXPONENTS_TABLE,
     WRONG_TABLE,
     Partition,
     Tables,
     partitions,
 )
+from properties.generation.schedules import resized, schedule
 from properties.values.period import REPEATS_ABOVE
 
-SHAPE_BYTES, OPTION_BYTES, VALUE_BYTES = 19, 14, 15
-TOTAL_BYTES = SHAPE_BYTES + OPTION_BYTES + VALUE_BYTES
+SHAPE_BYTES, OPTION_BYTES, VALUE_BYTES, LATER_BYTES = 19, 14, 15, 8
+TOTAL_BYTES = SHAPE_BYTES + OPTION_BYTES + VALUE_BYTES + LATER_BYTES
+_ANY_FROM = 192
+"""Bytes from here on stand for a number of a continuous range in place of a usual one."""
+_MANY_FROM = 244
+"""Bytes from here on stand for batches of any size up to 64."""
 _ELEMENTS = 8_000
 _MANY = 12
 
@@ -51,24 +57,38 @@ _MANY = 12
 def case_from(choices: bytes, tables: Tables) -> Case:
     """Return the case that `choices`, TOTAL_BYTES bytes, stand for in the domain of `tables`."""
     shape, options = choices[:SHAPE_BYTES], choices[SHAPE_BYTES : SHAPE_BYTES + OPTION_BYTES]
-    values = choices[SHAPE_BYTES + OPTION_BYTES :]
+    values = choices[SHAPE_BYTES + OPTION_BYTES : -LATER_BYTES]
+    later = choices[-LATER_BYTES:]
     world, dims = tables.worlds[shape[0]], tables.dims[shape[1]]
     groups = partitions(world, tables.domain.groups)[shape[2]]
-    batches, spatial, channels = _sizes(shape, tables, world=world, dims=dims, groups=groups)
+    batches, spatial, channels = _sizes(shape, later[5], tables, world=world, dims=dims, groups=groups)
     cotangent = tables.cotangents[dims][options[2]]
     if cotangent == "expanded" and _is_lonely(batches, groups):  # Constant in the group: the gradient is 0.
         cotangent = next((one for one in tables.cotangents[dims] if one != "expanded"), cotangent)
-    chosen = _options(options, tables)
+    chosen = _options(options, later, tables)
     last = tables.last[values[14]]
     if last:
         channels, last = _among_many(channels, last, batches, spatial)
+    large = channels * max(batches) * math.prod(map(max, zip(*spatial, strict=True))) > REPEATS_ABOVE
+    chosen["steps"] = resized(
+        chosen["steps"],
+        "" if large else RESIZINGS_TABLE[later[6]],
+        later[7],
+        batches=batches,
+        spatial=spatial,
+        partition=groups,
+        domain=tables.domain,
+    )
+    layout = tables.inputs[dims][options[1]]
     return Case(
         batches=batches,
         spatial=spatial,
         channels=channels,
         groups=groups,
-        input_layout=tables.inputs[dims][options[1]],
+        input_layout=layout,
         cotangent_layout=cotangent,
+        input_offset=0 if layout == "sliced" else tables.offsets[later[0]],
+        cotangent_offset=0 if cotangent == "expanded" else tables.offsets[later[1]],
         input_grad=_input_grad(tables.grads[options[9]], options[9], groups, world=world),
         random_parameters=values[0] >= 32,
         values=tables.families[values[1]],
@@ -82,27 +102,29 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     )
 
 
-def _options(options: bytes, tables: Tables) -> dict[str, Any]:
+def _options(options: bytes, later: bytes, tables: Tables) -> dict[str, Any]:
     """Return the fields of a case that depend on no size."""
     dtype, param_dtype = tables.dtypes[options[0]]
     affine = tables.affine[options[5]]
     present = {"both": ("weight", "bias"), "weight": ("weight",), "none": ()}[affine]
     momentum = tables.momenta[options[4]]
     counts = STEPS_TABLE if momentum is not None else STEPS_CUMULATIVE_TABLE
-    steps = _schedule(
-        counts[options[10]], [tables.step[byte] for byte in options[11:14]], eval=tables.domain.eval
-    )
+    drawn = [tables.step[byte] for byte in options[11:14]]
+    steps = schedule(counts[options[10]], drawn, domain=tables.domain)
     tracking = tables.tracking[options[6]]
     if not tracking and any(step.mode == "eval" for step in steps[:-1]):
         # A rank with one value refuses to evaluate without buffers; its peers would wait in the next step.
         tracking = tables.tracking[0]
     if not tracking and options[13] >= 128 and tables.domain.eval:
         steps = (*steps[:-1], Step(mode="eval"))  # what a flag that is ignored tracks shows there
+    eps = tables.eps[options[3]]
     return {
         "dtype": dtype,
         "param_dtype": param_dtype,
-        "momentum": momentum,
-        "eps": tables.eps[options[3]],
+        "momentum": _any_momentum(later[3]) if momentum and later[3] >= _ANY_FROM else momentum,
+        "eps": _any_eps(later[2]) if eps and later[2] >= _ANY_FROM else eps,
+        "variance_exponent": VARIANCE_EXPONENTS_TABLE[later[4]] if tracking else 0,
+        "counter": tables.domain.counter,
         "affine": affine,
         "tracking": tracking,
         "strided_buffers": options[7] >= 224,
@@ -111,30 +133,47 @@ def _options(options: bytes, tables: Tables) -> dict[str, Any]:
     }
 
 
+def _any_eps(byte: int) -> float:
+    """Return any eps from 1e-12 to 1, of which each decade is as likely."""
+    return float(f"{10 ** (-12 * (byte - _ANY_FROM) / (255 - _ANY_FROM)):.3g}")
+
+
+def _any_momentum(byte: int) -> float:
+    """Return any momentum between 0 and 1."""
+    return round((byte - _ANY_FROM + 1) / (257 - _ANY_FROM), 4)
+
+
 def _sizes(
-    shape: bytes, tables: Tables, *, world: int, dims: int, groups: Partition
+    shape: bytes, any_size: int, tables: Tables, *, world: int, dims: int, groups: Partition
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
     """Return batches, spatial sizes and channels, from bytes 3 on; what is unusual comes first."""
     channel, scale, ragged, empty, other = shape[3:8]
-    batches = [COUNTS_TABLE[shape[8 + rank % 8]] for rank in range(world)]
+    drawn = shape[8:16] if "uneven" in tables.domain.batches else bytes([shape[8]] * 8)
+    counts = COUNTS_TABLE if any_size < _MANY_FROM else tuple(range(1, 65))
+    batches = [counts[drawn[rank % 8] * len(counts) // 256] for rank in range(world)]
     partition = groups or (tuple(range(world)),)
     for rank in _empty_ranks(tables.empty[empty], empty, partition, domain=tables.domain):
         batches[rank] = 0
     sizes = [SIZES_TABLE[byte] for byte in shape[16 : 16 + dims - 2]]
     how, target = tables.scales[scale]
+    target = target or round(2 ** (5 + any_size * 7 / 255))
     if how == "network":
-        return _network(shape, tables, world=world, dims=dims, full=[n > 0 for n in batches])
+        batches, spatial, channels = _network(
+            shape, tables, world=world, dims=dims, full=[n > 0 for n in batches]
+        )
+        return tuple(_as_asked(batches, tables.domain)), spatial, channels
     if how == "wide" and dims > 2:
         sizes[-1] = max(sizes[-1], target // math.prod(sizes[:-1]) | 1)
     elif how == "tall":
         sizes = [size | 1 for size in sizes]  # Long counts that are round numbers do not round.
-    spatial = _ragged(tuple(sizes), ragged, world=world)
+    spatial = _ragged(tuple(sizes), ragged, tables.domain, world=world)
     if (how == "tall" or (how and dims == 2)) and any(batches):
         filled = [rank for rank in range(world) if batches[rank]]
         # Counts that are rounded show with two of a size of which one is rounded and the other is not.
         for rank in filled[: 2 if other >= 32 and 100 < target < 10_000 else 1]:
             samples = -(-target // math.prod(spatial[rank % len(spatial)])) + (other + 17 * rank) % 61
             batches[rank] = max(batches[rank], samples | 1 if rank == filled[0] else samples + -samples % 4)
+    batches = _as_asked(batches, tables.domain)
     total = sum(n * math.prod(spatial[rank % len(spatial)]) for rank, n in enumerate(batches))
     channels = CHANNELS_TABLE[channel] or 1 + other % 130
     return tuple(batches), spatial, min(channels, max(1, _ELEMENTS // max(1, total)))
@@ -142,7 +181,7 @@ def _sizes(
 
 def _network(
     shape: bytes, tables: Tables, *, world: int, dims: int, full: list[bool]
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
+) -> tuple[list[int], tuple[tuple[int, ...], ...], int]:
     """Return sizes of a batch norm of a known network: one rank holds most, none more than `largest`.
 
     All ranks together hold at most `largest`, or, among small cases, four times that, but for what spatial
@@ -153,7 +192,7 @@ def _network(
     shapes = tables.networks[dims]
     fit = [one for one in shapes if one.elements * world <= together] or shapes[:1]
     activation = fit[channel * len(fit) // 256]
-    spatial = _ragged(activation.spatial, ragged, world=world)
+    spatial = _ragged(activation.spatial, ragged, tables.domain, world=world)
     sizes = [activation.channels * math.prod(spatial[rank % len(spatial)]) for rank in range(world)]
     most = min(REPEATS_ABOVE << other % (tables.largest // REPEATS_ABOVE).bit_length(), together)
     lead = (other >> 3) % world
@@ -164,7 +203,16 @@ def _network(
     batches[lead] = max(REPEATS_ABOVE // sizes[lead] + 1, min(most, left) // sizes[lead])
     if full[lead]:
         batches = [n if kept else 0 for n, kept in zip(batches, full, strict=True)]
-    return tuple(batches), spatial, activation.channels
+    return batches, spatial, activation.channels
+
+
+def _as_asked(batches: list[int], domain: Domain) -> list[int]:
+    """Return batch sizes that are equal or uneven, where the domain has only the one or the other."""
+    if "uneven" not in domain.batches:
+        return [max(batches)] * len(batches)
+    if "equal" not in domain.batches and len(set(batches)) == 1:
+        return [batches[0] + 1, *batches[1:]]
+    return batches
 
 
 def _among_many(
@@ -199,9 +247,11 @@ def _is_lonely(batches: tuple[int, ...], groups: Partition) -> bool:
     return any(sum(batches[rank] > 0 for rank in group) == 1 for group in partition)
 
 
-def _ragged(sizes: tuple[int, ...], byte: int, *, world: int) -> tuple[tuple[int, ...], ...]:
+def _ragged(sizes: tuple[int, ...], byte: int, domain: Domain, *, world: int) -> tuple[tuple[int, ...], ...]:
     """Return one tuple of spatial sizes or, for the last fifth of the bytes, one that differs by rank."""
-    if byte < 208 or not sizes or world == 1:
+    if domain.spatial == ("ragged",):
+        byte = 208 + byte * 48 // 256
+    if byte < 208 or not sizes or world == 1 or "ragged" not in domain.spatial:
         return (sizes,)
     more = [((byte >> rank % 4) ^ rank) % 3 for rank in range(world)]
     if len(set(more)) == 1:
@@ -218,16 +268,6 @@ def _input_grad(how: str, byte: int, groups: Partition, *, world: int) -> tuple[
     if how == "ragged" and len(largest) > 1:
         off[largest[(255 - byte) % len(largest)]] = True
     return tuple(not one for one in off) if any(off) else ()
-
-
-def _schedule(count: int, drawn: list[Step], *, eval: bool) -> tuple[Step, ...]:
-    first = drawn[0]
-    if first.accumulate:  # Nothing to accumulate onto yet.
-        first = Step(mode=first.mode, backward=first.backward, recompute=first.recompute)
-    if count == BETWEEN and eval:
-        between = next((one for one in drawn if one.mode == "train"), Step())
-        return (Step(mode="eval"), between, Step(mode="eval"))
-    return (first, *drawn[1 : count or 3])
 
 
 def _specials(

@@ -24,11 +24,12 @@ def agreement(case: Case, observation: Observation, expected: Expected, contract
     """Return whether all ranks of each group hold bit-equal buffers after every step."""
     del contract
     facts, found = 0, []
+    asked = _BUFFERS if case.counter else _BUFFERS[:2]
     for group in complete_groups(case, observation, expected):
         if len(group) < 2:
             continue
         held = [observation.ranks[rank].tensors for rank in group]
-        for name in sorted({name for tensors in held for name in tensors if name.startswith(_BUFFERS)}):
+        for name in sorted({name for tensors in held for name in tensors if name.startswith(asked)}):
             facts += len(group) - 1
             one = _disagreement(name, group, [tensors.get(name) for tensors in held])
             if one is not None:

@@ -15,6 +15,7 @@ from properties.judge.agreement import AGREEMENT
 from properties.judge.batch_count import NUM_BATCHES_TRACKED
 from properties.judge.communication import COLLECTIVES, EVAL_IS_LOCAL
 from properties.judge.ending import ENDING
+from properties.judge.identity import IDENTITY
 from properties.judge.module_conversion import CONVERSION
 from properties.judge.nonfinite import NONFINITE
 from properties.judge.numeric import FORWARD, GRAD_BIAS, GRAD_INPUT, GRAD_WEIGHT, RUNNING_MEAN, RUNNING_VAR
@@ -36,6 +37,7 @@ _ALL = (
     AGREEMENT,
     DTYPE_AND_LAYOUT,
     PURITY,
+    IDENTITY,
     EVAL_IS_LOCAL,
     COLLECTIVES,
     NONFINITE,

@@ -5,10 +5,10 @@ Rules
 - Asked of every expected tensor: its dtype and shape. Of an output that has elements: that it requires a
   gradient exactly if the input, weight or bias does, that it does not share the input's memory (unless the
   contract says `inplace`), and that no two of its elements share memory.
-- Not asked: a particular memory format. torch 2.13's native batch norm keeps channels_last and makes
-  everything else contiguous, in training and evaluation alike; but PyTorch treats the propagation of memory
-  formats as a matter of speed, and an output in another dense order holds the same values. The values of
-  every layout are judged by `forward`.
+- Of the output of a contiguous or channels_last input that it is in that memory format, as torch's batch norm
+  has it, unless the contract says `memory_format=any`: a network in channels_last that one layer turns to
+  contiguous runs its convolutions there. Sizes of 1 tell no format. Of any other input nothing is asked, and
+  nothing of gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def dtype_and_layout(
             for what, observed, asked in _form(tensor, interval.dtype, interval.shape):
                 wrong.setdefault((what, name), []).append((rank, observed, asked))
             if name.startswith("output.") and tensor.array.size:
-                for what, observed, asked in _memory(case, rank, tensor, inplace=contract.inplace):
+                step = int(name.rpartition(".")[2])
+                for what, observed, asked in _memory(case, rank, step, tensor, contract):
                     wrong.setdefault((what, name), []).append((rank, observed, asked))
     if wrong:
         return violated(
@@ -77,18 +78,41 @@ def _form(tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> Iterator[tuple[
         yield "shape", str(tensor.shape), str(shape)
 
 
-def _memory(case: Case, rank: int, tensor: Tensor, *, inplace: bool) -> Iterator[tuple[str, str, str]]:
-    differentiable = (
-        case.input_requires_grad(rank)
-        or (case.has_weight and "weight" not in case.frozen)
-        or (case.has_bias and "bias" not in case.frozen)
+def _memory(
+    case: Case, rank: int, step: int, tensor: Tensor, contract: Contract
+) -> Iterator[tuple[str, str, str]]:
+    differentiable = case.steps[step].grad_mode == "enabled" and (
+        case.input_requires_grad(rank) or case.trains("weight", step) or case.trains("bias", step)
     )
     if tensor.requires_grad != differentiable:
         yield "requires_grad", str(tensor.requires_grad), str(differentiable)
-    if tensor.aliases_input and not inplace:
+    if tensor.aliases_input and not contract.inplace:
         yield "memory", "shared with the input", "its own"
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.strides, strict=False)):
         yield "strides", str(tensor.strides), "no two elements in one place"
+    elif (
+        contract.memory_format == "preserve"
+        and case.input_layout in ("contiguous", "channels_last")
+        and not _lies_as(case.input_layout, tensor)
+    ):
+        yield "memory format", f"strides {tensor.strides}", f"{case.input_layout}, as the input's"
+
+
+def _lies_as(layout: str, tensor: Tensor) -> bool:
+    """Return whether a tensor is dense in this memory format, or its strides are not known.
+
+    Axes of size 1 have any stride.
+    """
+    if len(tensor.strides) != len(tensor.shape):
+        return True
+    axes = range(len(tensor.shape))
+    order = (0, *axes[2:], 1) if layout == "channels_last" else tuple(axes)
+    stride = 1
+    for axis in reversed(order):
+        if tensor.shape[axis] > 1 and tensor.strides[axis] != stride:
+            return False
+        stride *= tensor.shape[axis]
+    return True
 
 
 def _discrepancy(what: str, name: str, entries: list[tuple[int, str, str]]) -> Discrepancy:
@@ -122,12 +146,15 @@ DTYPE_AND_LAYOUT = Property(
     judge=dtype_and_layout,
     holds=(
         "Every tensor has the dtype and shape that it must have, and every output its own memory, and "
-        "requires a gradient exactly if the input, weight or bias does."
+        "requires a gradient exactly if the input, weight or bias does, in the memory format of the input."
     ),
     violation="a tensor has not the dtype, shape or memory that it must have",
     must="every tensor must have the dtype, shape and memory of torch's batch norm.",
     quantities="every expected tensor",
-    not_judged="The memory format. " + COMPLETE,
+    not_judged=(
+        "The memory format, where the input is neither contiguous nor channels_last, where the contract says "
+        "`memory_format=any`, and of gradients. " + COMPLETE
+    ),
 )
 
 

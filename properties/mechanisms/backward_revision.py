@@ -58,14 +58,14 @@ class BackwardRevision:
                 output = self._with_deeper_sums(again, output)
             for rank in (rank for rank in run.members if stale[rank] == late):
                 step = replace(walk.steps[self.k][rank], output=output)
-                freed = "freed-buffers" in self.acting and may_go_by_channels(walk.case, rank)
+                freed = "freed-buffers" in self.acting and may_go_by_channels(walk.case.at(self.k), rank)
                 revised[rank] = _read_from_freed(again, step) if freed else step
         return revised
 
     def _reads_late(self, rank: int) -> bool:
         if "stale-buffers" not in self.acting:
             return False
-        return self.walk.device == "cpu" or reads_buffers_late(self.walk.case, rank)
+        return self.walk.device == "cpu" or reads_buffers_late(self.walk.case.at(self.k), rank)
 
     def _read_again(self, run: StepRun, *, stale: bool) -> tuple[StepRun, StepOutput]:
         """Return the run and its output with gradients of other buffers, or of a cotangent read otherwise."""
@@ -87,7 +87,7 @@ class BackwardRevision:
         return again, run.output._replace(**gradients_of(output))
 
     def _misread(self, run: StepRun, given: StepInput) -> StepInput:
-        case = self.walk.case
+        case = self.walk.case.at(self.k)
         if any(held < case.count_of(rank) for rank, held in zip(run.members, run.where.counts, strict=True)):
             return given  # of a block that repeats, one period is there
         cotangents = []
@@ -99,14 +99,14 @@ class BackwardRevision:
         return given._replace(g=pack(run.where, cotangents))
 
     def _with_half_sums(self, run: StepRun, output: StepOutput) -> StepOutput:
-        case = self.walk.case
+        case = self.walk.case.at(self.k)
         mixed = case.param_dtype != case.dtype and (case.has_weight or case.tracking)
         return _carried(
             run, output, *half_precision.sum_errors(run.data, output, run.moments, case.dtype, mixed=mixed)
         )
 
     def _with_half_partial_sums(self, run: StepRun, output: StepOutput) -> StepOutput:
-        case, data, together = self.walk.case, run.data, run.training and len(run.members) > 1
+        case, data, together = self.walk.case.at(self.k), run.data, run.training and len(run.members) > 1
         passed = np.full((data.ranks, 1), -1.0)
         for row, rank in enumerate(run.members):
             if halves_partial_sums(case, rank, synchronised=together, training=run.training):
@@ -117,7 +117,9 @@ class BackwardRevision:
 
     def _with_deeper_sums(self, run: StepRun, output: StepOutput) -> StepOutput:
         extra = np.zeros((run.data.ranks, 1))
-        extra[: len(run.members), 0] = [extra_backward_depth(self.walk.case, rank) for rank in run.members]
+        extra[: len(run.members), 0] = [
+            extra_backward_depth(self.walk.case.at(self.k), rank) for rank in run.members
+        ]
         return _carried(run, output, deeper_sums(run.data, run.moments, extra))
 
 

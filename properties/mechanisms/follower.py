@@ -63,7 +63,7 @@ class MechanismFollower(Follower):
 
     def update(self, k: int, *, again: bool = False) -> None:
         """Update the buffers in training step k, as the mechanisms have it."""
-        walk, total = self.walk, self.walk.case.total_of(self.walk.group)
+        walk, total = self.walk, self.walk.case.at(k).total_of(self.walk.group)
         if self._at("lost-update", k).any():
             walk.buffers.tracked += 1
             return
@@ -103,7 +103,7 @@ class MechanismFollower(Follower):
             walk.grade == "A"
             and walk.device == "cpu"
             and self._at("sequential-sums", k).any()
-            and any(adds_one_by_one(walk.case, rank) for rank in members)
+            and any(adds_one_by_one(walk.case.at(k), rank) for rank in members)
         )
 
     # The forward
@@ -118,7 +118,7 @@ class MechanismFollower(Follower):
         finally:
             walk.grade = grade
         if deeper and walk.device != "cpu":
-            given = by_few_threads(walk.case, where, given, members)
+            given = by_few_threads(walk.case.at(k), where, given, members)
         errors = no_errors(where.bucket.channels)
         return StepRun(members, training, where, given, computed(where, given), tuple(bad), errors)
 
@@ -179,7 +179,7 @@ class MechanismFollower(Follower):
         """Add the errors of an update whose steps are rounded in the half dtype."""
         walk, c = self.walk, self.walk.case.channels
         output = next(iter(walk.steps[k].values())).output
-        n = walk.case.total_of(walk.group)
+        n = walk.case.at(k).total_of(walk.group)
         below = max(n - 1, 1) if walk.contract.running_var == "unbiased" else n
         moments = (output.mean[:c], output.var[:c] * n / below)
         for name, old, moment in zip(("mean", "var"), before, moments, strict=True):
@@ -200,7 +200,7 @@ class MechanismFollower(Follower):
         nan = self._nan | (new & (momentum == 0)) | (self._infinite & (momentum == 1))  # 0 x infinity
         infinite = (self._infinite & (momentum < 1)) | (new & (momentum > 0))
         self._infinite, self._nan = infinite & ~nan, nan
-        self._mark(single=walk.case.total_of(walk.group) == 1)
+        self._mark(single=walk.case.at(k).total_of(walk.group) == 1)
 
     def _mark(self, *, single: bool = False) -> None:
         """Expect a running variance that is not finite where it is infinite or NaN; all if divided by 0."""

@@ -71,7 +71,7 @@ def counted(walk: Walk, run: StepRun) -> tuple[StepRun, Bools]:
     evaluated = computed(run.where, run.given._replace(parameters=rows, scalars=scalars))
     output = training_gradient(data, evaluated, moments)
     gone = np.broadcast_to(lost[: case.channels, None], (1, case.channels, 1))
-    stored, stored_error = _stored_variance(walk, merged)
+    stored, stored_error = _stored_variance(walk, merged, n=max(float(data.counts.sum()), 1.0))
     whole = np.isfinite(stored)
     output = output._replace(
         mean=moments.mean,
@@ -88,9 +88,8 @@ def unmerged(run: StepRun, channels: Bools) -> StepRun:
     return replace(run, output=output._replace(var_bound=np.where(channels, np.inf, output.var_bound)))
 
 
-def _stored_variance(walk: Walk, merged: encoded_moments.Merged) -> tuple[Floats, Floats]:
-    """Return a biased variance that the update makes squares / (count - 1), and its error."""
-    n = float(max(walk.case.total_of(walk.group), 1))
+def _stored_variance(walk: Walk, merged: encoded_moments.Merged, *, n: float) -> tuple[Floats, Floats]:
+    """Return a biased variance of n values that the update makes squares / (count - 1), and its error."""
     unbiased = walk.contract.running_var == "unbiased"
     divided, corrected = (merged.total - 1.0, n - 1.0) if unbiased else (merged.total, n)
     with np.errstate(all="ignore"):

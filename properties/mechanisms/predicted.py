@@ -49,6 +49,6 @@ def _refusals(case: Case, sites: Sites) -> dict[int, str]:
         return refusing
     evaluates_alone = not case.tracking and any(step.mode == "eval" for step in case.steps)
     for rank in {rank for rank, _ in sites.get("accepted-single-value", {})}:
-        if not (evaluates_alone and case.count_of(rank) == 1):
+        if not (evaluates_alone and any(sized.count_of(rank) == 1 for sized in case.by_step)):
             refusing.pop(rank, None)
     return refusing

@@ -76,20 +76,37 @@ def parameters(case: Case) -> Parameters:
     """Return the initial weight, bias and running buffers, the same on every rank."""
     ones, zeros = np.ones(case.channels), np.zeros(case.channels)
     if not case.random_parameters:
-        return Parameters(np.ldexp(ones, case.affine_exponent), zeros, zeros, ones)
-    a, b, c, _ = _channel_words(case, _PARAMETER_TAG, step=0)
+        variance = np.ldexp(ones, _limited(case, np.full(case.channels, case.variance_exponent)))
+        return Parameters(np.ldexp(ones, case.affine_exponent), zeros, zeros, variance)
+    weight, bias = _affine(case, step=0)
     d, e, _, _ = _channel_words(case, _BUFFER_TAG, step=0)
-    magnitude = 0.25 + 1.75 * _unit(a)
-    weight = np.where(b % np.uint64(8) == 0, 0.0, np.where(b % np.uint64(2) == 0, -magnitude, magnitude))
-    bias = 4.0 * _unit(c) - 2.0
-    scale = case.affine_exponent
     variance = np.ldexp(0.25 + 3.75 * _unit(e), _variance_exponents(case))
     return Parameters(
-        weight=np.ldexp(round_to(weight, case.param_dtype), scale),
-        bias=np.ldexp(round_to(bias, case.param_dtype), scale),
+        weight=weight,
+        bias=bias,
         running_mean=round_to(4.0 * _unit(d) - 2.0, case.param_dtype),
         running_var=round_to(variance, case.param_dtype),
     )
+
+
+@lru_cache(maxsize=16)
+def affine(case: Case, step: int) -> tuple[Floats, Floats]:
+    """Return weight and bias in `step`, each (C,): those of the last step until then that wrote them."""
+    written = max((k for k in range(step + 1) if case.steps[k].rewritten), default=None)
+    if written is None:
+        first = parameters(case)
+        return first.weight, first.bias
+    return _affine(case, step=written)
+
+
+def _affine(case: Case, *, step: int) -> tuple[Floats, Floats]:
+    """Return the weight and bias that are drawn for `step`."""
+    a, b, c, _ = _channel_words(case, _PARAMETER_TAG, step=step)
+    magnitude = 0.25 + 1.75 * _unit(a)
+    weight = np.where(b % np.uint64(8) == 0, 0.0, np.where(b % np.uint64(2) == 0, -magnitude, magnitude))
+    pair = (round_to(values, case.param_dtype) for values in (weight, 4.0 * _unit(c) - 2.0))
+    weight, bias = (np.ldexp(values, case.affine_exponent) for values in pair)
+    return weight, bias
 
 
 def _variance_exponents(case: Case) -> NDArray[np.int64]:
@@ -97,14 +114,20 @@ def _variance_exponents(case: Case) -> NDArray[np.int64]:
 
     In the family `tiny_spread` it is as small as the batch's, which it would hide otherwise.
     """
+    exponents = np.full(case.channels, case.variance_exponent)
     tiny = np.full(case.channels, case.values == "tiny_spread")
     if case.last_values:
         tiny[-1] = case.last_values == "tiny_spread"
-    if not tiny.any():
-        return np.zeros(case.channels, np.int64)
-    _, spread = _family_scale(case, "tiny_spread", _channel_words(case, _CHANNEL_TAG, step=0))
-    exponents = np.maximum(2 * (np.frexp(spread)[1] - 1), -12 if case.param_dtype == "float16" else -100)
-    return np.where(tiny, exponents, 0)
+    if tiny.any():
+        _, spread = _family_scale(case, "tiny_spread", _channel_words(case, _CHANNEL_TAG, step=0))
+        exponents = np.where(tiny, exponents + 2 * (np.frexp(spread)[1] - 1), exponents)
+    return _limited(case, exponents)
+
+
+def _limited(case: Case, exponents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return exponents of a variance that the buffers' dtype can hold, with room for what is added."""
+    low, high = (-12, 12) if case.param_dtype == "float16" else (-100, 64)
+    return np.clip(exponents, low, high)
 
 
 Block = tuple[int, int]
@@ -120,9 +143,7 @@ def drawn(
     `channels_last` the channels of a position lie side by side in memory.
     """
     blocks = [(rank, step) for rank in ranks for step in range(len(case.steps))]
-    small = _small_tensors(
-        case, [block for block in blocks if 0 < math.prod(_shape(case, block[0])) <= _SMALL]
-    )
+    small = _small_tensors(case, [block for block in blocks if 0 < math.prod(_shape(case, *block)) <= _SMALL])
     return {
         block: small.get(block) or _large_tensors(case, *block, channels_last=channels_last)
         for block in blocks
@@ -131,7 +152,9 @@ def drawn(
 
 def complete(case: Case, ranks: Sequence[int]) -> dict[Block, tuple[Floats, Floats]]:
     """Return what `tensors` returns of every step on these ranks, by (rank, step)."""
-    return {(rank, step): _whole(case, rank, *pair) for (rank, step), pair in drawn(case, ranks).items()}
+    return {
+        (rank, step): _whole(case, rank, step, *pair) for (rank, step), pair in drawn(case, ranks).items()
+    }
 
 
 def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
@@ -139,23 +162,24 @@ def tensors(case: Case, rank: int, *, step: int) -> tuple[Floats, Floats]:
 
     The spatial sizes are flattened. With an expanded cotangent the cotangent has shape (1, C, 1).
     """
-    return _whole(case, rank, *_large_tensors(case, rank, step))
+    return _whole(case, rank, step, *_large_tensors(case, rank, step))
 
 
-def _whole(case: Case, rank: int, x: Floats, g: Floats) -> tuple[Floats, Floats]:
-    shape = _shape(case, rank)
+def _whole(case: Case, rank: int, step: int, x: Floats, g: Floats) -> tuple[Floats, Floats]:
+    shape = _shape(case, rank, step)
     return repeated(x, shape), repeated(g, shape)
 
 
-def _shape(case: Case, rank: int) -> tuple[int, int, int]:
-    return case.batches[rank], case.channels, math.prod(case.spatial_of(rank))
+def _shape(case: Case, rank: int, step: int) -> tuple[int, int, int]:
+    sized = case.at(step)
+    return sized.batches[rank], case.channels, math.prod(sized.spatial_of(rank))
 
 
 def _small_tensors(case: Case, blocks: Sequence[Block]) -> dict[Block, tuple[Floats, Floats]]:
     """Return the tensors of these blocks, all elements at once: a call costs more than an element."""
     if not blocks:
         return {}
-    shapes = [_shape(case, rank) for rank, _ in blocks]
+    shapes = [_shape(case, *block) for block in blocks]
     sizes = [math.prod(shape) for shape in shapes]
     sample, channel, position = np.concatenate([_places(shape) for shape in shapes], axis=1)
     block = np.repeat(np.arange(len(blocks)), sizes)
@@ -192,8 +216,8 @@ def _places(shape: tuple[int, int, int]) -> Words:
 
 
 def _large_tensors(case: Case, rank: int, step: int, *, channels_last: bool = False) -> tuple[Floats, Floats]:
-    n, c, positions = _shape(case, rank)
-    held = period(case, rank)
+    n, c, positions = _shape(case, rank, step)
+    held, count = period(case.at(step), rank), n * positions
     if held < n * positions:
         n, positions = -(-held // positions), min(positions, held)
     last = rank + 64 * step
@@ -206,7 +230,7 @@ def _large_tensors(case: Case, rank: int, step: int, *, channels_last: bool = Fa
         for (samples, places), words in tiles(case.seed, (n, c, positions), last=last):
             x[samples, :, places] = _input(case, words, center, spread)
             g[samples, :, places] = _cotangent(case, words)
-    if held < case.count_of(rank):
+    if held < count:
         x, g = (_first(array, held) for array in (x, g))
     _place_specials(case, rank, step, x)
     if case.cotangent_layout == "expanded":
@@ -354,7 +378,7 @@ def _cotangent(case: Case, words: Sequence[Words | Halves]) -> Floats:
 
 def _place_specials(case: Case, rank: int, step: int, x: Floats) -> None:
     """Put the special elements of this rank and step into `x`; of a block that repeats, in every period."""
-    n, c, positions = _shape(case, rank)
+    n, c, positions = _shape(case, rank, step)
     for special in case.specials if step == 0 and x.size else ():
         if special.rank % case.world_size == rank:
             number = special.sample % n * positions + special.position % positions

@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from properties.case import Case, CaseError, decode, encode
+from properties.case import Case, decode, encode
+from properties.case_checks import CaseError
 from properties.domain import Domain, DomainError
 from properties.generation.strategies import random_case
 from tests.hostile.mutation import restructured, spoilt

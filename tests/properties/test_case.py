@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from properties.case import MAX_JSON_BYTES, Case, CaseError, Special, Step, decode, encode, events
+from properties.case import MAX_JSON_BYTES, Case, Special, Step, decode, encode, events
+from properties.case_checks import CaseError
 from properties.domain import Domain
 from properties.generation.strategies import cases
 
@@ -48,6 +49,22 @@ BAD = [
     {"seed": -1},
     {"seed": 2**64},
     {"cotangent_exponent": 65},
+    {"variance_exponent": -65},
+    {"input_offset": -1},
+    {"cotangent_offset": 4097},
+    {"steps": (Step(batches=(1, 2)),)},
+    {"steps": (Step(), Step(batches=(1,)))},
+    {"steps": (Step(), Step(batches=(1, -2)))},
+    {"steps": (Step(), Step(spatial=((2,),)))},
+    {"steps": (Step(), Step(spatial=((),) * 3))},
+    {"spatial": ((4,),), "steps": (Step(), Step(spatial=((0,),)))},
+    {"steps": (Step(), Step(batches=(2**20, 2**30)))},
+    {"steps": (Step(grad_mode="no_grad"),)},
+    {"steps": (Step(grad_mode="inference", backward="none", recompute=True),)},
+    {"steps": (Step(backward="twice", recompute=True),)},
+    {"steps": (Step(), Step(frozen=True, accumulate=True))},
+    {"steps": (Step(backward="deferred"), Step(frozen=True))},
+    {"steps": (Step(backward="deferred"), Step(rewritten=True))},
     {"input_layout": "channels_last", "spatial": ((3,),)},
     {"cotangent_layout": "channels_last"},
 ]
@@ -205,6 +222,29 @@ F, B = "forward", "backward"
 def test_a_deferred_backward_runs_after_the_next_forward_and_before_its_backward(backwards, order):
     steps = tuple(Step(backward=one) for one in backwards)
     assert list(events(Case(steps=steps))) == order
+
+
+def test_a_step_may_have_sizes_of_its_own():
+    case = Case(
+        batches=(2, 3),
+        spatial=((2, 2),),
+        channels=4,
+        steps=(Step(), Step(batches=(0, 5)), Step(spatial=((1, 2),))),
+    )
+    assert [one.batches for one in case.by_step] == [(2, 3), (0, 5), (2, 3)]
+    assert case.at(2).shape_of(1) == (3, 4, 1, 2)
+    assert case.at(0) is case
+    assert case.at(7) is case
+    assert case.at(1).at(1) == case.at(1)
+    assert case.elements == 4 * (5 * 4 + 5 * 4 + 5 * 2)
+
+
+def test_a_frozen_step_trains_no_parameter():
+    case = Case(frozen=("bias",), steps=(Step(), Step(frozen=True, recompute=True)))
+    assert [case.trains("weight", k) for k in (0, 1)] == [True, False]
+    assert [case.trains("bias", k) for k in (0, 1)] == [False, False]
+    assert case.recomputes(1, 0)
+    assert not msgspec.structs.replace(case, input_grad=(False, False)).recomputes(1, 0)
 
 
 def test_a_step_is_recomputed_only_where_every_right_subject_saves_a_tensor():

@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from properties.case import CaseError
+from properties.case_checks import CaseError
 from properties.domain import DomainError
 from verify.cli.parser import parse
 from verify.engine.interrupts import heeded

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from properties.case import Case, CaseError, Step, encode
+from properties.case import Case, Step, encode
+from properties.case_checks import CaseError
 from properties.probe import TREE_ITEMS
 
 _DEFAULT = Case()
@@ -21,12 +22,15 @@ _RESETTABLE = (
     "groups",
     "specials",
     "input_layout",
+    "input_offset",
+    "cotangent_offset",
     "cotangent_layout",
     "strided_buffers",
     "frozen",
     "input_grad",
     "affine",
     "tracking",
+    "variance_exponent",
     "random_parameters",
     "rank_offset",
     "values",
@@ -44,12 +48,13 @@ _SEEDS = 16
 def weight(case: Case) -> tuple[Any, ...]:
     """Return the key by which cases are compared.
 
-    Ranks, steps, ranks without values (which are a feature, not the lack of one), values, channels, then the
-    length of the JSON.
+    Ranks, steps, ranks without values (which are a feature, not the lack of one), steps with sizes of their
+    own, elements, channels, then the length of the JSON.
     """
-    counts = [case.count_of(rank) for rank in range(case.world_size)]
-    empty, values, text = counts.count(0), sum(counts), encode(case)
-    return case.world_size, len(case.steps), empty, values * case.channels, case.channels, len(text), text
+    empty = sum(case.count_of(rank) == 0 for rank in range(case.world_size))
+    resized, text = sum(step.resized for step in case.steps), encode(case)
+    sizes = (len(case.steps), empty, resized, case.elements, case.channels)
+    return case.world_size, *sizes, len(text), text
 
 
 def simpler(case: Case) -> Iterator[Case]:
@@ -120,7 +125,15 @@ def _only_ranks(case: Case, keep: tuple[int, ...]) -> dict[str, Any]:
     groups = tuple(group for group in groups if group)
     return {
         "batches": tuple(case.batches[rank] for rank in keep),
-        "spatial": tuple(case.spatial[rank] for rank in keep) if len(case.spatial) > 1 else case.spatial,
+        "spatial": _kept(case.spatial, keep),
+        "steps": tuple(
+            msgspec.structs.replace(
+                step,
+                batches=tuple(step.batches[rank] for rank in keep) if step.batches else (),
+                spatial=_kept(step.spatial, keep),
+            )
+            for step in case.steps
+        ),
         "groups": () if len(groups) == 1 else groups,
         "input_grad": tuple(case.input_grad[rank] for rank in keep) if case.input_grad else (),
         "specials": tuple(
@@ -131,20 +144,43 @@ def _only_ranks(case: Case, keep: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _kept(spatial: tuple[tuple[int, ...], ...], keep: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(spatial[rank] for rank in keep) if len(spatial) > 1 else spatial
+
+
 def _fewer_steps(case: Case) -> Iterator[dict[str, Any]]:
     for index in range(len(case.steps)):
         rest = case.steps[:index] + case.steps[index + 1 :]
         if rest:
-            yield {"steps": rest}
+            yield _starting_with(rest)
     for index, step in enumerate(case.steps):
-        undone = {"recompute": False, "accumulate": False}
-        for plain in (
-            Step(),
-            msgspec.structs.replace(step, **undone),
-            msgspec.structs.replace(step, mode="train"),
-        ):
+        for plain in dict.fromkeys(_plainer(step)):
             if step != plain:
                 yield {"steps": (*case.steps[:index], plain, *case.steps[index + 1 :])}
+
+
+def _starting_with(steps: tuple[Step, ...]) -> dict[str, Any]:
+    """Return the change to these steps: the sizes of the first become those of the case."""
+    first = steps[0]
+    sizes = {"batches": first.batches, "spatial": first.spatial}
+    plain = msgspec.structs.replace(first, batches=(), spatial=())
+    return {"steps": (plain, *steps[1:])} | {name: value for name, value in sizes.items() if value}
+
+
+def _plainer(step: Step) -> Iterator[Step]:
+    """Yield the step without all that it does beside, and without each of it."""
+    yield Step()
+    sizes = {"batches": (), "spatial": ()}
+    undone = {"recompute": False, "accumulate": False, "edited": False, "rewritten": False, "frozen": False}
+    yield msgspec.structs.replace(step, **undone, **sizes)
+    yield msgspec.structs.replace(step, mode="train")
+    yield msgspec.structs.replace(step, **sizes)
+    if step.grad_mode != "enabled":
+        yield msgspec.structs.replace(step, grad_mode="enabled", backward="now")
+    if step.backward in ("twice", "deferred"):
+        yield msgspec.structs.replace(step, backward="now")
+    for name, value in undone.items():
+        yield msgspec.structs.replace(step, **{name: value})
 
 
 def _smaller(case: Case) -> Iterator[dict[str, Any]]:
@@ -153,8 +189,9 @@ def _smaller(case: Case) -> Iterator[dict[str, Any]]:
         yield {"channels": channels}
     if case.spatial != ((),):
         plain = {"input_layout": "contiguous", "cotangent_layout": "contiguous"}
-        yield {"spatial": ((),), **plain}
-        yield {"spatial": (tuple(1 for _ in case.spatial[0]),)}
+        steps = tuple(msgspec.structs.replace(step, spatial=()) for step in case.steps)
+        yield {"spatial": ((),), "steps": steps, **plain}
+        yield {"spatial": (tuple(1 for _ in case.spatial[0]),), "steps": steps}
     if len(case.spatial) > 1:
         yield from ({"spatial": (sizes,)} for sizes in dict.fromkeys(case.spatial))
     for rank, sizes in enumerate(case.spatial):
@@ -171,6 +208,12 @@ def _smaller(case: Case) -> Iterator[dict[str, Any]]:
     for rank, samples in enumerate(case.batches):
         for less in _less(samples, least=0):
             yield {"batches": (*case.batches[:rank], less, *case.batches[rank + 1 :])}
+    for index, step in enumerate(case.steps):
+        for rank, samples in enumerate(step.batches):
+            for less in _less(samples, least=0):
+                batches = (*step.batches[:rank], less, *step.batches[rank + 1 :])
+                smaller = msgspec.structs.replace(step, batches=batches)
+                yield {"steps": (*case.steps[:index], smaller, *case.steps[index + 1 :])}
 
 
 def _less(size: int, *, least: int) -> tuple[int, ...]:

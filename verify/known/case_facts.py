@@ -48,7 +48,7 @@ def _moments(case: Case, group: Group, step: int) -> tuple[Floats, Floats]:
     parts = [
         np.moveaxis(tensors(case, rank, step=step)[0], 1, 0).reshape(case.channels, -1)
         for rank in group
-        if case.count_of(rank) and case.steps[step].mode == "train"
+        if case.at(step).count_of(rank) and case.steps[step].mode == "train"
     ]
     if not parts:
         return np.full(case.channels, np.nan), np.full(case.channels, np.nan)
@@ -77,7 +77,9 @@ def _stale_buffers(case: Case, k: int) -> bool:
 def _halves_partial_sums(case: Case, group: Group, rank: int, k: int) -> bool:
     training = case.steps[k].mode == "train"
     synchronised = training and len(group) > 1
-    return halves_partial_sums(case, rank, synchronised=synchronised, training=training or not case.tracking)
+    return halves_partial_sums(
+        case.at(k), rank, synchronised=synchronised, training=training or not case.tracking
+    )
 
 
 def _of_case(read: Callable[[Case], Any], text: str) -> Fact:
@@ -151,44 +153,44 @@ FACTS: dict[str, Fact] = {
         lambda c, g, k: len(g) == 1 if c.steps[k].mode == "train" else not c.tracking,
         "a rank normalises by its own batch: training in a group of one rank, evaluation without buffers",
     ),
-    "ambiguous_layout": _of_group(
-        lambda c, g: any(is_ambiguous(c, r) for r in g),
+    "ambiguous_layout": _of_step(
+        lambda c, g, k: any(is_ambiguous(c.at(k), r) for r in g),
         "input and cotangent are contiguous in different memory formats that one sample does not tell apart",
     ),
-    "adds_one_by_one": _of_group(
-        lambda c, g: any(adds_one_by_one(c, r) for r in g),
+    "adds_one_by_one": _of_step(
+        lambda c, g, k: any(adds_one_by_one(c.at(k), r) for r in g),
         "torch's native kernel adds up one by one, in no wider dtype: all but dense float32",
     ),
-    "deep_backward": _of_group(
-        lambda c, g: any(extra_backward_depth(c, r) > 0 for r in g),
+    "deep_backward": _of_step(
+        lambda c, g, k: any(extra_backward_depth(c.at(k), r) > 0 for r in g),
         "torch's native backward adds up more one by one than grade A admits: a batch, or a plane's lanes",
     ),
     "half_partial_sums": _of_step(
         lambda c, g, k: any(_halves_partial_sums(c, g, r, k) for r in g),
         "a block's threads pass partial sums of the backward on in the input's half dtype",
     ),
-    "half_mean": _of_group(
-        lambda c, g: any(halves_mean(c, r) for r in g),
+    "half_mean": _of_step(
+        lambda c, g, k: any(halves_mean(c.at(k), r) for r in g),
         "torch gives the moments of a strided float16 input, where a rank is alone, to var_mean on CUDA",
     ),
-    "loses_strided_update": _of_group(
-        lambda c, g: any(loses_strided_update(c, r) for r in g),
+    "loses_strided_update": _of_step(
+        lambda c, g, k: any(loses_strided_update(c.at(k), r) for r in g),
         "torch gives the step to cuDNN, where a rank is alone, and its running buffers are strided",
     ),
-    "narrow_blocks": _of_group(
-        lambda c, g: any(extra_depth(c, r) > 0 for r in g),
+    "narrow_blocks": _of_step(
+        lambda c, g, k: any(extra_depth(c.at(k), r) > 0 for r in g),
         "fewer threads of a block of torch's CUDA kernels have values than grade A takes for busy",
     ),
-    "empty_ranks": _of_group(
-        lambda c, g: sum(c.count_of(r) == 0 for r in g), "ranks of the process group without values"
+    "empty_ranks": _of_step(
+        lambda c, g, k: sum(c.at(k).count_of(r) == 0 for r in g), "ranks of the process group without values"
     ),
-    "total_count": _of_group(lambda c, g: c.total_of(g), "values a channel in the process group"),
-    "max_count": _of_group(
-        lambda c, g: max(c.count_of(r) for r in g),
+    "total_count": _of_step(lambda c, g, k: c.at(k).total_of(g), "values a channel in the process group"),
+    "max_count": _of_step(
+        lambda c, g, k: max(c.at(k).count_of(r) for r in g),
         "values a channel on the fullest rank of the group",
     ),
-    "min_count": _of_group(
-        lambda c, g: min((c.count_of(r) for r in g if c.count_of(r)), default=0),
+    "min_count": _of_step(
+        lambda c, g, k: min((n for r in g if (n := c.at(k).count_of(r))), default=0),
         "values a channel on the emptiest rank of the group that has any",
     ),
     "channel_min_local_var": _of_channel(

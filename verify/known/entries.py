@@ -41,7 +41,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.case import Case, CaseError, decode, one_line
+from properties.case import Case, decode
+from properties.case_checks import CaseError, one_line
 from properties.mechanisms.closed_list import MECHANISMS
 from verify.environment import version
 from verify.known.case_facts import FACTS, Group
@@ -240,8 +241,8 @@ def _entry(table: Any, source: str) -> Entry:
         case = decode(table["case"])
     except CaseError as error:
         raise KnownError(f"{where}: {error}") from None
-    elements = len(case.steps) * case.channels * sum(map(case.count_of, range(case.world_size)))
-    _require(elements <= MAX_ELEMENTS, where, f"a case of at most {MAX_ELEMENTS} elements", elements=elements)
+    most = f"a case of at most {MAX_ELEMENTS} elements"
+    _require(case.elements <= MAX_ELEMENTS, where, most, elements=case.elements)
     _require(isinstance(table["when"], list) and table["when"], where, "clauses", when=table["when"])
     endings = _texts(table, "endings", where)
     _require(set(endings) <= set(_ENDINGS), where, f"endings among {', '.join(_ENDINGS)}", endings=endings)

@@ -102,7 +102,7 @@ class _Item(pytest.Item):
         """Show the message alone where it says everything."""
         if isinstance(excinfo.value, Violated | Undecided):
             return str(excinfo.value)
-        from properties.case import CaseError
+        from properties.case_checks import CaseError
         from properties.domain import DomainError
         from verify.errors import SubjectError
 

@@ -15,7 +15,7 @@ from typing import Literal, cast, get_args
 
 import msgspec
 
-from properties.case import MAX_WORLD_SIZE
+from properties.case_checks import MAX_WORLD_SIZE
 
 Device = Literal["cpu", "cuda"]
 Backend = Literal["gloo", "nccl"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
-from properties.case import MAX_JSON_BYTES, Case, CaseError, decode, encode, shorten
+from properties.case import MAX_JSON_BYTES, Case, decode, encode
+from properties.case_checks import CaseError, shorten
 
 DATA_FOLDER = "SYNCBN_VERIFY_DATA"
 """Environment variable that names another data folder."""

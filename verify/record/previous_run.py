@@ -18,7 +18,8 @@ from functools import partial
 
 import msgspec
 
-from properties.case import Case, one_line
+from properties.case import Case
+from properties.case_checks import one_line
 from verify.config import Budget, Config
 from verify.events import CampaignEnded, CampaignStarted
 from verify.record.journal import Journal, RecordError

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from properties.case import MAX_WORLD_SIZE, Case
+from properties.case import Case
+from properties.case_checks import MAX_WORLD_SIZE
 from properties.domain import Grade
 from properties.judge.catalogue import PROPERTIES
 from properties.observation import Ending, Observation, tensor_from_data

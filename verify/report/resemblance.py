@@ -47,8 +47,8 @@ class Seen:
 
     @property
     def elements(self) -> int:
-        """Elements of the input over all ranks."""
-        return self.case.channels * sum(map(self.case.count_of, range(self.case.world_size)))
+        """Elements of the input over all ranks and steps."""
+        return self.case.elements
 
 
 @dataclass(frozen=True, slots=True)

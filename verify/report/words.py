@@ -94,6 +94,11 @@ def _options(case: Case) -> list[str]:
     for name, text in (("input_layout", "input"), ("cotangent_layout", "cotangent")):
         if getattr(case, name) != "contiguous":
             parts.append(f"{getattr(case, name)} {text}")
+    for offset, text in ((case.input_offset, "input"), (case.cotangent_offset, "cotangent")):
+        if offset:
+            parts.append(f"{text} from element {offset} of its storage on")
+    if case.variance_exponent:
+        parts.append(f"running variance x 2^{case.variance_exponent}")
     if case.strided_buffers:
         parts.append("strided buffers")
     if case.values != "ordinary":
@@ -121,8 +126,22 @@ def _step(step: Step) -> str:
     notes = []
     if step.recompute:
         notes.append("recomputed")
-    if step.backward != "now":
-        notes.append("no backward" if step.backward == "none" else "late backward")
+    if step.grad_mode != "enabled":
+        notes.append("without gradients" if step.grad_mode == "no_grad" else "in inference mode")
+    elif step.backward != "now":
+        words = {"none": "no backward", "deferred": "late backward", "twice": "backward twice"}
+        notes.append(words[step.backward])
+    if step.batches:
+        notes.append(f"with {listing(step.batches)} samples")
+    if step.spatial:
+        shapes = " and ".join("x".join(map(str, sizes)) for sizes in step.spatial)
+        notes.append(f"spatial sizes {shapes}")
+    flags = (
+        (step.rewritten, "other parameters"),
+        (step.frozen, "parameters frozen"),
+        (step.edited, "output edited in place"),
+    )
+    notes += [text for flag, text in flags if flag]
     if step.accumulate:
         notes.append("accumulating")
     return f"{text} ({', '.join(notes)})" if notes else text

@@ -21,6 +21,7 @@ IDS = [
     "agreement",
     "dtype_and_layout",
     "purity",
+    "identity",
     "eval_is_local",
     "collectives",
     "nonfinite",

@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from properties.case import Step
 from properties.domain import Contract
 
 
@@ -58,11 +59,60 @@ def test_an_output_may_share_the_inputs_memory_only_in_place(scene):
 
 
 @pytest.mark.parametrize(("strides", "wrong"), [((1, 2), False), ((0, 1), True), ((3, 1), False)])
-def test_no_two_elements_of_an_output_share_memory_but_any_dense_order_will_do(scene, strides, wrong):
+def test_no_two_elements_of_an_output_share_memory_but_any_order_will_do_where_any_may(scene, strides, wrong):
     one = scene(batches=(2,), channels=2)
+    one.contract = Contract(memory_format="any")
     held = one.ranks[0].tensors["output.0"]
     one.put(0, "output.0", msgspec.structs.replace(held, strides=strides))
     assert (one.violated() == {"dtype_and_layout"}) is wrong
+
+
+@pytest.mark.parametrize(
+    ("layout", "strides", "right"),
+    [
+        ("contiguous", (24, 6, 3, 1), True),
+        ("contiguous", (24, 1, 12, 4), False),
+        ("contiguous", (48, 6, 3, 1), False),
+        ("channels_last", (24, 1, 12, 4), True),
+        ("channels_last", (24, 6, 3, 1), False),
+        ("permuted", (24, 6, 3, 1), True),
+        ("permuted", (1, 2, 8, 16), True),
+        ("contiguous", (), True),  # of a record that does not say
+    ],
+)
+def test_the_output_has_the_memory_format_of_the_input(scene, layout, strides, right):
+    one = scene(batches=(2,), channels=4, spatial=((2, 3),), input_layout=layout)
+    held = one.ranks[0].tensors["output.0"]
+    one.put(0, "output.0", msgspec.structs.replace(held, strides=strides))
+    assert one.violated() == (set() if right else {"dtype_and_layout"})
+    one.contract = Contract(memory_format="any")
+    assert one.violated() == set()
+
+
+def test_sizes_of_one_tell_no_memory_format(scene):
+    one = scene(batches=(2,), channels=4, spatial=((1, 1),), input_layout="channels_last")
+    held = one.ranks[0].tensors["output.0"]
+    one.put(0, "output.0", msgspec.structs.replace(held, strides=(4, 1, 1, 1)))
+    assert one.violated() == set()
+
+
+@pytest.mark.parametrize("grad_mode", ["no_grad", "inference"])
+def test_an_output_without_gradients_requires_none(scene, grad_mode):
+    one = scene(batches=(2, 2), steps=(Step(backward="none", grad_mode=grad_mode),))
+    for rank in (0, 1):
+        held = one.ranks[rank].tensors["output.0"]
+        one.put(rank, "output.0", msgspec.structs.replace(held, requires_grad=rank == 1))
+    (found,) = one.verdicts()["dtype_and_layout"].discrepancies
+    assert found.mismatched_ranks == (1,)
+    assert one.violated() == {"dtype_and_layout"}
+
+
+def test_other_tensors_in_the_place_of_buffers_are_a_violation_unless_the_contract_admits_them(scene):
+    one = scene(batches=(2, 2))
+    one.change(1, replaced=("running_mean.0",))
+    assert one.violated() == {"identity"}
+    one.contract = Contract(identity=False)
+    assert one.violated() == set()
 
 
 def test_a_stride_of_zero_along_a_size_of_one_is_harmless(scene):

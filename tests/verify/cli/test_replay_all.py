@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from properties.case import Case, CaseError
+from properties.case import Case
+from properties.case_checks import CaseError
 from properties.verdict import Discrepancy, Outcome, holds, violated
 from tests.verify.recorded import ARGUMENTS
 from verify import errors

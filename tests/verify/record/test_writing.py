@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from properties.case import Case, CaseError, encode
+from properties.case import Case, encode
+from properties.case_checks import CaseError
 from properties.observation import Observation, RankObservation, tensor_from_data
 from properties.verdict import Outcome, Verdict, holds, undecided
 from tests.verify.fakes import FakeRanks, examiner, tensor

@@ -46,7 +46,8 @@ class BareStep:
             step = self.case.steps[index]
             if what == "forward":
                 self.module.train(step.mode == "train")
-                outputs[index] = self._forward(index)
+                with torch.set_grad_enabled(step.grad_mode == "enabled"):
+                    outputs[index] = self._forward(index)
                 continue
             if not step.accumulate:
                 for parameter in parameters:
@@ -55,6 +56,8 @@ class BareStep:
             if output.requires_grad:
                 if self.case.recomputes(index, self.rank):
                     self.module.train(step.mode == "train")
+                if step.backward == "twice":
+                    output.backward(self.cotangents[index], retain_graph=True)
                 output.backward(self.cotangents[index])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

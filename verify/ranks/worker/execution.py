@@ -30,10 +30,16 @@ from verify.ranks.worker.exceptions import describe
 from verify.ranks.worker.inputs import StepData, draw
 from verify.ranks.worker.loader import Factory
 from verify.ranks.worker.memory_layouts import handed_on, same_bits
-from verify.ranks.worker.module import build
+from verify.ranks.worker.module import build, freeze, rewrite
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _PARAMETERS = ("weight", "bias")
+_KEPT = (*_PARAMETERS, *_BUFFERS)
+_GRAD_MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "enabled": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,7 @@ class Execution:
     Attributes:
         tensors: What was captured, by name.
         modified: Names of inputs, cotangents, parameters and earlier outputs that the subject changed.
+        replaced: Names of parameters and buffers that are no more the tensors that they were.
         raised: The exception that left the subject, if any.
         seconds: Time spent in the subject.
         digest: Of the inputs and cotangents drawn.
@@ -76,6 +83,7 @@ class Execution:
     ) -> None:
         self.tensors: dict[str, Captured] = {}
         self.modified: list[str] = []
+        self.replaced: list[str] = []
         self.raised: Raised | None = None
         self.seconds = 0.0
         self._case = case
@@ -87,10 +95,10 @@ class Execution:
         self._drawn = draw(case, place.rank, device=place.device)
         self.digest = self._drawn.digest
         self._data: dict[int, StepData] = {}  # of steps that have begun, until it has been looked at
-        held, count = period(case, place.rank), case.count_of(place.rank)
-        self._held = 0 if whole or case.wrong or held == count else held
+        self._whole = whole or bool(case.wrong)
         self._module: torch.nn.Module
         self._before: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, tuple[torch.Tensor, int]] = {}
 
     def run(self) -> None:
         """Build the subject and execute the schedule, until its end or the first exception."""
@@ -99,6 +107,7 @@ class Execution:
                 self._module = self._build()
             with self._looking("construct"):
                 self._before = {name: value.detach().clone() for name, value in self._tensors_of(_PARAMETERS)}
+                self._kept = {name: _identity(value) for name, value in self._tensors_of(_KEPT)}
             for what, step in events(self._case):
                 with self._looking(f"{what} {step}"):
                     (self._forward if what == "forward" else self._backward)(step)
@@ -136,7 +145,11 @@ class Execution:
     def _forward(self, index: int) -> None:
         step, data = self._case.steps[index], self._drawn.step(index)
         self._data[index] = data
-        with self._subject(f"forward {index}"):
+        if step.rewritten:
+            rewrite(self._case, self._module, step=index)
+            self._note_parameters(index, by_caller=True)
+        freeze(self._case, self._module, step=index)
+        with self._subject(f"forward {index}"), _GRAD_MODES[step.grad_mode]():
             self._module.train(step.mode == "train")
             if self._case.recomputes(index, self._place.rank):
                 with set_checkpoint_early_stop(False):
@@ -147,9 +160,12 @@ class Execution:
                 kind = type(output).__qualname__
                 raise TypeError(f"Expected a tensor, but the subject returned an object of type {kind}.")
             self.tensors[f"output.{index}"] = self._captured(output, index, data)
+            if step.edited and not self._inplace:
+                output.add_(1)
         data.output = output
         self._capture(_BUFFERS, str(index))
         self._note_parameters(index)
+        self._note_identity(index)
 
     def _applied(self, leaf: torch.Tensor) -> torch.Tensor:
         """Return what the subject makes of the input: of a fresh copy of it if it may overwrite that.
@@ -162,8 +178,8 @@ class Execution:
 
     def _backward(self, index: int) -> None:
         data = self._data[index]
-        parameters = dict(self._tensors_of(_PARAMETERS))
-        if not self._case.steps[index].accumulate:
+        step, parameters = self._case.steps[index], dict(self._tensors_of(_PARAMETERS))
+        if not step.accumulate:
             for parameter in parameters.values():
                 parameter.grad = None
         self._note_output(index)
@@ -171,7 +187,9 @@ class Execution:
         if output is not None and output.requires_grad:
             with self._subject(f"backward {index}"):
                 if self._case.recomputes(index, self._place.rank):  # a later step may have changed the mode
-                    self._module.train(self._case.steps[index].mode == "train")
+                    self._module.train(step.mode == "train")
+                if step.backward == "twice" and not self._inplace:
+                    self._backward_before(output, data, parameters)
                 output.backward(data.cotangent.tensor)
         self._note_data(index)
         del self._data[index]
@@ -181,6 +199,16 @@ class Execution:
             if gradient is not None:
                 self.tensors[f"{name}.{index}"] = self._captured(gradient, index, data)
         self._note_parameters(index)
+        self._note_identity(index)
+
+    @staticmethod
+    def _backward_before(output: torch.Tensor, data: StepData, parameters: dict[str, torch.Tensor]) -> None:
+        """Run a first backward that leaves no gradient behind, and retains the graph."""
+        leaves = (data.input.tensor, *parameters.values())
+        before = [None if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
+        output.backward(data.cotangent.tensor, retain_graph=True)
+        for leaf, gradient in zip(leaves, before, strict=True):
+            leaf.grad = gradient
 
     def _tensors_of(self, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
@@ -190,8 +218,12 @@ class Execution:
 
     def _captured(self, tensor: torch.Tensor, index: int, data: StepData) -> Captured:
         """Return a copy of an output or a gradient of a step with this data."""
-        compared = self._case.probe == "repeatable" or self._case.steps[index].backward != "now"
-        return capture(tensor, beside=data.input.tensor, held=self._held, with_bits=compared)
+        compared = self._case.probe == "repeatable" or self._case.steps[index].backward == "deferred"
+        sized, rank = self._case.at(index), self._place.rank
+        held = 0 if self._whole else period(sized, rank)
+        if held == sized.count_of(rank):
+            held = 0
+        return capture(tensor, beside=data.input.tensor, held=held, with_bits=compared)
 
     def _capture(self, names: tuple[str, ...], when: str) -> None:
         for name, value in self._tensors_of(names):
@@ -209,7 +241,9 @@ class Execution:
         """Note whether an output has changed since its forward, if another forward came in between."""
         data = self._data[index]
         output, before = data.output, self.tensors[f"output.{index}"]
-        if self._case.steps[index].backward != "now" and output is not None:
+        step = self._case.steps[index]
+        edited = step.edited and not self._inplace
+        if step.backward == "deferred" and not edited and output is not None:
             now = self._captured(output, index, data)
             if (now.dtype, now.array.tobytes(), now.bits) != (
                 before.dtype,
@@ -218,12 +252,26 @@ class Execution:
             ):
                 self.modified.append(f"output.{index}")
 
-    def _note_parameters(self, index: int) -> None:
+    def _note_parameters(self, index: int, *, by_caller: bool = False) -> None:
         """Note parameters that have changed since the last look, and go on from what they are now."""
         for name, value in self._tensors_of(_PARAMETERS):
             before = self._before.get(name)
             now = value.detach()
             if before is None or now.shape != before.shape or not same_bits(now, before):
                 self._before[name] = now.clone()
-                if f"{name}.{index}" not in self.modified:
+                if not by_caller and f"{name}.{index}" not in self.modified:
                     self.modified.append(f"{name}.{index}")
+
+    def _note_identity(self, index: int) -> None:
+        """Note parameters and buffers that are other tensors now, or lie elsewhere, and go on from these."""
+        for name, value in self._tensors_of(_KEPT):
+            now, before = _identity(value), self._kept.get(name)
+            if before is None or now[0] is not before[0] or now[1] != before[1]:
+                self._kept[name] = now
+                if f"{name}.{index}" not in self.replaced:
+                    self.replaced.append(f"{name}.{index}")
+
+
+def _identity(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return the tensor, which is kept alive by that, and where its memory begins."""
+    return tensor, tensor.data_ptr()

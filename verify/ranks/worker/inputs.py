@@ -55,7 +55,7 @@ class DrawnCase:
 
     def step(self, index: int) -> StepData:
         """Return the data of a step."""
-        return _lay_out(self.case, self.rank, index, self.device, self.blocks[index])
+        return _lay_out(self.case.at(index), self.rank, index, self.device, self.blocks[index])
 
 
 def draw(case: Case, rank: int, *, device: torch.device) -> DrawnCase:
@@ -86,8 +86,10 @@ def _lay_out(
     cotangent_layout = "contiguous" if case.wrong == "dims" else case.cotangent_layout
     if case.wrong == "dims" and case.cotangent_layout == "expanded":
         cotangents = np.broadcast_to(cotangents, shape).copy()
-    x = lay_out(inputs, layout, dtype=dtype, device=device, shape=shape)
-    g = lay_out(cotangents, cotangent_layout, dtype=dtype_of(case.dtype), device=device, shape=shape)
+    place = {"device": device, "shape": shape}
+    x = lay_out(inputs, layout, dtype=dtype, offset=case.input_offset, **place)
+    like = {"dtype": dtype_of(case.dtype), "offset": case.cotangent_offset}
+    g = lay_out(cotangents, cotangent_layout, **like, **place)
     data = StepData(input=x, cotangent=g, input_before=Before(x), cotangent_before=Before(g))
     x.tensor.requires_grad_(requires_grad)
     return data

@@ -199,6 +199,7 @@ class Worker:
             ending="raised" if execution.raised else "returned",
             raised=execution.raised,
             modified=tuple(execution.modified),
+            replaced=tuple(execution.replaced),
             ledger=self._ledger.take(),
             digest=execution.digest,
             seconds=execution.seconds,

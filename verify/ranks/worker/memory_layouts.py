@@ -21,6 +21,10 @@ SAMPLES_ONE_BY_ONE = 256
 """Above so many samples a block that repeats is made, and compared, in one go: it takes memory of its own."""
 
 
+_GAP = 24.0
+"""What lies between and around the elements of a view: far from most values, never to be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class LaidOut:
     """A tensor as the subject sees it and, for comparison, a dense tensor over the storage it views.
@@ -47,8 +51,11 @@ def lay_out(
     dtype: torch.dtype,
     device: torch.device,
     shape: tuple[int, ...],
+    offset: int = 0,
 ) -> LaidOut:
     """Return `values`, in logical order, as a tensor of `shape` in this layout.
+
+    A dense one may begin `offset` elements inside its storage, which then goes on as far behind it.
 
     contiguous: C order. channels_last: torch's memory format of 4-D and 5-D tensors. permuted: all dimensions
     in reverse order in memory. sliced: every second position of the last dimension of a longer tensor, from
@@ -67,15 +74,15 @@ def lay_out(
             return LaidOut(dense.expand(shape), dense)
         case "contiguous":
             dense = plain.reshape(shape)
-            return LaidOut(dense, dense, period)
+            return _inside(dense, dense, offset) if offset else LaidOut(dense, dense, period)
         case "channels_last":
             last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
             dense = plain.reshape(shape).contiguous(memory_format=last)
-            return LaidOut(dense, dense)
+            return _inside(dense, dense, offset)
         case "permuted":
             axes = tuple(reversed(range(len(shape))))
             storage = plain.reshape(shape).permute(axes).contiguous()
-            return LaidOut(storage.permute(axes), storage)
+            return _inside(storage.permute(axes), storage, offset)
         case "sliced":
             return _sliced(plain.reshape(shape))
 
@@ -147,10 +154,21 @@ def _repeated(period: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return block.view(-1).view(samples, channels, positions)  # the strides of axes of size 1, too
 
 
+def _inside(view: torch.Tensor, storage: torch.Tensor, offset: int) -> LaidOut:
+    """Return a dense view that begins `offset` elements inside a longer storage; 0 for the view as it is."""
+    if not offset:
+        return LaidOut(view, storage)
+    size = view.numel()
+    longer = torch.full((size + 2 * offset,), _GAP, dtype=view.dtype, device=view.device)
+    moved = longer.as_strided(view.shape, view.stride(), offset)
+    moved.copy_(view)
+    return LaidOut(moved, longer)
+
+
 def _sliced(plain: torch.Tensor) -> LaidOut:
     """Lay `plain` as a view with gaps; they hold a number far from most values, never to be read."""
     longer = [size + 1 for size in plain.shape[:-1]] + [2 * plain.shape[-1] + 1]
-    storage = torch.full(longer, 24.0, dtype=plain.dtype, device=plain.device)
+    storage = torch.full(longer, _GAP, dtype=plain.dtype, device=plain.device)
     view = storage[tuple(slice(1, None) for _ in longer[:-1])][..., 1::2]
     view.copy_(plain)
     return LaidOut(view, storage)

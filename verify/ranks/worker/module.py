@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from properties.case import Case
-from properties.values.elements import parameters
+from properties.values.elements import affine, parameters
 from verify.ranks.worker.loader import Factory
 from verify.ranks.worker.memory_layouts import dtype_of, strided
 
@@ -63,6 +63,26 @@ def _fill(case: Case, module: torch.nn.Module) -> None:
         parameter = getattr(module, name, None)
         if isinstance(parameter, torch.Tensor):
             parameter.requires_grad_(requires_grad=False)
+
+
+def freeze(case: Case, module: torch.nn.Module, *, step: int) -> None:
+    """Freeze weight and bias if `step` does; if the one before it did, have them require a gradient again."""
+    frozen = case.steps[step].frozen
+    if frozen or (step and case.steps[step - 1].frozen):
+        for name in {"weight", "bias"}.difference(case.frozen):
+            parameter = getattr(module, name, None)
+            if isinstance(parameter, torch.Tensor) and parameter.is_leaf:
+                parameter.requires_grad_(not frozen)
+
+
+def rewrite(case: Case, module: torch.nn.Module, *, step: int) -> None:
+    """Write the values of weight and bias in `step` into those of `module`."""
+    weight, bias = affine(case, step)
+    with torch.no_grad():
+        if case.has_weight:
+            _copy(module, "weight", weight)
+        if case.has_bias:
+            _copy(module, "bias", bias)
 
 
 def _copy(module: torch.nn.Module, name: str, values: NDArray[np.float64]) -> torch.Tensor:
