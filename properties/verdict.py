@@ -32,6 +32,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         mismatched, elements: How many elements lie beyond their bound, of how many that were judged.
         at_least: More than `mismatched` may be: of a large tensor not all are looked at one by one.
         channels: Channels that hold a mismatched element.
+        pattern: Which elements of the rank's tensor are mismatched, in words, if an index tells.
         mismatched_ranks: Ranks that hold one.
         message: One sentence for people, where numbers do not tell it.
         ending: For the property `ending`: raised, timeout or died.
@@ -49,6 +50,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     elements: int = 0
     at_least: bool = False
     channels: tuple[int, ...] = ()
+    pattern: str = ""
     mismatched_ranks: tuple[int, ...] = ()
     message: str = ""
     ending: str = ""

@@ -54,10 +54,12 @@ class History(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         when: Always (empty); the `first` time in a process; only when it has run before in it (`again`), or
             `after` other cases; `unknown` if it holds on new ranks, and after the cases before it, too.
         after: The cases that must run before it.
+        holds: Changes with which it holds, in words (`verify.engine.contrast`).
     """
 
     when: Literal["", "first", "again", "after", "unknown"] = ""
     after: tuple[Case, ...] = ()
+    holds: tuple[str, ...] = ()
 
 
 ALWAYS = History()

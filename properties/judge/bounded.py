@@ -36,6 +36,7 @@ from properties.case import Case
 from properties.expectation.expected import Expected, Interval
 from properties.judge.bits import hexadecimal, number
 from properties.judge.completion import INCOMPLETE, complete_ranks, failed_ranks
+from properties.judge.pattern import pattern
 from properties.observation import Observation, Tensor
 from properties.values.period import fold
 from properties.verdict import Discrepancy, Outcome, Verdict, undecided
@@ -267,6 +268,7 @@ def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int) ->
         elements=elements,
         at_least=any(entry.tensor.positions is not None for entry, _ in guilty),
         channels=tuple(sorted(channels)),
+        pattern="" if pair.tensor.positions is not None else pattern(part > 1),
         mismatched_ranks=tuple(entry.rank for entry, _ in guilty),
     )
 

@@ -145,8 +145,8 @@ DTYPE_AND_LAYOUT = Property(
     id="dtype_and_layout",
     judge=dtype_and_layout,
     holds=(
-        "Every tensor has the dtype and shape that it must have, and every output its own memory, and "
-        "requires a gradient exactly if the input, weight or bias does, in the memory format of the input."
+        "Every tensor has the dtype and shape that it must have; every output has its own memory, in the "
+        "memory format of the input, and requires a gradient exactly if the input, weight or bias does."
     ),
     violation="a tensor has not the dtype, shape or memory that it must have",
     must="every tensor must have the dtype, shape and memory of torch's batch norm.",

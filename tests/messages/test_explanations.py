@@ -128,6 +128,26 @@ def test_a_failure_that_needs_a_history_says_so_and_how_to_see_it(
     assert command in told
 
 
+def test_what_decides_is_told(snapshot: SnapshotAssertion) -> None:
+    tail = msgspec.structs.replace(FORWARD, pattern="samples from 3 on")
+    case = msgspec.structs.replace(
+        CASE, random_parameters=True, steps=(Step(), Step(rewritten=True, batches=(1, 2, 4)))
+    )
+    made = trial(violated("forward", [tail], elements=72), case=case)
+    assert text(made, history=History(holds=("in float32", "with equal batches"))) == snapshot
+
+
+def test_of_a_channel_nothing_is_told_where_nothing_is_drawn() -> None:
+    made = trial(violated("forward", [FORWARD], elements=72))
+    assert "Channel" not in text(made)
+    wide = msgspec.structs.replace(CASE, variance_exponent=18)
+    assert "running variance 2.6e+05 before" in text(trial(violated("forward", [FORWARD]), case=wide)).replace(
+        "262144", "2.6e+05"
+    )
+    end = msgspec.structs.replace(FORWARD, quantity="running_var.end", index=(1,))
+    assert "Channel  1 has " in text(trial(violated("running_var", [end]), case=wide))
+
+
 @pytest.mark.parametrize(("minimal", "advice"), [(True, True), (None, True), (False, False)])
 def test_a_looser_grade_is_advised_only_by_a_case_that_was_minimised(
     minimal: bool | None, *, advice: bool
@@ -269,8 +289,20 @@ def test_a_disagreement_of_bits_and_a_missing_value(snapshot: SnapshotAssertion)
             probe="scaling",
         ),
         Case(wrong="channels"),
+        Case(
+            spatial=((2, 2),),
+            input_offset=3,
+            cotangent_offset=8,
+            variance_exponent=-18,
+            steps=(
+                Step(mode="eval", backward="none", grad_mode="inference"),
+                Step(backward="none", grad_mode="no_grad"),
+                Step(backward="twice", rewritten=True, batches=(3, 0)),
+                Step(edited=True, frozen=True, spatial=((2, 5), (1, 4))),
+            ),
+        ),
     ],
-    ids=["plain", "uneven", "everything", "wrong"],
+    ids=["plain", "uneven", "everything", "wrong", "schedule"],
 )
 def test_a_case_in_words(case: Case, snapshot: SnapshotAssertion) -> None:
     assert case_words(case) == snapshot

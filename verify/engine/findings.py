@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from properties.case import Case
+from properties.verdict import Outcome
 from verify.config import Policy
+from verify.engine.contrast import contrasts
 from verify.engine.deadline import Deadline
 from verify.engine.examiner import Examiner
-from verify.engine.failures import Failures
+from verify.engine.failures import Failures, property_of
 from verify.engine.recurrence import history_of
 from verify.engine.search import Found, Limits, Minimum, Source, StopSearch, minimise
 from verify.engine.simplify import weight
@@ -209,14 +212,17 @@ class Findings:
         kept: list[Trial] = []
         until = self.deadline.clock() + RECURRENCE_SECONDS
 
-        def run(case: Case) -> bool:
+        def run(case: Case) -> Trial:
             if len(kept) and (self.deadline.over or self.deadline.clock() > until):
                 raise StopSearch
             self.tally.minimising()
             trial = self.examiner.examine(case, grades=case == minimum.case)
             if case == minimum.case and (not kept or minimum.kind in trial.failures):
                 kept[:] = [trial]
-            return minimum.kind in trial.failures
+            return trial
+
+        def fails(case: Case) -> bool:
+            return minimum.kind in run(case).failures
 
         compiled = smallest and smallest.observation and any(r.compiled for r in smallest.observation.ranks)
         # A rank that hangs or dies is replaced anyway; new ranks would compile anew, for minutes.
@@ -227,10 +233,28 @@ class Findings:
         before = [case for case in self.recent if case.world_size == size and case != minimum.case]
         spec = self.examiner.subject.spec
         try:
-            history = history_of(minimum.case, run, lambda: ranks.renew(spec), before)
+            history = history_of(minimum.case, fails, lambda: ranks.renew(spec), before)
         except StopSearch:
             history = ALWAYS if minimum.kind in kept[0].failures else History(when="unknown")
+        if history == ALWAYS and minimum.complete and not minimum.case.wrong:
+            history = History(holds=self._contrasts(minimum, run))
         return kept[0], history
+
+    def _contrasts(self, minimum: Minimum, run: Callable[[Case], Trial]) -> tuple[str, ...]:
+        """Return with which changes the smallest case holds; none after one that hangs."""
+        domain, wanted, hung = self.examiner.subject.promise.domain, property_of(minimum.kind), False
+
+        def holds(case: Case) -> bool:
+            nonlocal hung
+            if hung or not self.examiner.parts.admits(domain, case) or self.deadly.entry(case):
+                return False
+            with contextlib.suppress(StopSearch):
+                trial = run(case)
+                hung = "timeout" in trial.endings
+                return any(one.property == wanted and one.outcome is Outcome.HOLDS for one in trial.verdicts)
+            return False
+
+        return contrasts(minimum.case, holds)
 
 
 def _ends_ranks(kind: str) -> bool:

@@ -11,10 +11,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from properties.case import encode
+from properties.case import Case, encode
 from properties.judge.catalogue import PROPERTIES
 from properties.judge.ending import describe_ending
 from properties.observation import RankObservation
+from properties.values.elements import affine, parameters
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.known.entries import Entry
 from verify.report.ledger_words import first_mismatch, summary
@@ -29,6 +30,10 @@ _MAX_STACK_LINES = 14
 _MACHINERY = ("/verify/ranks/", '"<string>"', "/torch/nn/modules/module.py")
 _INDENT = " " * 9
 _MOST_NAMED = 3
+_OF_A_CHANNEL = (
+    *("output", "grad_input", "grad_weight", "grad_bias"),
+    *("running_mean", "running_var"),
+)
 _WEAK = 2.0
 """Ratio below which a cause is a weak lead."""
 NOTHING_KNOWN = Likeness()
@@ -76,8 +81,10 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         _case_line(occurrence),
         *_let_then(occurrence, found),
         *_however(found),
+        *_channel(occurrence.trial.case, found),
         *_others(verdict),
         *_endings(occurrence.trial, verdict.property),
+        *_contrast(occurrence),
         *_grades(occurrence),
         *_native(occurrence.native),
         *_resembles(occurrence.likeness, weak=_is_weak(verdict)),
@@ -137,6 +144,28 @@ def _mismatched(found: Discrepancy) -> Iterator[str]:
     greatest = f" Greatest: {ratio(found.ratio)} x bound." if found.bound else ""
     least = "at least " if found.at_least else ""
     yield f"Mismatched elements: {least}{found.mismatched} / {found.elements} ({share}){where}.{greatest}"
+    if found.pattern:
+        yield f"Where    on rank {found.rank} the {found.pattern}; all others there are right."
+
+
+def _channel(case: Case, found: Discrepancy) -> Iterator[str]:
+    """Yield the parameters and first buffers of the failing channel, where they are drawn."""
+    drawn = case.random_parameters or case.variance_exponent or any(step.rewritten for step in case.steps)
+    name, _, step = found.quantity.rpartition(".")
+    if not (drawn and found.index and name in _OF_A_CHANNEL):
+        return
+    c = found.index[1] if name in ("output", "grad_input") else found.index[0]
+    k = int(step) if step.isdecimal() else len(case.steps) - 1
+    weight, bias = affine(case, k)
+    first = parameters(case)
+    values = {"weight": weight[c]} if case.has_weight else {}
+    values |= {"bias": bias[c]} if case.has_bias else {}
+    if case.tracking:
+        values |= {"running mean": first.running_mean[c], "running variance": first.running_var[c]}
+    listed = ", ".join(f"{name} {shown(float(value))}" for name, value in values.items())
+    when = " before the first step" if case.tracking else ""
+    if values:
+        yield f"Channel  {c} has {listed}{when}."
 
 
 def _others(verdict: Verdict) -> Iterator[str]:
@@ -191,6 +220,12 @@ def _own_frames(lines: list[str]) -> list[str]:
         if keep:
             kept.append(line)
     return kept
+
+
+def _contrast(occurrence: Occurrence) -> Iterator[str]:
+    """Yield with which changes the smallest case holds."""
+    if holds := occurrence.history.holds:
+        yield f"Holds    {', '.join(holds)}; with other changes that were tried it fails as well."
 
 
 def _grades(occurrence: Occurrence) -> Iterator[str]:

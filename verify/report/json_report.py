@@ -132,5 +132,6 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "convention": failure.convention,
         "cases": failure.cases,
         "when": failure.history.when,
+        "holds": list(failure.history.holds),
         "ending": found.ending,
     }
