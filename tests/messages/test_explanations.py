@@ -141,9 +141,9 @@ def test_of_a_channel_nothing_is_told_where_nothing_is_drawn() -> None:
     made = trial(violated("forward", [FORWARD], elements=72))
     assert "Channel" not in text(made)
     wide = msgspec.structs.replace(CASE, variance_exponent=18)
-    assert "running variance 2.6e+05 before" in text(trial(violated("forward", [FORWARD]), case=wide)).replace(
-        "262144", "2.6e+05"
-    )
+    assert "running variance 2.6e+05 before" in text(
+        trial(violated("forward", [FORWARD]), case=wide)
+    ).replace("262144", "2.6e+05")
     end = msgspec.structs.replace(FORWARD, quantity="running_var.end", index=(1,))
     assert "Channel  1 has " in text(trial(violated("running_var", [end]), case=wide))
 
