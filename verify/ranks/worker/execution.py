@@ -34,6 +34,8 @@ from verify.ranks.worker.module import build, freeze, rewrite
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _PARAMETERS = ("weight", "bias")
+_KEPT_ON = ("deferred", "none")
+"""Steps whose output the caller still has when the next forward runs."""
 _KEPT = (*_PARAMETERS, *_BUFFERS)
 _GRAD_MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "enabled": contextlib.nullcontext,
@@ -113,6 +115,8 @@ class Execution:
                     (self._forward if what == "forward" else self._backward)(step)
             with self._looking("end"):
                 self._capture(_BUFFERS, "end")
+                for step in sorted(self._data):  # without a backward
+                    self._note_output(step)
         except _Left as left:
             self.raised = left.raised
         for step in sorted(self._data):
@@ -218,7 +222,7 @@ class Execution:
 
     def _captured(self, tensor: torch.Tensor, index: int, data: StepData) -> Captured:
         """Return a copy of an output or a gradient of a step with this data."""
-        compared = self._case.probe == "repeatable" or self._case.steps[index].backward == "deferred"
+        compared = self._case.probe == "repeatable" or self._case.steps[index].backward in _KEPT_ON
         sized, rank = self._case.at(index), self._place.rank
         held = 0 if self._whole else period(sized, rank)
         if held == sized.count_of(rank):
@@ -238,12 +242,15 @@ class Execution:
         self.modified.extend(f"{name}.{index}" for name in self._data[index].modified())
 
     def _note_output(self, index: int) -> None:
-        """Note whether an output has changed since its forward, if another forward came in between."""
+        """Note whether an output has changed since its forward, if another forward may have come in between.
+
+        Who evaluates several batches keeps their outputs, as the caller of a deferred backward does.
+        """
         data = self._data[index]
         output, before = data.output, self.tensors[f"output.{index}"]
         step = self._case.steps[index]
         edited = step.edited and not self._inplace
-        if step.backward == "deferred" and not edited and output is not None:
+        if step.backward in _KEPT_ON and not edited and output is not None:
             now = self._captured(output, index, data)
             if (now.dtype, now.array.tobytes(), now.bits) != (
                 before.dtype,

@@ -150,6 +150,31 @@ def test_other_tensors_and_other_memory_are_noted_by_step(misbehaves, replaced):
     assert run.replaced == replaced
 
 
+@pytest.mark.parametrize("backward", ["none", "now"])
+def test_an_output_that_the_caller_keeps_is_left_alone(backward):
+    class Workspace(torch.autograd.Function):
+        """The identity, into memory that the next call overwrites."""
+
+        held = torch.empty(3, 1)
+
+        @staticmethod
+        def forward(ctx, y):
+            return Workspace.held.copy_(y.detach()).view_as(y)
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    forward = _Norm.forward
+    mode = "no_grad" if backward == "none" else "enabled"
+    try:
+        _Norm.forward = lambda self, x: Workspace.apply(forward(self, x))
+        run, _ = ran(Case(batches=(3,), steps=(Step(backward=backward, grad_mode=mode), Step())))
+    finally:
+        _Norm.forward = forward
+    assert run.modified == ([] if backward == "now" else ["output.0"])
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
 def test_a_tensor_may_begin_inside_its_storage(layout):
     spatial = ((2, 2),)
