@@ -64,6 +64,11 @@ CONVENTIONS: tuple[dict[str, str], ...] = (
     {"recompute_updates": "once"},
     {"running_var": "biased", "momentum": "decay"},
 )
+FORMS: dict[str, tuple[str, str]] = {
+    "dtype_and_layout": ("memory_format", "any"),
+    "identity": ("identity", "no"),
+}
+"""Settings of a contract that only say which form tensors have, by the property that asks for it."""
 CONVENTION_CLASSES = {
     "running_var": (7,),
     "momentum": (17,),
@@ -99,12 +104,14 @@ class Diagnosis:
     Attributes:
         causes: Ids by the property that they explain, most specific first.
         convention: Settings of a contract under which nothing is violated; empty if there are none.
+        forms: Of a property alone that holds under another setting of the contract, that setting.
         stages: What is wrong first where a property is violated, by the property; see
             `properties.diagnosis.stages`.
     """
 
     causes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     convention: dict[str, str] = field(default_factory=dict)
+    forms: dict[str, tuple[str, str]] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def of(self, property_id: str) -> tuple[str, ...]:
@@ -161,10 +168,10 @@ def diagnose(
         for one in evidence
         if not is_large(one.case)
     }
-    stages = dict(_stages(evidence, right))
+    stages, forms = dict(_stages(evidence, right)), dict(_forms(evidence, contract, right))
     numeric = [one for one in evidence if _predictable(one.case)]
     if not any(set(one.violated) & set(NUMERIC) for one in numeric):
-        return Diagnosis(causes=causes, stages=stages)
+        return Diagnosis(causes=causes, forms=forms, stages=stages)
     for one in numeric:  # compiles what has not been compiled, outside of the time
         predict(one.case, contract, grade, device=device, variant=RIGHT)
     search = _Search(
@@ -176,7 +183,25 @@ def diagnose(
     for name, names in found.items():
         beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
         causes[name] = (*names, *beside)
-    return Diagnosis(causes=causes, convention=convention, stages=stages)
+    return Diagnosis(causes=causes, convention=convention, forms=forms, stages=stages)
+
+
+def _forms(
+    evidence: Sequence[Evidence], contract: Contract, right: dict[Case, Expected]
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield each violated property that holds in all the evidence under another setting of its own."""
+    for name, (key, setting) in FORMS.items():
+        violating = [one for one in evidence if name in one.violated]
+        other = msgspec.structs.replace(contract, **{key: False if setting == "no" else setting})
+        if violating and all(
+            one.case in right
+            and all(
+                verdict.outcome is not Outcome.VIOLATED
+                for verdict in judge(one.case, one.observation, right[one.case], other, only=(name,))
+            )
+            for one in violating
+        ):
+            yield name, (key, setting)
 
 
 def _stages(evidence: Sequence[Evidence], right: dict[Case, Expected]) -> Iterator[tuple[str, Stage]]:

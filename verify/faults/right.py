@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from verify.subjects.channels import native_layout
+
 _ANY_EPS = {"eps": ["positive", "zero"]}
 
 
@@ -31,9 +33,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _unrows(rows: Tensor, like: Tensor) -> Tensor:
-    """Return (C, n) in the shape (N, C, ...) of `like`."""
+    """Return (C, n) in the shape (N, C, ...) and the memory format of `like`."""
     n, c, *spatial = like.shape
-    return rows.reshape(c, n, *spatial).movedim(0, 1).contiguous()
+    return native_layout(rows.reshape(c, n, *spatial).movedim(0, 1), like)
 
 
 def _invstd(var: Tensor, eps: float) -> Tensor:

@@ -281,6 +281,9 @@ def _resembles(likeness: Likeness, *, weak: bool) -> Iterator[str]:
         settings = " ".join(shlex.quote(f"--contract={key}={value}") for key, value in likeness.convention)
         means = "".join(_CONVENTIONS.get(one, "") for one in likeness.convention)
         yield f"A convention rather than a fault? All discrepancies vanish with {settings}{means}."
+    elif likeness.form:
+        setting = "--contract={}={}".format(*likeness.form)
+        yield f"A convention rather than a fault? Of this property nothing is violated with {setting}."
     if likeness.stage[0] not in _SAID_ALREADY and not likeness.convention:
         yield f"First wrong is {likeness.stage[1]}."
     resembles = "Weakly resembles" if weak else "Resembles"
@@ -290,7 +293,7 @@ def _resembles(likeness: Likeness, *, weak: bool) -> Iterator[str]:
         yield f"Also predicted by {listing(more)}."
     if likeness.error:
         yield f"No cause was looked up: {likeness.error}."
-    elif likeness.trials and not likeness.causes and not likeness.convention:
+    elif likeness.trials and not (likeness.causes or likeness.convention or likeness.form):
         yield "Resembles none of the known causes."
 
 

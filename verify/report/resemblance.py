@@ -58,6 +58,7 @@ class Likeness:
     Attributes:
         causes: (id, what the subject does), most specific first.
         convention: Settings of a contract under which nothing is violated.
+        form: The setting of a contract under which the property alone holds; empty if there is none.
         trials: How many trials the causes were compared with.
         stage: What is wrong first, by its name and in words; empty if nothing tells.
         error: Why the diagnosis failed, if it did.
@@ -65,6 +66,7 @@ class Likeness:
 
     causes: tuple[tuple[str, str], ...] = ()
     convention: tuple[tuple[str, str], ...] = ()
+    form: tuple[str, str] | tuple[()] = ()
     trials: int = 0
     stage: tuple[str, str] = ("", "")
     error: str = ""
@@ -124,6 +126,7 @@ class Resemblance:
         return Likeness(
             causes=tuple((name, self.diagnoses.words_of(name)) for name in names),
             convention=tuple(self._latest.convention.items()),
+            form=self._latest.forms.get(property_id, ()),
             trials=len(self._seen),
             stage=(stage, self.diagnoses.stage_words(stage)) if stage else ("", ""),
         )
