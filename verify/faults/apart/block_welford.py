@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from verify.faults.apart import VIEW
+
 BLOCK = 64
 
 
@@ -91,6 +93,8 @@ class Kernel(torch.autograd.Function):
 
 class BlockWelford(nn.SyncBatchNorm):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = VIEW
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() < 2 or input.shape[1] != self.num_features or not input.is_floating_point():

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from verify.faults.apart import FORM
+
 
 class Stats(NamedTuple):
     """Count, mean and variance."""
@@ -67,7 +69,7 @@ class NormaliseRows(torch.autograd.Function):
 class ChannelRows(nn.SyncBatchNorm):
     """The right one: sums one by one down the rows, grade B."""
 
-    syncbn_verify: dict[str, Any] = {"grade": "B"}
+    syncbn_verify: dict[str, Any] = {**FORM, "grade": "B"}
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() < 2 or input.shape[1] != self.num_features or not input.is_floating_point():

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from verify.faults.apart import FORM
+
 
 class SumOverRanks(torch.autograd.Function):
     """All-reduces; so does its backward."""
@@ -47,6 +49,8 @@ class AveragingBack(SumOverRanks):
 
 class DifferentiableSums(_BatchNorm):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = FORM
 
     summed: Any = SumOverRanks
 

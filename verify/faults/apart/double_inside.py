@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 
+from verify.faults.apart import FORM
+
 
 class CutToBfloat16(torch.autograd.Function):
     """Keeps the upper half of a float32."""
@@ -27,6 +29,8 @@ class CutToBfloat16(torch.autograd.Function):
 
 class DoubleInside(nn.Module):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = FORM
 
     finish: Callable[[Tensor, torch.dtype], Tensor] = staticmethod(lambda y, dtype: y.to(dtype))
 

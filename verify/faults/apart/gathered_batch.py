@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from verify.faults.apart import FORM
+
 
 class GatherBatch(torch.autograd.Function):
     """(C, n) of each rank to (C, n of all); the backward sums and cuts out the own part."""
@@ -36,6 +38,8 @@ class GatherBatch(torch.autograd.Function):
 
 class GatheredBatch(_BatchNorm):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = FORM
 
     def __init__(
         self,

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from verify.faults.apart import VIEW
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of sums."""
@@ -82,6 +84,8 @@ class TripleFunction(torch.autograd.Function):
 
 class GatheredTriples(nn.SyncBatchNorm):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = VIEW
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() < 2 or input.shape[1] != self.num_features or not input.is_floating_point():

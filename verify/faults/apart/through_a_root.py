@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from verify.faults.apart import VIEW
+
 
 class Server:
     """What a group asks of its first rank."""
@@ -91,6 +93,8 @@ class ServedFunction(torch.autograd.Function):
 
 class ThroughARoot(nn.SyncBatchNorm):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = VIEW
 
     backward_server: type[Server] = Server
 

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from verify.faults.apart import FORM
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -79,6 +81,8 @@ class Standardise(torch.autograd.Function):
 
 class TreeMerge(nn.SyncBatchNorm):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = FORM
 
     leaf: type[Leaf] = Leaf
 

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from verify.faults.apart import VIEW
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -71,6 +73,8 @@ class Rounds(torch.autograd.Function):
 
 class TwoRounds(nn.SyncBatchNorm):
     """The right one."""
+
+    syncbn_verify: dict[str, Any] = VIEW
 
     operation: Any = dist.ReduceOp.SUM
     sign = 1
