@@ -13,6 +13,8 @@ from torch import Tensor
 
 from verify.faults.backward import Pair, Saved
 from verify.faults.contracts import (
+    AlwaysContiguous,
+    Assigns,
     Binned,
     DecayWeighted,
     InDtypeLerp,
@@ -135,3 +137,21 @@ class ReadsOverwritten(Aggregated):
 
     syncbn_verify = declares(inplace=True)
     rule = _Stale
+
+
+class UpdatesWhatItHad(Assigns):
+    """Assigns its buffers, of which it always updates those that it was made with."""
+
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        self.made_with = getattr(self, "made_with", None) or dict(self._buffers)
+        self._buffers.update(self.made_with)
+        super()._track(mean, var)
+
+
+class ReadsItsOwnFormat(AlwaysContiguous):
+    """Reads channels_last memory of four dimensions as contiguous, since its outputs are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last):
+            input = input.permute(0, 2, 3, 1).reshape(input.shape)
+        return super().forward(input)

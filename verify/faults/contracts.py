@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verify.faults.backward import Pair, Saved, Stepwise, _Function, all_reduced
-from verify.faults.right import AllGather, AllReduce, Blocks, Explicit, TwoPass, _sum_over
+from verify.faults.right import AllGather, AllReduce, Blocks, Explicit, Folded, Shared, TwoPass, _sum_over
 from verify.subjects.aggregated import Aggregated, Normalise, Statistics, inverse_deviation
 
 
@@ -82,19 +82,6 @@ class MeansInBackward(SumsInBackward):
         weight, bias = super().parameter_gradients(sums, g, saved)
         ranks = 1 if saved.group is None else dist.get_world_size(saved.group)
         return weight / ranks, bias / ranks
-
-
-class Shared(torch.autograd.Function):
-    """A parameter that all ranks share: the identity, whose gradient is divided, then summed."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, group: Any, divisor: int) -> Tensor:
-        ctx.group, ctx.divisor = group, divisor
-        return parameter.clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return _sum_over(ctx.group, g / ctx.divisor), None, None
 
 
 class SumsByAutograd(AllReduce):
@@ -303,33 +290,12 @@ class RandomSplit(TwoPass):
 # scaling=no
 
 
-class _SummedApply(torch.autograd.Function):
-    """(x - mean) * invstd by torch's own formula for the gradient, with the sums of the subject."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, invstd: Tensor, subject: Any, group: Any) -> Tensor:
-        ctx.save_for_backward(x, mean, invstd)
-        ctx.subject, ctx.n, ctx.group = subject, subject.total, group
-        return (x - mean[:, None]) * invstd[:, None]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, invstd = ctx.saved_tensors
-        xmu = x - mean[:, None]
-        sums = torch.stack([ctx.subject.summed(dy), ctx.subject.summed(dy * xmu)])
-        sums = _sum_over(ctx.group, sums)
-        slope = invstd * invstd * sums[1] / ctx.n
-        dx = (dy - (sums[0] / ctx.n)[:, None] - xmu * slope[:, None]) * invstd[:, None]
-        return dx, None, None, None, None
-
-
 class Binned(Explicit):
     """Sums the values of every four binary exponents apart, then these sums."""
 
     syncbn_verify = declares(scaling="no")
 
     def summed(self, values: Tensor) -> Tensor:
-        """Return the sum of `values` (C, n) over n."""
         bins = torch.frexp(values)[1] // 4
         parts = [torch.where(bins == one, values, 0).sum(1) for one in bins.unique()]
         return torch.stack(parts).sum(0) if parts else values.sum(1)
@@ -337,9 +303,6 @@ class Binned(Explicit):
     def moments(self, x: Tensor, group: Any) -> tuple[Tensor, Tensor]:
         mean = _sum_over(group, self.summed(x)) / self.total
         return mean, _sum_over(group, self.summed((x - mean[:, None]).square())) / self.total
-
-    def output(self, x: Tensor, mean: Tensor, invstd: Tensor, group: Any) -> Tensor:
-        return self.scale(_SummedApply.apply(x, mean, invstd, self, group))
 
 
 class Thresholds(Binned):
@@ -385,3 +348,52 @@ class CopiesBack(AllReduce):
 
     def forward(self, input: Tensor) -> Tensor:
         return input.copy_(super().forward(input.clone()))
+
+
+# identity=no
+
+
+class Assigns(TwoPass):
+    """Assigns its buffers, as code without in-place operations does."""
+
+    syncbn_verify = declares(identity=False)
+
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        factor = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        for name, new in (("running_mean", mean), ("running_var", var)):
+            old = getattr(self, name)
+            setattr(self, name, ((1 - factor) * old.to(new.dtype) + factor * new).to(old.dtype))
+
+
+class GivesMemory(AllReduce):
+    """Moves its buffers into new memory, by `data`, and updates them there."""
+
+    syncbn_verify = declares(identity=False)
+
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        with torch.inference_mode(mode=False):
+            for buffer in (self.running_mean, self.running_var):
+                buffer.data = buffer.clone()
+        super()._track(mean, var)
+
+
+# memory_format=any
+
+
+class AlwaysContiguous(Folded):
+    """Returns a contiguous output whatever its input."""
+
+    syncbn_verify = declares(memory_format="any")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).contiguous()
+
+
+class ChannelsBehind(Aggregated):
+    """Works on a channels_last copy of four dimensions, and returns what that gives."""
+
+    syncbn_verify = declares(memory_format="any")
+
+    def forward(self, input: Tensor) -> Tensor:
+        last = torch.channels_last if input.dim() == 4 else torch.preserve_format
+        return super().forward(input.clone(memory_format=last))

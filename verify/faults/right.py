@@ -148,16 +148,16 @@ class _Apply(torch.autograd.Function):
     """(x - mean) * invstd with the gradient through the statistics, by torch's own formula."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, invstd: Tensor, n: int, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mean: Tensor, invstd: Tensor, subject: Any, group: Any) -> Tensor:
         ctx.save_for_backward(x, mean, invstd)
-        ctx.n, ctx.group = n, group
+        ctx.n, ctx.summed, ctx.group = subject.total, subject.summed, group
         return (x - mean[:, None]) * invstd[:, None]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, invstd = ctx.saved_tensors
         xmu = x - mean[:, None]
-        sums = _sum_over(ctx.group, torch.stack([dy.sum(1), (dy * xmu).sum(1)]))
+        sums = _sum_over(ctx.group, torch.stack([ctx.summed(dy), ctx.summed(dy * xmu)]))
         slope = invstd * invstd * sums[1] / ctx.n
         dx = (dy - (sums[0] / ctx.n)[:, None] - xmu * slope[:, None]) * invstd[:, None]
         return dx, None, None, None, None
@@ -176,7 +176,11 @@ class Explicit(Right):
         return self.output(x, mean, invstd, group), mean, var
 
     def output(self, x: Tensor, mean: Tensor, invstd: Tensor, group: Any) -> Tensor:
-        return self.scale(_Apply.apply(x, mean, invstd, self.total, group))
+        return self.scale(_Apply.apply(x, mean, invstd, self, group))
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sum over n of `values` (C, n), of which the gradient is made."""
+        return values.sum(1)
 
 
 class TwoPass(Explicit):
@@ -326,6 +330,19 @@ class _ReduceSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return _sum_over(ctx.group, g.contiguous()), None
+
+
+class Shared(torch.autograd.Function):
+    """A parameter that all ranks share: the identity, whose gradient is divided, then summed."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, group: Any, divisor: int) -> Tensor:
+        ctx.group, ctx.divisor = group, divisor
+        return parameter.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return _sum_over(ctx.group, g / ctx.divisor), None, None
 
 
 class AllReduce(Right):
