@@ -85,9 +85,9 @@ _LAST: tuple[tuple[OddFamily, float], ...] = (
     *(("", 85), ("constant", 6), ("tiny_spread", 3), ("near_overflow", 3), ("subnormal", 3)),
 )
 _OFFSET = ((0, 80), (1, 6), (3, 4), (8, 6), (64, 4))
-_VARIANCE_EXPONENTS = ((0, 86), (18, 8), (-18, 6))
+_VARIANCE_EXPONENTS = ((0, 80), (18, 10), (-18, 10))
 _RESIZINGS: tuple[tuple[Resizing, float], ...] = (
-    *(("", 70), ("fewer", 6), ("more", 6), ("rotated", 8), ("wider", 6), ("emptied", 4)),
+    *(("", 70), ("fewer", 6), ("more", 6), ("rotated", 8), ("wider", 6), ("emptied", 8)),
 )
 _OFFSETS = ((0, 34), (1, 26), (4, 22), (16, 12), (256, 3), (1024, 1))
 _KINDS: tuple[tuple[SpecialKind, float], ...] = (
@@ -100,7 +100,7 @@ _GRADS: tuple[tuple[Literal["all", "none", "ragged"], float], ...] = (("all", 84
 BETWEEN, REWRITING, FREEZING = 0, -1, -2
 """In place of a number of steps: training between two evaluations; the same once more with other parameters;
 parameters that are frozen in between."""
-_PATTERNS = ((BETWEEN, 4), (REWRITING, 4), (FREEZING, 3))
+_PATTERNS = ((BETWEEN, 4), (REWRITING, 6), (FREEZING, 4))
 _STEPS = ((1, 42), (2, 27), (3, 21), *_PATTERNS)
 # In a single step momentum None is the same as 1.
 _STEPS_CUMULATIVE = ((1, 14), (2, 40), (3, 36), *_PATTERNS)

@@ -51,6 +51,7 @@ _ANY_FROM = 192
 _MANY_FROM = 244
 """Bytes from here on stand for batches of any size up to 64."""
 _ELEMENTS = 8_000
+_MOST_STEPS = 3
 _MANY = 12
 
 
@@ -69,7 +70,8 @@ def case_from(choices: bytes, tables: Tables) -> Case:
     last = tables.last[values[14]]
     if last:
         channels, last = _among_many(channels, last, batches, spatial)
-    large = channels * max(batches) * math.prod(map(max, zip(*spatial, strict=True))) > REPEATS_ABOVE
+    most = channels * max(batches) * math.prod(map(max, zip(*spatial, strict=True)))
+    large = 4 * most > REPEATS_ABOVE  # Where nothing repeats, nothing may repeat in a later step.
     chosen["steps"] = resized(
         chosen["steps"],
         "" if large else RESIZINGS_TABLE[later[6]],
@@ -90,7 +92,7 @@ def case_from(choices: bytes, tables: Tables) -> Case:
         input_offset=0 if layout == "sliced" else tables.offsets[later[0]],
         cotangent_offset=0 if cotangent == "expanded" else tables.offsets[later[1]],
         input_grad=_input_grad(tables.grads[options[9]], options[9], groups, world=world),
-        random_parameters=values[0] >= 32,
+        random_parameters=values[0] >= 40,
         values=tables.families[values[1]],
         last_values=last,
         rank_offset=OFFSETS_TABLE[values[2]],
@@ -117,13 +119,16 @@ def _options(options: bytes, later: bytes, tables: Tables) -> dict[str, Any]:
         tracking = tables.tracking[0]
     if not tracking and options[13] >= 128 and tables.domain.eval:
         steps = (*steps[:-1], Step(mode="eval"))  # what a flag that is ignored tracks shows there
+    exponent = VARIANCE_EXPONENTS_TABLE[later[4]] if tracking else 0
+    if exponent and tables.domain.eval and all(step.mode == "train" for step in steps):
+        steps = (*steps[: _MOST_STEPS - 1], Step(mode="eval"))  # in training nobody need look at it
     eps = tables.eps[options[3]]
     return {
         "dtype": dtype,
         "param_dtype": param_dtype,
         "momentum": _any_momentum(later[3]) if momentum and later[3] >= _ANY_FROM else momentum,
         "eps": _any_eps(later[2]) if eps and later[2] >= _ANY_FROM else eps,
-        "variance_exponent": VARIANCE_EXPONENTS_TABLE[later[4]] if tracking else 0,
+        "variance_exponent": exponent,
         "counter": tables.domain.counter,
         "affine": affine,
         "tracking": tracking,
@@ -173,6 +178,9 @@ def _sizes(
         for rank in filled[: 2 if other >= 32 and 100 < target < 10_000 else 1]:
             samples = -(-target // math.prod(spatial[rank % len(spatial)])) + (other + 17 * rank) % 61
             batches[rank] = max(batches[rank], samples | 1 if rank == filled[0] else samples + -samples % 4)
+    if "uneven" not in tables.domain.batches:
+        most = REPEATS_ABOVE // max(math.prod(one) for one in spatial)
+        batches = [min(n, most) for n in batches]
     batches = _as_asked(batches, tables.domain)
     total = sum(n * math.prod(spatial[rank % len(spatial)]) for rank, n in enumerate(batches))
     channels = CHANNELS_TABLE[channel] or 1 + other % 130
@@ -201,6 +209,9 @@ def _network(
     batches[lead] = 0
     left = together - sum(n * size for n, size in zip(batches, sizes, strict=True))
     batches[lead] = max(REPEATS_ABOVE // sizes[lead] + 1, min(most, left) // sizes[lead])
+    if "uneven" not in tables.domain.batches:
+        size = max(sizes)
+        batches = [max(REPEATS_ABOVE // size + 1, min(most, together // world) // size)] * world
     if full[lead]:
         batches = [n if kept else 0 for n, kept in zip(batches, full, strict=True)]
     return batches, spatial, activation.channels

@@ -15,13 +15,13 @@ from properties.judge.agreement import AGREEMENT
 from properties.judge.batch_count import NUM_BATCHES_TRACKED
 from properties.judge.communication import COLLECTIVES, EVAL_IS_LOCAL
 from properties.judge.ending import ENDING
-from properties.judge.identity import IDENTITY
 from properties.judge.module_conversion import CONVERSION
 from properties.judge.nonfinite import NONFINITE
 from properties.judge.numeric import FORWARD, GRAD_BIAS, GRAD_INPUT, GRAD_WEIGHT, RUNNING_MEAN, RUNNING_VAR
 from properties.judge.property import Property
 from properties.judge.refusal import REFUSAL
 from properties.judge.reruns import REPEATABLE, SCALING
+from properties.judge.same_tensors import IDENTITY
 from properties.judge.tensor_form import DTYPE_AND_LAYOUT, PURITY
 from properties.observation import Observation
 from properties.verdict import Verdict, undecided

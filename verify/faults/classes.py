@@ -1,4 +1,4 @@
-"""The fault classes: 26 ways in which synchronized batch norms have gone wrong in the field, by number."""
+"""The fault classes: 27 ways in which synchronized batch norms have gone wrong in the field, by number."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ CLASSES: dict[int, str] = {
     24: "repeated or recomputed forward",
     25: "conversion and integration",
     26: "indices, counts and launch grids that a large batch outgrows",
+    27: "what the caller does around a step: no gradients, two backwards, edits, other sizes and parameters",
 }
 OTHER = "what no class names"
 """What faults of class 0 are."""

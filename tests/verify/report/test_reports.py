@@ -59,6 +59,7 @@ FAILURE_KEYS = [
     "convention",
     "cases",
     "when",
+    "holds",
     "ending",
 ]
 

@@ -42,7 +42,7 @@ class Diagnoses:
     def diagnose(self, evidence, contract, grade, *, device, domain):
         causes = ("equal-weights", "no-weight")
         stages = {"forward": "merge"}
-        return SimpleNamespace(of=lambda name: causes, convention=self.convention, stages=stages)
+        return SimpleNamespace(of=lambda name: causes, convention=self.convention, forms={}, stages=stages)
 
     def words_of(self, name):
         return f"has the cause {name}"

@@ -83,7 +83,7 @@ class Diagnoses:
     CLASSES: ClassVar = {"one": (3, 1), "two": (1,)}
 
     def diagnose(self, evidence, contract, grade, *, device, domain):
-        return SimpleNamespace(of=lambda property_id: tuple(self.CLASSES), convention={}, stages={})
+        return SimpleNamespace(of=lambda property_id: tuple(self.CLASSES), convention={}, forms={}, stages={})
 
     def words_of(self, name):
         return f"has the cause {name}"
