@@ -33,7 +33,7 @@ from properties.generation.networks import ACTIVATIONS, Activation
 T = TypeVar("T")
 Table = tuple[T, ...]
 Partition = tuple[tuple[int, ...], ...]
-Resizing = Literal["", "fewer", "more", "rotated", "wider", "emptied"]
+Resizing = Literal["", "fewer", "more", "rotated", "wider", "toggled"]
 """How later steps differ in size from the first."""
 Weighted = Iterable[tuple[T, float]]
 
@@ -87,7 +87,7 @@ _LAST: tuple[tuple[OddFamily, float], ...] = (
 _OFFSET = ((0, 80), (1, 6), (3, 4), (8, 6), (64, 4))
 _VARIANCE_EXPONENTS = ((0, 80), (18, 10), (-18, 10))
 _RESIZINGS: tuple[tuple[Resizing, float], ...] = (
-    *(("", 70), ("fewer", 6), ("more", 6), ("rotated", 8), ("wider", 6), ("emptied", 8)),
+    *(("", 70), ("fewer", 6), ("more", 6), ("rotated", 8), ("wider", 6), ("toggled", 10)),
 )
 _OFFSETS = ((0, 34), (1, 26), (4, 22), (16, 12), (256, 3), (1024, 1))
 _KINDS: tuple[tuple[SpecialKind, float], ...] = (

@@ -83,7 +83,9 @@ def _sizes(how: Resizing, byte: int, batches: Batches, spatial: Spatial) -> tupl
             return tuple(n and n + 1 + byte % 3 for n in batches), spatial
         case "rotated":
             return tuple(batches[(rank + 1) % world] for rank in range(world)), spatial
-        case "emptied":
+        case "toggled":  # A rank without samples has some, or one of others has none.
+            if not all(batches):
+                return tuple(n or 1 + byte % 3 for n in batches), spatial
             return tuple(0 if rank == byte % world else n for rank, n in enumerate(batches)), spatial
         case "wider":
             return batches, tuple(
