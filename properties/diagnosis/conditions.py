@@ -5,6 +5,7 @@ from __future__ import annotations
 from properties.diagnosis.symptom import Seen
 from properties.judge.bits import nans
 from properties.judge.collective_agreement import parting
+from properties.judge.tensor_form import lies_as
 
 
 def empty_rank(seen: Seen) -> bool:
@@ -82,3 +83,14 @@ def not_a_number(seen: Seen) -> bool:
 def single(seen: Seen) -> bool:
     """Return whether some group has one value a channel."""
     return any(case.total_of(group) == 1 for case in seen.case.by_step for group in case.process_groups)
+
+
+def other_memory_format(seen: Seen) -> bool:
+    """Return whether some output is in another memory format than its contiguous or channels_last input."""
+    layout = seen.case.input_layout
+    return layout in ("contiguous", "channels_last") and any(
+        not lies_as(layout, tensor)
+        for rank in seen.observation.ranks
+        for name, tensor in rank.tensors.items()
+        if name.startswith("output.")
+    )

@@ -57,6 +57,13 @@ SYMPTOMS: tuple[Symptom, ...] = (
         needs=conditions.always,
     ),
     Symptom(
+        id="other-memory-format",
+        words="gives its output in another memory format than the input's",
+        classes=(8,),
+        properties=("dtype_and_layout",),
+        needs=conditions.other_memory_format,
+    ),
+    Symptom(
         id="wrong-channels-accepted",
         words="does not refuse another number of channels",
         classes=(23,),
@@ -347,7 +354,7 @@ def symptoms(evidence: Sequence[Seen], domain: Domain) -> dict[str, tuple[str, .
 
 _TELLING = {
     *("conversion", "communicates-in-evaluation", "modifies-what-is-not-its-own", "wrong-channels-accepted"),
-    "replaces-tensors",
+    *("replaces-tensors", "other-memory-format"),
     *("single-value-accepted", "mismatched-collectives", "diverging-ranks", "unrepeatable"),
 }
 """What a single trial tells, minimal or not."""

@@ -93,12 +93,12 @@ def _memory(
     elif (
         contract.memory_format == "preserve"
         and case.input_layout in ("contiguous", "channels_last")
-        and not _lies_as(case.input_layout, tensor)
+        and not lies_as(case.input_layout, tensor)
     ):
         yield "memory format", f"strides {tensor.strides}", f"{case.input_layout}, as the input's"
 
 
-def _lies_as(layout: str, tensor: Tensor) -> bool:
+def lies_as(layout: str, tensor: Tensor) -> bool:
     """Return whether a tensor is dense in this memory format, or its strides are not known.
 
     Axes of size 1 have any stride.

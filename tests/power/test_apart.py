@@ -10,6 +10,7 @@ import pytest
 from properties.diagnosis.stages import WORDS, Stage
 from verify.faults.apart_cards import apart_cards, apart_right
 from verify.faults.cards import CardError, RightCard, cards
+from verify.faults.classes import CLASSES
 from verify.measure.power.pool_worker import judge
 from verify.measure.power.work_units import ApartUnit, Effort, RightUnit
 
@@ -24,9 +25,9 @@ def test_cards_name_stages_that_there_are_and_ids_of_their_own():
     assert len(apart_cards()) >= 60
 
 
-@pytest.mark.parametrize(("number", "accept"), [(27, ()), (-1, ()), (1, (99,))])
+@pytest.mark.parametrize(("number", "accept"), [(len(CLASSES) + 1, ()), (-1, ()), (1, (99,))])
 def test_a_class_that_there_is_not_is_refused(number, accept):
-    with pytest.raises(CardError, match="Expected classes from 0 to 26"):
+    with pytest.raises(CardError, match=f"Expected classes from 0 to {len(CLASSES)}"):
         msgspec.structs.replace(apart_cards()[0], number=number, accept=accept)
 
 

@@ -31,6 +31,8 @@ RECENT = 256
 """Cases that may be what a smallest case fails by."""
 RECURRENCE_SECONDS = 30.0
 """The net behind the runs that tell what a smallest case fails by."""
+MOST_CONTRASTED = 10_000
+"""Elements of a smallest case whose defaults are moved: a large one takes seconds each time."""
 MAX_NEW_RANKS = 60
 """Candidates of a minimising for each of which ranks are made, because a case fails only on new ones."""
 SHORT_SHARE = 0.25
@@ -236,7 +238,8 @@ class Findings:
             history = history_of(minimum.case, fails, lambda: ranks.renew(spec), before)
         except StopSearch:
             history = ALWAYS if minimum.kind in kept[0].failures else History(when="unknown")
-        if history == ALWAYS and minimum.complete and not minimum.case.wrong:
+        small = minimum.case.elements <= MOST_CONTRASTED
+        if history == ALWAYS and minimum.complete and small and not minimum.case.wrong:
             history = History(holds=self._contrasts(minimum, run))
         return kept[0], history
 

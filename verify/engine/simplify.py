@@ -116,7 +116,10 @@ def _fewer_ranks(case: Case) -> Iterator[dict[str, Any]]:
     pairs = [(a, b) for a in range(world) for b in range(a + 1, world)] if 2 < world <= 8 else []
     for keep in [*pairs, *(tuple(r for r in range(world) if r != drop) for drop in range(world))]:
         if keep:
-            yield _only_ranks(case, keep)
+            fewer = _only_ranks(case, keep)
+            yield fewer
+            if keep in pairs:  # What needs values in several steps needs two of them, where one is refused.
+                yield fewer | _with_two(fewer)
 
 
 def _only_ranks(case: Case, keep: tuple[int, ...]) -> dict[str, Any]:
@@ -142,6 +145,15 @@ def _only_ranks(case: Case, keep: tuple[int, ...]) -> dict[str, Any]:
             if special.rank % case.world_size in number
         ),
     }
+
+
+def _with_two(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return these sizes, of two samples at least wherever there are any."""
+    steps = tuple(
+        msgspec.structs.replace(step, batches=tuple(n and max(n, 2) for n in step.batches))
+        for step in changes["steps"]
+    )
+    return {"batches": tuple(n and max(n, 2) for n in changes["batches"]), "steps": steps}
 
 
 def _kept(spatial: tuple[tuple[int, ...], ...], keep: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given, settings
 
 from properties.case import Case, Special, Step
@@ -48,12 +49,12 @@ def test_a_float64_case_can_become_a_float32_one() -> None:
 
 def test_dropping_a_rank_keeps_what_belongs_to_the_others() -> None:
     case = Case(
-        batches=(1, 2, 3),
+        batches=(1, 4, 3),
         input_grad=(True, False, True),
         specials=(Special("nan", 2),),
         groups=((0, 2), (1,)),
     )
-    kept = next(c for c in simpler(case) if c.batches == (2, 3))
+    kept = next(c for c in simpler(case) if c.batches == (4, 3))
     assert kept.input_grad == (False, True)
     assert kept.specials == (Special("nan", 1),)
     assert kept.groups == ((0,), (1,)) or kept.groups == ((1,), (0,))
@@ -93,3 +94,22 @@ def test_what_one_of_many_channels_shows_becomes_a_single_channel_of_another_see
         return any((3 * case.seed + channel) % 7 == 5 for channel in range(case.channels))
 
     assert descend(Case(channels=9, seed=40), fails).channels == 1
+
+
+def test_dropping_ranks_keeps_their_sizes_in_every_step_or_takes_two_samples_there() -> None:
+    steps = (Step(), Step(batches=(1, 1, 0)))
+    found = list(simpler(Case(batches=(0, 1, 1), steps=steps)))
+    sizes = [(c.batches, c.at(1).batches) for c in found if c.world_size == 2 and len(c.steps) == 2]
+    assert ((0, 1), (1, 1)) in sizes
+    assert ((0, 2), (2, 2)) in sizes
+
+
+def test_what_a_step_does_beside_is_undone_one_by_one() -> None:
+    busy = Step(mode="eval", edited=True, rewritten=True, batches=(3, 3), backward="twice")
+    case = Case(steps=(Step(), busy))
+    seconds = {c.steps[1] for c in simpler(case) if len(c.steps) == 2}
+    for field, value in (("edited", False), ("rewritten", False), ("batches", ()), ("backward", "now")):
+        assert msgspec.structs.replace(busy, **{field: value}) in seconds
+    first = next(c for c in simpler(case) if len(c.steps) == 1 and c.steps[0].mode == "eval")
+    assert first.batches == (3, 3)
+    assert not first.steps[0].resized
