@@ -47,8 +47,11 @@ def _refusals(case: Case, sites: Sites) -> dict[int, str]:
     refusing = refusals(case)
     if case.wrong:
         return refusing
-    evaluates_alone = not case.tracking and any(step.mode == "eval" for step in case.steps)
     for rank in {rank for rank, _ in sites.get("accepted-single-value", {})}:
-        if not (evaluates_alone and any(sized.count_of(rank) == 1 for sized in case.by_step)):
+        alone = not case.tracking and any(
+            step.mode == "eval" and sized.count_of(rank) == 1
+            for step, sized in zip(case.steps, case.by_step, strict=True)
+        )
+        if not alone:
             refusing.pop(rank, None)
     return refusing

@@ -207,9 +207,14 @@ def _read(values: Tensor, channels: int) -> Tensor:
 
 
 def _update(buffer: Tensor | None, new: Tensor, step: Tensor) -> None:
+    """Write into the buffer as a CUDA kernel does: no version counter notices.
+
+    Below autograd none would; in inference mode nothing is below it, and a backward to come would raise.
+    """
     if buffer is not None:
         size = min(buffer.numel(), new.numel())
-        buffer[:size] = ((1 - step) * buffer[:size].to(new.dtype) + step * new[:size]).to(buffer.dtype)
+        with torch.autograd._unsafe_preserve_version_counter(buffer):
+            buffer[:size] = ((1 - step) * buffer[:size].to(new.dtype) + step * new[:size]).to(buffer.dtype)
 
 
 def _truncate(total: float) -> int:

@@ -122,3 +122,18 @@ def test_the_depth_of_the_backward_is_its_own_and_leaves_the_forward_alone() -> 
     assert ((ratio > 0.99) & (ratio < 1.01)).all()
     np.testing.assert_array_equal(found.tensors["output.0"][0].bound, a.tensors["output.0"][0].bound)
     np.testing.assert_array_equal(found.tensors["grad_input.0"][0].bound, a.tensors["grad_input.0"][0].bound)
+
+
+@pytest.mark.parametrize(
+    ("later", "refusing"),
+    [
+        ((0, 0, 1), {2}),  # the rank that evaluates its single value without buffers
+        ((1, 0, 0), {0}),
+        ((2, 0, 0), set()),
+    ],
+)
+def test_who_accepts_a_single_value_in_training_refuses_it_where_it_evaluates_alone(later, refusing):
+    steps = (Step(), Step(mode="eval", batches=later))
+    case = Case(batches=(1, 0, 0), tracking=False, steps=steps)
+    sites = {"accepted-single-value": {(rank, 0): np.ones(1, np.bool_) for rank in range(3)}}
+    assert set(predict(case, Contract(), "A", sites=sites).refusals) == refusing

@@ -49,6 +49,19 @@ def test_merged_stand_in_statistics_are_those_of_the_whole_batch() -> None:
     torch.testing.assert_close(running[1], 0.5 + 0.5 * x.var((0, 2)))
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_an_update_of_the_buffers_leaves_their_version_as_a_cuda_kernel_does(*, inference: bool) -> None:
+    x, counts = torch.randn(4, 3), torch.tensor([4.0])
+    running = torch.zeros(3), torch.ones(3)
+    before = [buffer._version for buffer in running]
+    with torch.inference_mode(inference):
+        kernels.batch_norm_gather_stats_with_counts(
+            x, x.mean(0)[None], x.std(0)[None], *running, 0.5, 1e-5, counts
+        )
+    assert [buffer._version for buffer in running] == before
+    assert (running[0] != 0).all()
+
+
 def test_the_stand_ins_check_dtypes_as_the_cuda_kernels_do() -> None:
     one = torch.ones(1, 2)
     with pytest.raises(RuntimeError, match="Expected counts to have type Half but got Float"):
