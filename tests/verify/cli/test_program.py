@@ -178,3 +178,22 @@ def test_a_failure_that_needs_other_cases_before_it_is_seen_again_by_its_own_com
     assert main(words) == errors.NOT_MET
     assert main(words[: words.index("--after")]) == errors.OK, "without the other it holds"
     assert main([*words[: words.index("--after")], "--times", "2"]) == errors.OK
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # An empty batch decays the buffers, and a later batch that has values is evaluated with them.
+        '{"batches":[0,0],"random_parameters":true,"steps":[{},{"batches":[2,3],"mode":"eval"}]}',
+        '{"batches":[0,0],"momentum":null,"random_parameters":true,"steps":[{},{"batches":[2,3],"mode":"eval"}]}',
+        # The stand-in's buffers are updated in inference mode while an evaluation waits for its backward.
+        '{"steps":[{"backward":"deferred","mode":"eval"},{"backward":"none","grad_mode":"inference"}]}',
+        # A single value is accepted in training, and no rank evaluates one.
+        '{"batches":[1,0],"steps":[{},{"batches":[0,0],"mode":"eval"}],"tracking":false}',
+    ],
+)
+def test_what_later_steps_make_of_a_known_discrepancy_of_torch_is_predicted(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", case, "--subject", "torch"]) == errors.OK
+    assert "VIOLATED" not in capsys.readouterr().out
