@@ -188,6 +188,10 @@ def test_a_failure_that_needs_other_cases_before_it_is_seen_again_by_its_own_com
         '{"batches":[0,0],"momentum":null,"random_parameters":true,"steps":[{},{"batches":[2,3],"mode":"eval"}]}',
         # The stand-in's buffers are updated in inference mode while an evaluation waits for its backward.
         '{"steps":[{"backward":"deferred","mode":"eval"},{"backward":"none","grad_mode":"inference"}]}',
+        # Variance and eps are both 0 in the half dtype in which a strided kernel evaluates.
+        '{"batches":[1,2],"channels":2,"dtype":"float16","eps":1e-8,"input_layout":"permuted","momentum":null,'
+        '"param_dtype":"float16","rank_offset":1,"seed":429373080,"steps":[{},{"mode":"eval"}],'
+        '"values":"tiny_spread","variance_exponent":-18}',
         # A single value is accepted in training, and no rank evaluates one.
         '{"batches":[1,0],"steps":[{},{"batches":[0,0],"mode":"eval"}],"tracking":false}',
     ],
