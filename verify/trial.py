@@ -74,5 +74,6 @@ class Trial:
 
     @property
     def endings(self) -> frozenset[str]:
-        """How its ranks ended."""
-        return frozenset(rank.ending for rank in self.observation.ranks) if self.observation else frozenset()
+        """How its ranks ended, in the second run that a probe asked for, too."""
+        runs = (self.observation, self.observation.again) if self.observation else ()
+        return frozenset(rank.ending for run in runs if run for rank in run.ranks)

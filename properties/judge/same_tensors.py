@@ -10,26 +10,19 @@ from __future__ import annotations
 from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
-from properties.judge.completion import INCOMPLETE, complete_ranks, failed_ranks
 from properties.judge.property import COMPLETE, Property
+from properties.judge.tensor_form import noted
 from properties.observation import Observation
-from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
+from properties.verdict import Discrepancy, Verdict
 
 
 def identity(case: Case, observation: Observation, expected: Expected, contract: Contract) -> Verdict | None:
     """Return whether parameters and buffers are the same tensors after every step."""
     if not contract.identity:
         return None
-    ranks = complete_ranks(case, observation, expected)
-    wrong: dict[str, list[int]] = {}
-    for rank in ranks:
-        for name in observation.ranks[rank].replaced:
-            wrong.setdefault(name, []).append(rank)
-    if wrong:
-        return violated("identity", [_replaced(*item) for item in wrong.items()], elements=len(ranks))
-    if ranks:
-        return holds("identity", elements=len(ranks))
-    return undecided("identity", INCOMPLETE) if failed_ranks(observation, expected) else None
+    return noted(
+        "identity", case, observation, expected, names=lambda seen: seen.replaced, describe=_replaced
+    )
 
 
 def _replaced(name: str, ranks: list[int]) -> Discrepancy:

@@ -13,14 +13,14 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from properties.case import Case
 from properties.domain import Contract
 from properties.expectation.expected import Expected
 from properties.judge.completion import INCOMPLETE, complete_ranks, failed_ranks
 from properties.judge.property import COMPLETE, Property
-from properties.observation import Observation, Tensor
+from properties.observation import Observation, RankObservation, Tensor
 from properties.verdict import Discrepancy, Verdict, holds, undecided, violated
 
 _PROPERTY = "dtype_and_layout"
@@ -58,17 +58,33 @@ def dtype_and_layout(
 def purity(case: Case, observation: Observation, expected: Expected, contract: Contract) -> Verdict | None:
     """Return whether input, cotangent, weight, bias and earlier outputs were left unchanged."""
     allowed = "input." if contract.inplace else "\0"
+
+    def names(seen: RankObservation) -> Iterator[str]:
+        return (name for name in seen.modified if not name.startswith(allowed))
+
+    return noted("purity", case, observation, expected, names=names, describe=_modified)
+
+
+def noted(
+    property_id: str,
+    case: Case,
+    observation: Observation,
+    expected: Expected,
+    *,
+    names: Callable[[RankObservation], Iterable[str]],
+    describe: Callable[[str, list[int]], Discrepancy],
+) -> Verdict | None:
+    """Return a violation for each of the `names` that a rank noted of tensors, with the ranks that did."""
     wrong: dict[str, list[int]] = {}
     ranks = complete_ranks(case, observation, expected)
     for rank in ranks:
-        for name in observation.ranks[rank].modified:
-            if not name.startswith(allowed):
-                wrong.setdefault(name, []).append(rank)
+        for name in names(observation.ranks[rank]):
+            wrong.setdefault(name, []).append(rank)
     if wrong:
-        return violated("purity", [_modified(*item) for item in wrong.items()], elements=len(ranks))
+        return violated(property_id, [describe(*item) for item in wrong.items()], elements=len(ranks))
     if ranks:
-        return holds("purity", elements=len(ranks))
-    return undecided("purity", INCOMPLETE) if failed_ranks(observation, expected) else None
+        return holds(property_id, elements=len(ranks))
+    return undecided(property_id, INCOMPLETE) if failed_ranks(observation, expected) else None
 
 
 def _form(tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> Iterator[tuple[str, str, str]]:

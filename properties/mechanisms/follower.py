@@ -151,13 +151,10 @@ class MechanismFollower(Follower):
     def _evaluated(self, k: int, run: StepRun) -> StepRun:
         case = self.walk.case
         if self._at("half-evaluation", k).any():
-            moments, facts = run.moments, FACTS[case.dtype]
-            scale = 3.0 * facts.u * moments.scale + facts.underflow
+            moments = run.moments
+            scale = half_precision.evaluation_error(run.data, moments, case.dtype)
             wide = run.widened(no_errors(len(scale))._replace(scale=scale))
             output = half_precision.element_errors(run.data, wide.output, moments, case.dtype)
-            # Next to the smallest number of the dtype variance + eps may be stored as 0, or as twice as much.
-            vanishing = moments.scale**-2.0 <= 4.0 * facts.underflow
-            output = output._replace(y_bound=np.where(vanishing, np.inf, output.y_bound))
             run = replace(run, output=output._replace(**gradients_of(run.output)))
         if self._infinite.any():
             run = replace(run, output=constant(run.data, run.output, run.padded(self._infinite)))

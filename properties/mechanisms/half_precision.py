@@ -32,6 +32,22 @@ def statistics_errors(data: StepData, moments: Moments, dtype: str) -> tuple[Flo
     return mean_error, widest + half.u * (moments.scale + widest) + half.underflow, var_error
 
 
+def evaluation_error(data: StepData, moments: Moments, dtype: str) -> Floats:
+    """Return the error (C,) of 1 / sqrt(var + eps) of an evaluation in a half `dtype`.
+
+    The sum, its root and the quotient are each rounded. A sum next to the smallest number of the dtype may be
+    rounded to 0: where what may be left of the radicand is not positive, the error is infinite.
+    """
+    half = FACTS[dtype]
+    rounded = half.u * (moments.var + data.scalars.eps) + half.underflow
+    # What that adds to a right subject's own error, beside which it may use up the radicand.
+    _, own = scale_of(data, moments.var, moments.var_error)
+    _, widest = scale_of(data, moments.var, moments.var_error + rounded)
+    with np.errstate(invalid="ignore"):
+        error = widest - own + 2.0 * half.u * (moments.scale + widest) + half.underflow
+    return np.where(np.isnan(error), np.inf, error)
+
+
 def buffer_error(new: Floats, old: Floats, momentum: float, dtype: str) -> Floats:
     """Return the error of an update m new + (1 - m) old whose parts are all rounded to `dtype`."""
     half = FACTS[dtype]

@@ -38,7 +38,7 @@ from verify.ranks.placement import plan
 from verify.ranks.post_mortem import kills_for_memory
 from verify.ranks.server_client import ServerClient
 from verify.ranks.shared_tensors import PARTS
-from verify.ranks.submission import MOST_AHEAD, Ticket, checkpoints, elements, seconds_for
+from verify.ranks.submission import MOST_AHEAD, Ticket, checkpoints, seconds_for
 
 __all__ = ["Description", "LostGroup", "RankPool", "SubjectError"]
 
@@ -112,7 +112,7 @@ class RankPool:
     @property
     def most_in_flight(self) -> int:
         """Cases that may be submitted and not yet observed: two beside a large one, which takes memory."""
-        return 2 if any(elements(ticket.case) > MOST_AHEAD for ticket in self._queue) else PARTS
+        return 2 if any(ticket.case.elements > MOST_AHEAD for ticket in self._queue) else PARTS
 
     @property
     def booting(self) -> bool:
@@ -253,7 +253,7 @@ class RankPool:
         return (
             group is not None
             and serves(group, ticket.case)
-            and elements(ticket.case) <= MOST_AHEAD
+            and ticket.case.elements <= MOST_AHEAD
             and all(earlier.allows_pipelining for earlier in self._before(ticket))
         )
 
@@ -297,6 +297,6 @@ class RankPool:
 
 def _out_of_memory(case: Case) -> RankError:
     return RankError(
-        f"Expected memory for the {elements(case):,} elements of case {case.id}, but the system killed a "
+        f"Expected memory for the {case.elements:,} elements of case {case.id}, but the system killed a "
         "rank for want of it; narrow the domain (sizes=small)."
     )

@@ -76,12 +76,7 @@ class Ticket:
     @property
     def allows_pipelining(self) -> bool:
         """Whether another case may be sent to the same ranks behind it: a probe is followed by its second."""
-        return self.group is not None and second(self.case) is None and elements(self.case) <= MOST_AHEAD
-
-
-def elements(case: Case) -> int:
-    """Return the elements that go through a case's forwards."""
-    return case.elements
+        return self.group is not None and second(self.case) is None and self.case.elements <= MOST_AHEAD
 
 
 def checkpoints(case: Case) -> bool:
@@ -92,6 +87,6 @@ def checkpoints(case: Case) -> bool:
 def seconds_for(case: Case, timeout: float) -> float:
     """Return what `case` may take where a small one may take `timeout` seconds."""
     crowded = max(0, case.world_size - _CORES)
-    few = min(elements(case), _OF_SO_MANY)
-    work = _SECONDS_AN_ELEMENT * few + _SECONDS_AN_ELEMENT_BEYOND * (elements(case) - few)
+    few = min(case.elements, _OF_SO_MANY)
+    work = _SECONDS_AN_ELEMENT * few + _SECONDS_AN_ELEMENT_BEYOND * (case.elements - few)
     return timeout + work + _SECONDS_A_CROWDED_RANK * crowded

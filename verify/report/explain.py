@@ -225,7 +225,7 @@ def _own_frames(lines: list[str]) -> list[str]:
 def _contrast(occurrence: Occurrence) -> Iterator[str]:
     """Yield with which changes the smallest case holds."""
     if holds := occurrence.history.holds:
-        yield f"Holds    {', '.join(holds)}; with other changes that were tried it fails as well."
+        yield f"Holds    {', '.join(holds)}."
 
 
 def _grades(occurrence: Occurrence) -> Iterator[str]:
