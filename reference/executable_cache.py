@@ -31,6 +31,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from reference.uninterrupted import uninterrupted
+
 _OPTIONS: dict[str, str | bool] = {"xla_cpu_prefer_vector_width": "512"}
 """Registers of 512 bits, where the processor has them. XLA uses half of each unless told, and a step takes a
 third longer."""
@@ -98,10 +100,11 @@ class Executable:
         named.__name__ = f"{self._path.stem.partition('-')[0]}_{suffix}"
         lowered = jax.jit(named).lower(*arguments)
         made: Callable[..., Any]
-        try:
-            made = lowered.compile(compiler_options=_OPTIONS)
-        except jax.errors.JaxRuntimeError:  # an XLA that does not know them
-            made = lowered.compile()
+        with uninterrupted():
+            try:
+                made = lowered.compile(compiler_options=_OPTIONS)
+            except jax.errors.JaxRuntimeError:  # an XLA that does not know them
+                made = lowered.compile()
         return made
 
     def _agrees(self, written: bytes, made: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:

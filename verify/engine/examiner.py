@@ -20,7 +20,7 @@ from properties.expectation.expected import Expected
 from properties.judge.catalogue import NUMERIC
 from properties.observation import Observation
 from properties.verdict import Outcome, Verdict
-from verify.engine.interrupts import put_off
+from reference.uninterrupted import uninterrupted
 from verify.errors import RankError
 from verify.known.entries import SHIPPED, Entry, Extent, concerned, load
 from verify.known.excusing import excuse
@@ -134,7 +134,7 @@ class Machinery:
 
 def machinery(*, threads: int | None = None, cpu_only: bool = False) -> Machinery:
     """Return the real parts, which import jax (see `reference.host.start`) and hypothesis."""
-    with put_off():
+    with uninterrupted():
         from properties.diagnosis import diagnose
         from properties.expectation.expect import expect
         from properties.generation.membership import objections

@@ -1,17 +1,14 @@
-"""Interrupts: Ctrl-C is heeded also where Python swallows the exception that it raises, or crashes from it.
+"""Interrupts: Ctrl-C is heeded also where Python swallows the exception that it raises.
 
 A callback of the garbage collector (Hypothesis has one) or a finaliser cannot raise: Python prints the
 exception and goes on, and the run would, too. So an interrupt that was swallowed is raised again, a moment
-later: at once it would be raised, and swallowed, in the hook that sees it.
-
-An extension module that is being imported may take an exception for impossible: that of jaxlib ends the
-process with a segmentation fault. So an interrupt is put off until the import is over.
+later: at once it would be raised, and swallowed, in the hook that sees it. Where an exception would crash the
+process, it is put off (`reference.uninterrupted`).
 """
 
 from __future__ import annotations
 
 import _thread
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -37,20 +34,3 @@ def heeded() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = usual
-
-
-@contextmanager
-def put_off() -> Iterator[None]:
-    """Let an interrupt that comes inside take effect at the end."""
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
-        yield
-        return
-    came: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *details: came.append(details))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        if came:
-            usual(*came[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from verify.engine.interrupts import heeded, put_off
+from verify.engine.interrupts import heeded
 
 
 class Interrupted:
@@ -71,32 +71,6 @@ def test_what_else_cannot_be_raised_is_told_as_ever(monkeypatch: pytest.MonkeyPa
     with heeded():
         Broken()
     assert [type(one.exc_value) for one in told] == [ValueError]
-
-
-def test_an_interrupt_is_put_off_until_the_end() -> None:
-    went_on = []
-
-    def interrupted() -> None:
-        with put_off():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            went_on.append(True)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert went_on
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_where_interrupts_are_ignored_they_stay_so() -> None:
-    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with put_off():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 @pytest.mark.parametrize("command", ["run", "replay", "faults", "bench", "doctor"])
