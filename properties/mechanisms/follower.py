@@ -31,7 +31,7 @@ from properties.mechanisms.forward_revisions import (
     with_half_statistics,
 )
 from properties.mechanisms.native_kernels import adds_one_by_one
-from properties.mechanisms.revisions import constant, gradients_of
+from properties.mechanisms.revisions import constant, gradients_of, undecided
 from properties.mechanisms.step_data import Bools, Floats
 from properties.mechanisms.step_run import StepRun, computed
 from reference.rounding import FACTS
@@ -50,7 +50,7 @@ class MechanismFollower(Follower):
         self._moved: set[int] = set()
         self._rounded: set[int] = set()
         nowhere = np.zeros(walk.case.channels, np.bool_)
-        self._infinite, self._nan = nowhere, nowhere
+        self._infinite, self._nan, self._vague = nowhere, nowhere, nowhere
         self._batch_infinite: dict[int, Bools] = {}
 
     def step(self, k: int, members: tuple[int, ...], *, training: bool) -> dict[int, RankStep]:
@@ -69,15 +69,16 @@ class MechanismFollower(Follower):
             return
         if total == 0:
             if self._at("decayed-buffers", k).any():
-                self._decay()
+                self._decay(k)
             else:
                 super().update(k, again=again)
             return
         before = (walk.buffers.mean.value, walk.buffers.var.value)
+        undecided_before = np.isinf(walk.buffers.var.bound)
         update_buffers(walk, k, again=again or k in self._moved)
         if k in self._rounded:
             self._round_buffers(k, before)
-        self._overflow(k)
+        self._overflow(k, undecided_before)
 
     def before_backward(self, k: int) -> None:
         """Change the shares that the backward of step k is read off."""
@@ -88,7 +89,7 @@ class MechanismFollower(Follower):
             for run in self._runs[k]:
                 # What was run at grade B has the depth of the backward, too.
                 left = acting - {"sequential-backward"} if self._any_order(k, run.members) else acting
-                revision = BackwardRevision(self.walk, k, left, self._infinite)
+                revision = BackwardRevision(self.walk, k, left, self._infinite & ~self._vague)
                 self.walk.steps[k].update(revision.shares(run))
 
     def _at(self, mechanism: str, k: int) -> Bools:
@@ -158,6 +159,7 @@ class MechanismFollower(Follower):
             run = replace(run, output=output._replace(**gradients_of(run.output)))
         if self._infinite.any():
             run = replace(run, output=constant(run.data, run.output, run.padded(self._infinite)))
+            run = replace(run, output=undecided(run.output, run.padded(self._vague)))
         if self._nan.any():
             lost = np.broadcast_to(self._nan[:, None], (1, case.channels, 1))
             run = replace(run, bad=tuple(mask | lost for mask in run.bad))
@@ -165,15 +167,16 @@ class MechanismFollower(Follower):
 
     # The buffers
 
-    def _decay(self) -> None:
+    def _decay(self, k: int) -> None:
         walk, channels = self.walk, self.walk.case.channels
+        undecided_before = np.isinf(walk.buffers.var.bound)
         walk.buffers.tracked += 1
         zero = Estimate(np.zeros(channels), np.zeros(channels))
         nowhere = np.zeros(channels, np.bool_)
         common = {"momentum": right_momentum(walk), "poisoned": nowhere, "n": 1.0, "below": 0.0}
         walk.buffers.mean = updated(walk, walk.buffers.mean, zero, **common)  # type: ignore[arg-type]
         walk.buffers.var = updated(walk, walk.buffers.var, zero, **common)  # type: ignore[arg-type]
-        self._mark()
+        self._overflow(k, undecided_before)
 
     def _round_buffers(self, k: int, before: tuple[Floats, Floats]) -> None:
         """Add the errors of an update whose steps are rounded in the half dtype."""
@@ -192,14 +195,18 @@ class MechanismFollower(Follower):
             beyond = judged & (np.abs(value) + bound >= FACTS[walk.case.param_dtype].overflow)
             setattr(walk.buffers, name, Estimate(value, np.where(beyond, np.inf, bound)))
 
-    def _overflow(self, k: int) -> None:
-        """Note which running variances the update of step k makes infinite or NaN, and which stay so."""
+    def _overflow(self, k: int, undecided_before: Bools) -> None:
+        """Note which running variances the update of step k makes infinite or NaN, and which stay so.
+
+        One that was `undecided_before`, as after an overflow, may have been NaN: then it stays NaN.
+        """
         walk = self.walk
         momentum = right_momentum(walk)
         new = self._batch_infinite.get(k, np.zeros_like(self._infinite))
         nan = self._nan | (new & (momentum == 0)) | (self._infinite & (momentum == 1))  # 0 x infinity
         infinite = (self._infinite & (momentum < 1)) | (new & (momentum > 0))
         self._infinite, self._nan = infinite & ~nan, nan
+        self._vague = self._infinite & (self._vague | undecided_before)
         self._mark(single=walk.case.at(k).total_of(walk.group) == 1)
 
     def _mark(self, *, single: bool = False) -> None:

@@ -48,6 +48,11 @@ CASES = (
     # Partial sums are handed on in the half dtype.
     '{"batches":[133,152],"channels":9,"cotangent_layout":"permuted","dtype":"bfloat16","input_layout":"sliced",'
     '"momentum":0.3,"rank_offset":1,"seed":180293491,"spatial":[[3,1]]}',
+    # A running variance that is NaN after an overflow, where a later step's alone would be infinite.
+    '{"batches":[1,1],"channels":2,"eps":0.0,"seed":1140850688,"steps":[{},{},{"mode":"eval"}],'
+    '"values":"near_overflow"}',
+    # An infinite running variance times a decay of zero.
+    '{"batches":[1,2],"eps":0.0,"momentum":1.0,"steps":[{},{"batches":[0,0]},{"mode":"eval"}]}',
 )
 
 
