@@ -30,12 +30,12 @@ def uninterrupted() -> Iterator[None]:
         return
     usual = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
     came: list[tuple[int, Any]] = []
-    for number in usual:
-        signal.signal(number, lambda number, frame: came.append((number, frame)))
+    for each in usual:
+        signal.signal(each, lambda number, frame: came.append((number, frame)))
     try:
         yield
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        for each, handler in usual.items():
+            signal.signal(each, handler)
         for number, frame in came:
             usual[signal.Signals(number)](number, frame)

@@ -40,6 +40,9 @@ from properties.diagnosis.causes import (
     Part,
 )
 from properties.diagnosis.prediction import predict
+from properties.diagnosis.slip_search import SlipSearch
+from properties.diagnosis.slips import CLASSES as SLIP_CLASSES
+from properties.diagnosis.slips import WORDS as SLIP_WORDS
 from properties.diagnosis.stages import WORDS as STAGES
 from properties.diagnosis.stages import Stage, first_wrong
 from properties.diagnosis.symptoms import BESIDE, CLASSES, WORDS, symptoms
@@ -55,6 +58,8 @@ from properties.verdict import Outcome
 
 EVERYTHING = Domain()
 MAX_ELEMENTS = 100_000
+SLIP_SECONDS = 4.0
+"""Of computing, after which no further slip is asked."""
 CONVENTIONS: tuple[dict[str, str], ...] = (
     {"running_var": "biased"},
     {"momentum": "decay"},
@@ -123,7 +128,7 @@ def classes_of(name: str) -> tuple[int, ...]:
     """Return the fault classes that a cause or symptom belongs to; none if there is no such name."""
     if name in BY_ID:
         return BY_ID[name].classes
-    return CLASSES.get(name, ())
+    return SLIP_CLASSES.get(name) or CLASSES.get(name, ())
 
 
 def classes_of_convention(convention: dict[str, str]) -> tuple[int, ...]:
@@ -138,7 +143,9 @@ def stage_words(stage: str) -> str:
 
 def words_of(name: str) -> str:
     """Return what a subject does that has the cause or symptom `name`."""
-    return BY_ID[name].words if name in BY_ID else WORDS[name]
+    if name in BY_ID:
+        return BY_ID[name].words
+    return SLIP_WORDS.get(name) or WORDS[name]
 
 
 def diagnose(
@@ -180,10 +187,23 @@ def diagnose(
     # "All discrepancies vanish" must be true of the trials that have no prediction, too.
     convention = search.convention() if len(numeric) == len(evidence) else {}
     found = dict(search.parts())
+    if not convention:
+        _add_slips(found, SlipSearch(numeric, right, contract, until=clock() + SLIP_SECONDS, clock=clock))
     for name, names in found.items():
         beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
         causes[name] = (*names, *beside)
     return Diagnosis(causes=causes, convention=convention, forms=forms, stages=stages)
+
+
+def _add_slips(found: dict[str, tuple[str, ...]], search: SlipSearch) -> None:
+    """Add slips to the causes of each property that nothing explains."""
+    violated = {name for one in search.evidence for name in one.violated} & set(NUMERIC)
+    if violated <= found.keys():
+        return
+    for part, names in search.parts():
+        for name in PROPERTIES_OF[part]:
+            if name in violated:
+                found.setdefault(name, names)
 
 
 def _forms(

@@ -1,0 +1,65 @@
+"""The slips: lines of a batch norm as people get them wrong, each with what a subject that has it gives.
+
+A slip is told where no cause (`properties.diagnosis.causes`) explains what is violated. Within a part the
+most specific comes first.
+"""
+
+from __future__ import annotations
+
+from properties.diagnosis.slips.buffer_slips import TRACKED
+from properties.diagnosis.slips.gradient_slips import ELEMENTS
+from properties.diagnosis.slips.merge_slips import MERGE
+from properties.diagnosis.slips.moment_slips import OWN
+from properties.diagnosis.slips.output_slips import NORMALISE
+from properties.diagnosis.slips.parameter_slips import PARAMETERS
+from properties.diagnosis.slips.slip import Slip
+from properties.diagnosis.slips.sum_slips import SUMS
+
+__all__ = [
+    "AFFINE_SLIPS",
+    "ALL_SLIPS",
+    "BACKWARD_SLIPS",
+    "BUFFER_SLIPS",
+    "CLASSES",
+    "FORWARD_SLIPS",
+    "SCOPES",
+    "SUFFIXES",
+    "WORDS",
+    "Slip",
+]
+
+FORWARD_SLIPS: tuple[Slip, ...] = (*MERGE, *NORMALISE, *OWN)
+BUFFER_SLIPS: tuple[Slip, ...] = TRACKED
+BACKWARD_SLIPS: tuple[Slip, ...] = (*SUMS, *ELEMENTS)
+AFFINE_SLIPS: tuple[Slip, ...] = (*PARAMETERS, *SUMS)
+ALL_SLIPS: tuple[Slip, ...] = (*FORWARD_SLIPS, *BUFFER_SLIPS, *ELEMENTS, *SUMS, *PARAMETERS)
+SCOPES: dict[str, set[str]] = {
+    "": {"train", "own", "running"},
+    "batch": {"train", "own"},
+    "running": {"running"},
+    "train": {"train"},
+}
+"""Modes (`properties.diagnosis.plain_batchnorm.Modes`) in which a slip may act."""
+SUFFIXES: dict[str, str] = {
+    "": "",
+    "batch": "-of-batches",
+    "running": "-of-running",
+    "train": "-in-training",
+}
+"""What ends the id of a slip that acts in some modes alone."""
+_IN: dict[str, str] = {
+    "": "",
+    "batch": "; not where it normalises with the buffers",
+    "running": "; only where it normalises with the buffers",
+    "train": "; in training alone",
+}
+WORDS: dict[str, str] = {
+    name + end: words + _IN[scope]
+    for one in ALL_SLIPS
+    for name, words in ((one.kind, one.kind_words), (one.id, one.words))
+    for scope, end in SUFFIXES.items()
+}
+"""What a subject does that has a slip, or one of a kind, by its id."""
+CLASSES: dict[str, tuple[int, ...]] = {
+    name + end: one.classes for one in ALL_SLIPS for name in (one.kind, one.id) for end in SUFFIXES.values()
+}

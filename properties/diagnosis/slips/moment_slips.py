@@ -1,0 +1,349 @@
+"""Slips in a rank's own moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from properties.diagnosis.plain_batchnorm import Floats, Moments, Step, merged, moments_of, up_to
+from properties.diagnosis.slips.slip import Slip, by_block, slip
+from properties.values.elements import round_to
+
+
+def _with_count(rows: Floats, count: float) -> Moments:
+    """Return the moments of (C, values) whose sums are divided by another count, with right means inside."""
+    found = moments_of(rows)
+    return Moments(count, *(part * found.n / max(count, 1.0) for part in (found.mean, found.var)))
+
+
+def _without_tail(block: int, *, counted: bool, alone: bool) -> Callable[[Step, int], Moments]:
+    """Return moments without a last block that is not full; `alone`: also where there is no other block."""
+
+    def moments(step: Step, slot: int) -> Moments:
+        rows = step.rows[slot]
+        n = rows.shape[1]
+        kept = n // block * block
+        if kept == 0 and not alone:
+            kept = n
+        return _with_count(rows[:, :kept], n) if counted else moments_of(rows[:, :kept])
+
+    return moments
+
+
+def _without_ends_of_rows(block: int, *, counted: bool) -> Callable[[Step, int], Moments]:
+    def moments(step: Step, slot: int) -> Moments:
+        x = step.x[slot]
+        kept = x[:, :, : x.shape[2] // block * block]
+        rows = kept.transpose(1, 0, 2).reshape(x.shape[1], -1)
+        return _with_count(rows, step.counts[slot]) if counted else moments_of(rows)
+
+    return moments
+
+
+def padded(rows: Floats, size: int) -> Floats:
+    """Return (C, values) with zeros up to that size."""
+    return np.concatenate([rows, np.zeros((len(rows), size - rows.shape[1]))], axis=1)
+
+
+def _full(n: int, block: int) -> int:
+    """Return the values of full blocks that hold n; of the next power of two if the block is 0."""
+    return up_to(n) if block == 0 else -(-n // block) * block
+
+
+def _padding_counts(block: int) -> Callable[[Step, int], Moments]:
+    def moments(step: Step, slot: int) -> Moments:
+        rows = step.rows[slot]
+        return moments_of(padded(rows, _full(rows.shape[1], block) if rows.shape[1] else 0))
+
+    return moments
+
+
+def _full_count(block: int) -> Callable[[Step, int], Moments]:
+    """Return moments about a mean whose divisor is that of full blocks; the padding is not squared."""
+
+    def moments(step: Step, slot: int) -> Moments:
+        rows = step.rows[slot]
+        n = rows.shape[1]
+        if not n:
+            return moments_of(rows)
+        full = _full(n, block)
+        mean = rows.sum(axis=1) / full
+        return Moments(full, mean, ((rows - mean[:, None]) ** 2).sum(axis=1) / full)
+
+    return moments
+
+
+def _full_blocks(block: int) -> Callable[[Step, int], Moments]:
+    """Return the merge of a rank's blocks, the last of which counts as full; the padding is not squared."""
+
+    def moments(step: Step, slot: int) -> Moments:
+        rows = step.rows[slot]
+        parts = []
+        for start in range(0, rows.shape[1], block):
+            part = rows[:, start : start + block]
+            mean = part.sum(axis=1) / block
+            parts.append(Moments(block, mean, ((part - mean[:, None]) ** 2).sum(axis=1) / block))
+        return merged(step, slot, parts) if parts else moments_of(rows)
+
+    return moments
+
+
+def _padding_in_squares(block: int) -> Callable[[Step, int], Moments]:
+    """Return moments with the distance of the padding from the block's, or from the whole, mean."""
+
+    def moments(step: Step, slot: int) -> Moments:
+        rows = step.rows[slot]
+        found, n = moments_of(rows), rows.shape[1]
+        if not n:
+            return found
+        last = n % block if block and n > block else n
+        tail = rows[:, n - last :].mean(axis=1) if last else 0.0
+        lanes = _full(n, block) - n
+        return found._replace(var=found.var + lanes * tail**2 / n)
+
+    return moments
+
+
+def _over_true_count(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+    """Return the merge of parts with other counts, whose squares are divided by the true one in the end."""
+    whole = merged(step, slot, parts)
+    if not step.total:
+        return whole
+    return Moments(step.total, whole.mean, whole.var * whole.n / step.total)
+
+
+def _another_count(count: Callable[[Step, int], float]) -> Callable[[Step, int], Moments]:
+    def moments(step: Step, slot: int) -> Moments:
+        return moments_of(step.rows[slot], max(count(step, slot), 0.0))
+
+    return moments
+
+
+def count_without_last_axis(step: Step, slot: int) -> float:
+    """Return a member's values a channel, of one index of the last axis."""
+    shape, n = step.case.shape_of(step.members[slot]), float(step.counts[slot])
+    return n / max(shape[-1], 1) if len(shape) > 2 else n
+
+
+def count_of_samples(step: Step, slot: int) -> float:
+    """Return a member's samples."""
+    return float(step.x[slot].shape[0])
+
+
+def count_of_positions(step: Step, slot: int) -> float:
+    """Return the positions of a member's samples."""
+    return float(step.x[slot].shape[2]) if step.counts[slot] else 0.0
+
+
+def _without_sample(which: int) -> Callable[[Step, int], Moments]:
+    def moments(step: Step, slot: int) -> Moments:
+        x = step.x[slot]
+        index = which if which >= 0 else len(x) + which
+        kept = np.delete(x, index, axis=0) if 0 <= index < len(x) else x
+        return moments_of(kept.transpose(1, 0, 2).reshape(x.shape[1], -1))
+
+    return moments
+
+
+def _columns(step: Step, slot: int) -> Moments:
+    x = step.x[slot]
+    return moments_of(np.ascontiguousarray(x.reshape(-1, x.shape[1]).T))
+
+
+def _raw_square(step: Step, slot: int) -> Moments:
+    found = moments_of(step.rows[slot])
+    return found._replace(var=found.var + found.mean**2)
+
+
+def _rounded(step: Step, slot: int) -> Moments:
+    found = moments_of(step.rows[slot])
+    dtype = step.case.dtype
+    return found._replace(mean=round_to(found.mean, dtype), var=round_to(found.var, dtype))
+
+
+def _rounded_mean(step: Step, slot: int) -> Moments:
+    found = moments_of(step.rows[slot])
+    return found._replace(mean=round_to(found.mean, step.case.dtype))
+
+
+def _about_rounded_mean(step: Step, slot: int) -> Moments:
+    rows = step.rows[slot]
+    found = moments_of(rows)
+    if not found.n:
+        return found
+    mean = round_to(found.mean, step.case.dtype)
+    return Moments(found.n, mean, ((rows - mean[:, None]) ** 2).mean(axis=1))
+
+
+_TAIL, _PADDING = (26, 22, 0), (0, 22, 26)
+OWN: tuple[Slip, ...] = (
+    slip(
+        "count-without-last-axis",
+        "divides a rank's sums by a count that leaves out the last axis",
+        (0, 22, 26),
+        "forward",
+        moments=_another_count(count_without_last_axis),
+    ),
+    slip(
+        "count-of-samples",
+        "divides a rank's sums by its samples, not by its values",
+        (0, 22, 26),
+        "forward",
+        moments=_another_count(count_of_samples),
+    ),
+    slip(
+        "count-of-positions",
+        "divides a rank's sums by its positions, not by its values",
+        (0, 22, 26),
+        "forward",
+        moments=_another_count(count_of_positions),
+    ),
+    slip(
+        "columns-for-channels",
+        "takes statistics of a reshape to (-1, C), whose columns mix channels",
+        (8, 19),
+        "forward",
+        moments=_columns,
+    ),
+    slip(
+        "square-not-centred",
+        "takes E[x^2] for the variance: the squared mean is not subtracted",
+        (0, 12),
+        "forward",
+        moments=_raw_square,
+    ),
+    slip(
+        "statistics-in-half",
+        "rounds a rank's mean and variance to the input's half dtype",
+        (13, 10),
+        "forward",
+        moments=_rounded,
+    ),
+    slip(
+        "mean-sent-in-half",
+        "rounds a rank's mean to the input's half dtype before the merge",
+        (13, 10),
+        "forward",
+        moments=_rounded_mean,
+    ),
+    slip(
+        "squares-about-a-half-mean",
+        "rounds a rank's mean to the input's half dtype before the squares are taken about it",
+        (13, 10),
+        "forward",
+        moments=_about_rounded_mean,
+    ),
+    *by_block(
+        "tail-dropped",
+        "leaves the last values of a rank out of its statistics, where they do not fill a block{}",
+        _TAIL,
+        "forward",
+        lambda block: {"moments": _without_tail(block, counted=False, alone=False)},
+    ),
+    *by_block(
+        "tail-dropped-alone",
+        "leaves the last values of a rank out of its statistics, where they do not fill a block{}, and all "
+        "of fewer",
+        _TAIL,
+        "forward",
+        lambda block: {"moments": _without_tail(block, counted=False, alone=True)},
+    ),
+    *by_block(
+        "tail-dropped-and-counted",
+        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and counts them",
+        _TAIL,
+        "forward",
+        lambda block: {"moments": _without_tail(block, counted=True, alone=False)},
+    ),
+    *by_block(
+        "all-dropped-and-counted",
+        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and all of "
+        "fewer, and counts them",
+        _TAIL,
+        "forward",
+        lambda block: {"moments": _without_tail(block, counted=True, alone=True)},
+    ),
+    *by_block(
+        "tail-dropped-but-counted-in-squares",
+        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and divides the "
+        "squares by the count of all",
+        _TAIL,
+        "forward",
+        lambda block: {
+            "moments": _without_tail(block, counted=False, alone=False),
+            "merged": _over_true_count,
+        },
+    ),
+    *by_block(
+        "all-dropped-but-counted-in-squares",
+        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and all of "
+        "fewer, and divides the squares by the count of all",
+        _TAIL,
+        "forward",
+        lambda block: {
+            "moments": _without_tail(block, counted=False, alone=True),
+            "merged": _over_true_count,
+        },
+    ),
+    *by_block(
+        "ends-of-rows-dropped",
+        "leaves the last positions of each sample out of a rank's statistics, where they do not fill a "
+        "vector{}",
+        _TAIL,
+        "forward",
+        lambda block: {"moments": _without_ends_of_rows(block, counted=False)},
+        (2, 4, 8, 16),
+    ),
+    *by_block(
+        "ends-of-rows-dropped-and-counted",
+        "leaves the last positions of each sample out of a rank's sums, where they do not fill a vector{}, "
+        "and counts them",
+        _TAIL,
+        "forward",
+        lambda block: {"moments": _without_ends_of_rows(block, counted=True)},
+        (2, 4, 8, 16),
+    ),
+    *by_block(
+        "padding-counted",
+        "counts the padding of a last block{} as values of zero",
+        _PADDING,
+        "forward",
+        lambda block: {"moments": _padding_counts(block)},
+        (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    ),
+    *by_block(
+        "padding-counted-in-mean",
+        "divides a rank's sum by the size of full blocks{}: every block counts as full",
+        _PADDING,
+        "forward",
+        lambda block: {"moments": _full_count(block), "merged": _over_true_count},
+        (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    ),
+    *by_block(
+        "full-blocks-counted",
+        "counts every block{} as full, in blocks that are merged one by one",
+        _PADDING,
+        "forward",
+        lambda block: {"moments": _full_blocks(block), "merged": _over_true_count},
+        (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    ),
+    *by_block(
+        "padding-squared",
+        "adds the squared distance of the padding of a last block{} from the mean: a mask is missing",
+        _PADDING,
+        "forward",
+        lambda block: {"moments": _padding_in_squares(block)},
+        (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    ),
+    *(
+        slip(
+            f"{name}-sample-left-out",
+            f"leaves the {name} sample of a rank out of its statistics",
+            (22, 26, 0),
+            "forward",
+            moments=_without_sample(which),
+        )
+        for name, which in (("first", 0), ("last", -1), ("second", 1), ("eighth", 7))
+    ),
+)

@@ -1,0 +1,85 @@
+"""Slips in Chan's merge of two parts, which is done one part after the other or in rounds of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from properties.diagnosis.plain_batchnorm import Moments, Step
+from properties.diagnosis.slips.slip import Slip, slip
+
+
+def _chan(distance: str, one: Moments, other: Moments) -> Moments:
+    """Return Chan's merge of two parts with another weight of their distance, or another distance."""
+    if not one.n or not other.n:
+        return one if one.n else other
+    n, m = one.n, other.n
+    total, away = n + m, other.mean - one.mean
+    moved = one.mean + away * m / total
+    square = {
+        "moved": (other.mean - moved) ** 2 * n * m / total,
+        "unweighted": away**2,
+        "by-part": away**2 * m,
+        "by-both": away**2 * n * m,
+        "halved": away**2 * n * m / (2 * total),
+    }[distance]
+    return Moments(total, moved, (n * one.var + m * other.var + square) / total)
+
+
+def _in_turn(distance: str) -> Callable[..., Moments]:
+    """Return Chan's merge, one part after the other."""
+
+    def change(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+        del step, slot
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = _chan(distance, whole, part)
+        return whole
+
+    return change
+
+
+def _in_rounds(distance: str) -> Callable[..., Moments]:
+    """Return Chan's merge in rounds of pairs; who has no partner waits."""
+
+    def change(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+        del step, slot
+        left = list(parts)
+        while len(left) > 1:
+            pairs = [left[i : i + 2] for i in range(0, len(left), 2)]
+            left = [_chan(distance, *pair) if len(pair) > 1 else pair[0] for pair in pairs]
+        return left[0]
+
+    return change
+
+
+PAIRS: tuple[Slip, ...] = tuple(
+    slip(f"{id}{end}", words, classes, "forward", merged=merge(distance))
+    for id, words, classes, distance in (
+        (
+            "mean-moved-first",
+            "moves the mean before its distance is squared in a merge of two parts",
+            (3, 0, 21),
+            "moved",
+        ),
+        (
+            "distance-not-weighted",
+            "adds the squared distance of two parts' means without n m / (n + m)",
+            (3, 1),
+            "unweighted",
+        ),
+        (
+            "distance-by-one-count",
+            "weighs the squared distance of two parts' means by one of their counts",
+            (3, 1),
+            "by-part",
+        ),
+        (
+            "distance-not-divided",
+            "weighs the squared distance of two parts' means by n m, not divided by n + m",
+            (3, 1),
+            "by-both",
+        ),
+        ("distance-halved", "halves the squared distance of two parts' means", (3, 1), "halved"),
+    )
+    for end, merge in (("", _in_turn), ("-in-rounds", _in_rounds))
+)

@@ -1,0 +1,69 @@
+"""A slip: one line of a batch norm that is written wrong, with the words that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from properties.diagnosis.causes.cause import Part
+from properties.diagnosis.plain_batchnorm import Lines
+
+BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Sizes of blocks of values, of vectors and of unrolled loops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slip:
+    """A line that differs.
+
+    Attributes:
+        id: Its stable name.
+        words: What the subject does, as a clause without a subject.
+        classes: Fault classes that it belongs to; 0 for what no class names.
+        part: Of the batch norm.
+        change: Fields of `Lines` that differ.
+        kind: Id of those that differ by a number alone, such as the size of a block; its own if there are
+            none. Where several of a kind explain the same, the kind is told.
+        kind_words: What it does, without the number.
+    """
+
+    id: str
+    words: str
+    classes: tuple[int, ...]
+    part: Part
+    change: dict[str, Any]
+    kind: str
+    kind_words: str
+
+    def lines(self, base: Lines) -> Lines:
+        """Return `base` with this slip."""
+        return replace(base, **self.change)
+
+
+def slip(id: str, words: str, classes: tuple[int, ...], part: Part, **change: Any) -> Slip:
+    """Return a slip that is alone of its kind."""
+    return Slip(id=id, words=words, classes=classes, part=part, change=change, kind=id, kind_words=words)
+
+
+def by_block(
+    id: str,
+    words: str,
+    classes: tuple[int, ...],
+    part: Part,
+    change: Callable[[int], dict[str, Any]],
+    blocks: Iterable[int] = BLOCKS,
+) -> tuple[Slip, ...]:
+    """Return a slip for each size of a block, which `words` have as {}; 0 is for powers of two."""
+    return tuple(
+        Slip(
+            id=f"{id}-{block}",
+            words=words.format(f" of {block}" if block else " of a power of two"),
+            classes=classes,
+            part=part,
+            change=change(block),
+            kind=id,
+            kind_words=words.format(""),
+        )
+        for block in blocks
+    )
