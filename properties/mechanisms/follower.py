@@ -74,11 +74,11 @@ class MechanismFollower(Follower):
                 super().update(k, again=again)
             return
         before = (walk.buffers.mean.value, walk.buffers.var.value)
-        undecided_before = np.isinf(walk.buffers.var.bound)
+        uncertain = self._uncertain()
         update_buffers(walk, k, again=again or k in self._moved)
         if k in self._rounded:
             self._round_buffers(k, before)
-        self._overflow(k, undecided_before)
+        self._overflow(k, uncertain)
 
     def before_backward(self, k: int) -> None:
         """Change the shares that the backward of step k is read off."""
@@ -169,14 +169,14 @@ class MechanismFollower(Follower):
 
     def _decay(self, k: int) -> None:
         walk, channels = self.walk, self.walk.case.channels
-        undecided_before = np.isinf(walk.buffers.var.bound)
+        uncertain = self._uncertain()
         walk.buffers.tracked += 1
         zero = Estimate(np.zeros(channels), np.zeros(channels))
         nowhere = np.zeros(channels, np.bool_)
         common = {"momentum": right_momentum(walk), "poisoned": nowhere, "n": 1.0, "below": 0.0}
         walk.buffers.mean = updated(walk, walk.buffers.mean, zero, **common)  # type: ignore[arg-type]
         walk.buffers.var = updated(walk, walk.buffers.var, zero, **common)  # type: ignore[arg-type]
-        self._overflow(k, undecided_before)
+        self._overflow(k, uncertain)
 
     def _round_buffers(self, k: int, before: tuple[Floats, Floats]) -> None:
         """Add the errors of an update whose steps are rounded in the half dtype."""
@@ -195,10 +195,15 @@ class MechanismFollower(Follower):
             beyond = judged & (np.abs(value) + bound >= FACTS[walk.case.param_dtype].overflow)
             setattr(walk.buffers, name, Estimate(value, np.where(beyond, np.inf, bound)))
 
-    def _overflow(self, k: int, undecided_before: Bools) -> None:
+    def _uncertain(self) -> Bools:
+        """Return where the running variance may be NaN: after an overflow, or an input that is not finite."""
+        value, bound = self.walk.buffers.var
+        return np.isinf(bound) | (~np.isfinite(value) & ~self._infinite)
+
+    def _overflow(self, k: int, uncertain: Bools) -> None:
         """Note which running variances the update of step k makes infinite or NaN, and which stay so.
 
-        One that was `undecided_before`, as after an overflow, may have been NaN: then it stays NaN.
+        One that was `uncertain` before may have been NaN: then it stays NaN.
         """
         walk = self.walk
         momentum = right_momentum(walk)
@@ -206,7 +211,7 @@ class MechanismFollower(Follower):
         nan = self._nan | (new & (momentum == 0)) | (self._infinite & (momentum == 1))  # 0 x infinity
         infinite = (self._infinite & (momentum < 1)) | (new & (momentum > 0))
         self._infinite, self._nan = infinite & ~nan, nan
-        self._vague = self._infinite & (self._vague | undecided_before)
+        self._vague = self._infinite & (self._vague | uncertain)
         self._mark(single=walk.case.at(k).total_of(walk.group) == 1)
 
     def _mark(self, *, single: bool = False) -> None:

@@ -51,6 +51,10 @@ CASES = (
     # A running variance that is NaN after an overflow, where a later step's alone would be infinite.
     '{"batches":[1,1],"channels":2,"eps":0.0,"seed":1140850688,"steps":[{},{},{"mode":"eval"}],'
     '"values":"near_overflow"}',
+    '{"batches":[1,1],"channels":2,"eps":0.0,"specials":[{"kind":"huge"}],"steps":[{},{},{"mode":"eval"}]}',
+    # The same after an input that is not finite.
+    '{"batches":[1,1],"channels":2,"eps":0.0,"specials":[{"kind":"nan"}],"steps":[{},{},{"mode":"eval"}]}',
+    '{"batches":[1,1],"channels":2,"eps":0.0,"specials":[{"kind":"inf"}],"steps":[{},{},{"mode":"eval"}]}',
     # An infinite running variance times a decay of zero.
     '{"batches":[1,2],"eps":0.0,"momentum":1.0,"steps":[{},{"batches":[0,0]},{"mode":"eval"}]}',
 )
