@@ -16,13 +16,20 @@ from verify.measure.power.work_units import Effort, FaultUnit
 
 HANGING = {"ending", "collectives"}
 """Faults that these catch may hang, which takes the time of many others."""
+LARGE = {"sizes"}
+"""Families of faults that only real sizes show, of which few cases are drawn: a fault takes up to 90 s."""
 EFFORT = Effort(seconds=None, tries=1, tries_total=1, diagnose=False)
 """As many cases as by default, whatever the load of the machine; no minimising: its candidates hang, too."""
 MASKED = [card for card in cards() if card.masked]
 
 
 def pairs(card: Card) -> set[tuple[str, str]]:
-    """Return the properties that catch a fault with its family, but without it where the fault may hang."""
+    """Return the properties that catch a fault with its family, but without it where the fault may hang.
+
+    Of a family of large faults one is enough, whatever catches it.
+    """
+    if card.family in LARGE:
+        return {(card.family, "")}
     return {("" if name in HANGING else card.family, name) for name in card.caught_by}
 
 
