@@ -224,6 +224,9 @@ def _add_replay(commands: Commands) -> None:
     _add_device(command)
     _add_promise(command)
     command.add_argument("--record", metavar="DIR", help="look the id up here first")
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="explain each violated property, not one a cause"
+    )
 
 
 def _add_faults(commands: Commands) -> None:

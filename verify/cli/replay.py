@@ -41,4 +41,4 @@ def replay_command(arguments: Namespace) -> int:
         run.keep(trial)
         if not run.parts.admits(subject.promise.domain, case):
             sys.stdout.write(f"The case lies outside the domain of {subject.label}.\n")
-    return report_trial(trial, subject, sys.stdout, diagnoses=run.parts.diagnoses)
+    return report_trial(trial, subject, sys.stdout, diagnoses=run.parts.diagnoses, full=arguments.verbose)

@@ -74,7 +74,7 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         raise ValueError(
             f"Expected a violated property, but got {verdict.property}: {verdict.outcome.value}."
         )
-    found = verdict.discrepancies[0] if verdict.discrepancies else Discrepancy(quantity=verdict.property)
+    found = greatest(verdict)
     lines = [
         f"VIOLATED {verdict.property}: {PROPERTIES[verdict.property].violation}.",
         "",
@@ -91,6 +91,11 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         *_reproduce(occurrence),
     ]
     return found, "\n".join(lines)
+
+
+def greatest(verdict: Verdict) -> Discrepancy:
+    """Return the greatest discrepancy of a violated property."""
+    return verdict.discrepancies[0] if verdict.discrepancies else Discrepancy(quantity=verdict.property)
 
 
 def _case_line(occurrence: Occurrence) -> str:

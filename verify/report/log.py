@@ -20,7 +20,7 @@ from verify.events import (
     FailureMinimised,
     GroupLost,
 )
-from verify.report.failing import by_case
+from verify.report.failing import by_cause
 from verify.report.pace import forecast
 from verify.report.summary import known_lines, summary
 from verify.report.words import count
@@ -88,7 +88,7 @@ class Lines:
         if self._detail == "unexpected" and result.met:
             return
         full = self._detail == "unexpected"
-        texts = [failure.text for failure in result.failures] if full else by_case(result.failures)
+        texts = [failure.text for failure in result.failures] if full else by_cause(result.failures)
         self._write(*("\n" + text + "\n" for text in texts))
 
     def _lost(self, event: GroupLost) -> None:

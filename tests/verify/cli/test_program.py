@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -162,6 +163,18 @@ def test_a_replay_judges_a_large_case(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["replay", case, "--subject", "aggregated", "--properties", "forward"]) == errors.OK
     told = capsys.readouterr().out
     assert "forward              HOLDS" in told
+
+
+def test_a_replay_tells_one_block_a_cause_and_all_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["replay", '{"batches":[2,1],"rank_offset":2}', "--subject", "local"]
+    assert main(words) == errors.NOT_MET
+    short = capsys.readouterr().out
+    assert re.findall("^VIOLATED (.+): ", short, re.MULTILINE) == ["forward"]
+    assert "\nThe same case also violates (in full with -v)\n  running_mean " in short
+    assert main([*words, "-v"]) == errors.NOT_MET
+    assert {"forward", "running_mean", "grad_input", "agreement"} <= set(
+        re.findall("^VIOLATED (.+): ", capsys.readouterr().out, re.MULTILINE)
+    )
 
 
 def test_a_failure_that_needs_other_cases_before_it_is_seen_again_by_its_own_command(
