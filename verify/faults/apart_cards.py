@@ -8,6 +8,7 @@ A file a module of `verify/faults/apart`, with a table for each subject:
     stage = "statistics"                        # what is wrong first (`properties.diagnosis.stages`)
     class = 0                                   # its fault class (`verify.faults.classes`), 0 for none
     accept = [22]                               # other classes that describe it as well
+    set = 2                                     # which sixty it belongs to; 1 if it is not said
     wrong = "Every block counts as full."
 
 and one `[[right]]` for each subject without a fault that they are made from.
@@ -40,6 +41,7 @@ class ApartCard(
         number: Of its fault class; 0 for what no class names.
         accept: Classes that describe it as well.
         wrong: What it does, in one sentence.
+        set: 1 the first sixty, 2 those written after causes had been tuned on the first.
         module: Name of its module, which the file's name says.
     """
 
@@ -49,6 +51,7 @@ class ApartCard(
     number: int
     wrong: str
     accept: tuple[int, ...] = ()
+    set: int = 1
     module: str = ""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Subjects apart: faulty synchronized batch norms as people write them, which no cause was made for.
 
-Their bases go through (C, n) and back, as most that are written by hand, and four of them return a view from
+Their bases go through (C, n) and back, as most that are written by hand, and some of them return a view from
 their autograd function, which autograd lets nobody edit. They say so, since both are asked for by default.
 """
 
