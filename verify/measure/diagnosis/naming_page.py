@@ -35,21 +35,22 @@ def line(one: Named) -> str:
     return f"{one.card.id:<38} {stage:<42} {one.cause:<6} {_cause(outcome)}"
 
 
-def totals(found: Sequence[Named], *, of: int, stage: float, wrong: float) -> list[str]:
-    """Return what was found in all, with the targets."""
+def totals(found: Sequence[Named], number: int, *, of: int, stage: float, wrong: float) -> list[str]:
+    """Return what was found in the set of that number, with the targets."""
     if not found:
-        return [f"0 of {of} subjects judged"]
+        return [f"set {number}: 0 of {of} subjects judged"]
     caught = sum(bool(one.outcome.properties) for one in found)
     stages = sum(one.stage for one in found)
     causes = {name: sum(one.cause == name for one in found) for name in ("right", "wrong", "none")}
-    return [
+    sentences = (
         f"{len(found)} of {of} subjects judged, {caught} caught",
         f"the stage that is wrong first is named rightly for {stages} ({stages / len(found):.1%}; "
         f"target {stage:.0%})",
         f"the cause named first is right for {causes['right']} ({causes['right'] / len(found):.1%}), wrong "
         f"for {causes['wrong']} ({causes['wrong'] / len(found):.1%}; target at most {wrong:.0%}), and none "
         f"is named for {causes['none']}",
-    ]
+    )
+    return [f"set {number}: {sentence}" for sentence in sentences]
 
 
 def page(found: Sequence[Named], *, command: str, environment: str, totals: Sequence[str]) -> str:
@@ -71,11 +72,11 @@ def _lines(found: Sequence[Named], *, command: str, environment: str, totals: Se
     yield ""
     yield f"{environment}."
     yield ""
-    yield "Subjects as people write them, each with one fault, on which causes were not tuned"
-    yield "(`verify/faults/apart`). Looked at is what a reader reads first: the stage and the first cause of"
-    yield "the failure that is told first. A cause is right if a class of it describes the fault."
-    yield "Two rules of the stages were changed after a first measurement (52 of 60): of stages it is not"
-    yield "wholly out of sample."
+    yield "Subjects as people write them, each with one fault (`verify/faults/apart`). Looked at is what a"
+    yield "reader reads first: the stage and the first cause of the failure that is told first. A cause is"
+    yield "right if a class of it describes the fault. Stages and slips were tuned on set 1, which once gave 52"
+    yield "stages of 60 and 27 causes, and now tells nothing about others. Set 2 was written after that, by"
+    yield "somebody who had read neither; nothing was changed by it."
     yield ""
     for sentence in totals:
         yield f"- {sentence[0].upper()}{sentence[1:]}."

@@ -119,6 +119,16 @@ def test_targets(found, met):
     assert naming(*found).exit_code == (errors.OK if met else errors.NOT_MET)
 
 
+def test_only_the_newest_set_must_meet_the_targets_and_each_is_told():
+    cards = (card("apart-old"), card("apart-new", set=2))
+    for old, new, met in ((STAGELESS, RIGHT, True), (RIGHT, STAGELESS, False), (MISSED, RIGHT, False)):
+        found = [named(one, outcome(**more)) for one, more in zip(cards, (old, new), strict=True)]
+        assert Naming(cards, found).met is met
+    told = Naming(cards, found).totals()
+    assert told[0] == "set 1: 1 of 1 subjects judged, 0 caught"
+    assert told[3] == "set 2: 1 of 1 subjects judged, 1 caught"
+
+
 def test_a_subject_that_was_not_judged_is_none_that_was():
     found = naming(RIGHT, RIGHT)
     found.found.pop()
@@ -141,7 +151,7 @@ def test_each_is_told_as_it_is_done_and_what_broke_is_told_too():
 
 def test_the_page_has_a_row_for_each_and_marks_what_is_wrong():
     found = naming(RIGHT, STAGELESS, WRONG, MISSED).found
-    sentences = totals(found, of=4, stage=0.9, wrong=0.03)
+    sentences = totals(found, 1, of=4, stage=0.9, wrong=0.03)
     text = page(found, command="a command", environment="versions", totals=sentences)
     assert text.count("| `apart-") == 4
     assert "Is wrong \\| so." in text
