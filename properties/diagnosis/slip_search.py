@@ -3,7 +3,8 @@
 Rules
 -----
 - A slip must give what every trial observed of its part, within the bounds of a right subject, also where
-  that is wrong.
+  that is wrong; some of it must be so wrong that a right subject would not give it within the same bounds. No
+  slip explains a tensor that is absent.
 - Of several the one comes first that explains more of the parts after it, then the one that comes much
   nearer to what was observed, then the one that is first in its table.
 - Trials with an empty rank, or with values that overflow, are asked only where there are hardly others: there
@@ -36,13 +37,13 @@ from properties.diagnosis.slips import (
 )
 from properties.domain import Contract
 from properties.expectation.expected import Expected
-from properties.judge.bounded import Pair, match, ratios
+from properties.judge.bounded import Matching, Pair, match
 from properties.observation import Observation
 from reference.rounding import FACTS
 
 Floats = NDArray[np.float64]
 _QUANTITY = {"forward": "output"}
-_MOST, _MOST_WRONG = 0.98, 0.9
+_MOST, _MOST_TELLING = 0.98, 0.9
 """Shares of all elements, and of those that are wrong, that must be within their bound: what is rounded twice
 is now and then off by one more."""
 _WORST = 8.0
@@ -103,7 +104,7 @@ class SlipSearch:
     contract: Contract
     until: float
     clock: Callable[[], float]
-    _pairs: dict[tuple[Case, str], list[Pair]] = field(default_factory=dict)
+    _matchings: dict[tuple[Case, str], Matching] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         usable = [one for one in self.evidence if one.case in self.right and expressible(one.case)]
@@ -171,7 +172,7 @@ class SlipSearch:
                 break
             for scoped in self._scopes(one):
                 left = self._left(part, scoped.applied(base))
-                if left is not None:
+                if left is not None and not np.isnan(left):
                     found.append((scoped, left))
                     break
         if len(found) < 2:
@@ -180,7 +181,7 @@ class SlipSearch:
 
         def likely(pair: tuple[Scoped, float]) -> tuple[int, int]:
             one, left = pair
-            explained = sum(self._left(name, one.applied(base)) is not None for name in later)
+            explained = sum(self._fits(name, one.applied(base)) for name in later)
             return -explained, round(np.log10(max(left, _NOTHING)) / _MUCH)
 
         return tuple(one for one, _ in sorted(found, key=likely))
@@ -203,28 +204,31 @@ class SlipSearch:
     def _left(self, part: Part, modes: Modes) -> float | None:
         """Return the mean share of the error of `part` that a subject with these modes leaves unexplained.
 
-        None if it does not give what some trial observed.
+        None if it does not give what some trial observed; NaN if nothing observed tells it from a right one.
         """
         shares = []
         for one in self.evidence:
             given = follow(one.case, self.contract, modes)
             for name in PROPERTIES_OF[part]:
-                for pair in self._matched(one, _QUANTITY.get(name, name)):
+                matching = self._matched(one, _QUANTITY.get(name, name))
+                if matching.discrepancies:
+                    return None
+                for pair in matching.pairs:
                     left = _left(pair, given)
                     if left is None:
                         return None
                     shares.append(left)
         known = [share for share in shares if not np.isnan(share)]
-        return float(np.mean(known)) if known else (0.0 if shares else None)
+        return float(np.mean(known)) if known else np.nan if shares else None
 
-    def _matched(self, one: Seen, quantity: str) -> list[Pair]:
+    def _matched(self, one: Seen, quantity: str) -> Matching:
         key = (one.case, quantity)
-        if key not in self._pairs:
+        if key not in self._matchings:
             expected = self.right[one.case]
-            self._pairs[key] = match(
+            self._matchings[key] = match(
                 quantity, case=one.case, observation=one.observation, expected=expected
-            ).pairs
-        return self._pairs[key]
+            )
+        return self._matchings[key]
 
 
 def _is_plain(case: Case) -> bool:
@@ -248,7 +252,7 @@ def _named(found: Sequence[Scoped]) -> tuple[str, ...]:
 
 
 def _left(pair: Pair, given: Tensors) -> float | None:
-    """Return the share of one tensor's squared error that `given` leaves, NaN where nothing is wrong.
+    """Return the share of one tensor's squared error that `given` leaves; NaN where nothing tells.
 
     None if it does not have what was observed.
     """
@@ -270,38 +274,35 @@ def _left(pair: Pair, given: Tensors) -> float | None:
         off[np.isnan(observed) & ~np.isfinite(value)] = 0.0
         off[np.isinf(observed) & (observed == value)] = 0.0
         within = off <= near
-        wrong = ratios(right, bound, np.zeros(right.shape, np.bool_), observed) > 1
+        before = np.abs(observed - right)
+        telling = ~(before <= near)
         if within.mean() < _MOST or not (off <= _WORST * near).all():
             return None
-        if wrong.any() and within[wrong].mean() < _MOST_WRONG:
+        if telling.any() and within[telling].mean() < _MOST_TELLING:
             return None
-        before, left = np.abs(observed - right)[wrong], off[wrong]
-        known = np.isfinite(before)
-        whole = (before[known] ** 2).sum()
-        return float((left[known] ** 2).sum() / whole) if whole else np.nan
+        known = telling & np.isfinite(before)
+        if not known.any():
+            return 0.0 if telling.any() else np.nan
+        return float((off[known] ** 2).sum() / (before[known] ** 2).sum())
 
 
 def _reach(value: Floats, right: Floats, bound: Floats, dtype: str) -> Floats:
-    """Return the bound of each element where values have become greater than right ones, by channel.
+    """Return how far from `value` rounding may carry what is observed.
 
-    Where right ones are zero it is what rounding makes of the values.
+    It is the bound of a right element, as much greater as the values of its channel are, or what storing
+    makes of the value, and some roundings of the accumulation dtype on the greatest value of the channel.
     """
-
-    def greatest(array: Floats) -> Floats:
-        finite = np.where(np.isfinite(array), np.abs(array), 0.0)
-        if finite.ndim < 2:
-            return finite
-        most: Floats = finite.max(
-            axis=tuple(i for i in range(finite.ndim) if i != 1), keepdims=True, initial=0.0
-        )
-        return most
-
-    most, usual = greatest(value), greatest(right)
+    u = FACTS[dtype].u
+    most, usual = _greatest(value), _greatest(right)
     with np.errstate(all="ignore"):
         grown = np.where(usual > 0, most / np.maximum(usual, np.finfo(np.float64).tiny), 1.0)
-        reached = np.maximum(grown, 1.0) * greatest(bound)
-        stored = (
-            FACTS[dtype].u * np.abs(np.where(np.isfinite(value), value, 0.0))
-            + _ROUNDINGS * min(FACTS[dtype].u, FACTS["float32"].u) * most
-        )
-    return np.maximum(np.maximum(np.broadcast_to(reached, value.shape), bound), stored)
+        stored = u * np.abs(np.where(np.isfinite(value), value, 0.0))
+        computed = _ROUNDINGS * min(u, FACTS["float32"].u) * most
+        return np.asarray(np.maximum(np.maximum(grown, 1.0) * bound, stored) + computed)
+
+
+def _greatest(array: Floats) -> Floats:
+    """Return the greatest magnitude of each channel, in a shape that broadcasts."""
+    finite = np.where(np.isfinite(array), np.abs(array), 0.0)
+    axes = tuple(axis for axis in range(finite.ndim) if axis != 1)
+    return np.asarray(finite.max(axis=axes, keepdims=True, initial=0.0)) if finite.ndim > 1 else finite

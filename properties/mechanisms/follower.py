@@ -74,7 +74,7 @@ class MechanismFollower(Follower):
                 super().update(k, again=again)
             return
         before = (walk.buffers.mean.value, walk.buffers.var.value)
-        uncertain = self._uncertain()
+        uncertain = self._uncertain() | self._batch_uncertain(k)
         update_buffers(walk, k, again=again or k in self._moved)
         if k in self._rounded:
             self._round_buffers(k, before)
@@ -199,6 +199,13 @@ class MechanismFollower(Follower):
         """Return where the running variance may be NaN: after an overflow, or an input that is not finite."""
         value, bound = self.walk.buffers.var
         return np.isinf(bound) | (~np.isfinite(value) & ~self._infinite)
+
+    def _batch_uncertain(self, k: int) -> Bools:
+        """Return where the variance of step k's batch may be NaN: after an overflow, or a poisoned input."""
+        step, c = next(iter(self.walk.steps[k].values())), self.walk.case.channels
+        known = self._batch_infinite.get(k, np.zeros_like(self._infinite))
+        uncertain: Bools = (np.isinf(step.output.var_bound[:c]) | step.poisoned) & ~known
+        return uncertain
 
     def _overflow(self, k: int, uncertain: Bools) -> None:
         """Note which running variances the update of step k makes infinite or NaN, and which stay so.

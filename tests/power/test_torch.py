@@ -52,6 +52,9 @@ CASES = (
     '{"batches":[1,1],"channels":2,"eps":0.0,"seed":1140850688,"steps":[{},{},{"mode":"eval"}],'
     '"values":"near_overflow"}',
     '{"batches":[1,1],"channels":2,"eps":0.0,"specials":[{"kind":"huge"}],"steps":[{},{},{"mode":"eval"}]}',
+    # The same the other way round: infinite first.
+    '{"batches":[1,1],"channels":2,"eps":0.0,"seed":393216,"steps":[{},{},{"mode":"eval"}],'
+    '"values":"near_overflow"}',
     # The same after an input that is not finite.
     '{"batches":[1,1],"channels":2,"eps":0.0,"specials":[{"kind":"nan"}],"steps":[{},{},{"mode":"eval"}]}',
     '{"batches":[1,1],"channels":2,"eps":0.0,"specials":[{"kind":"inf"}],"steps":[{},{},{"mode":"eval"}]}',
