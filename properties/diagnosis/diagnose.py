@@ -40,7 +40,7 @@ from properties.diagnosis.causes import (
     Part,
 )
 from properties.diagnosis.prediction import predict
-from properties.diagnosis.slip_search import SlipSearch
+from properties.diagnosis.slip_search import SlipSearch, named
 from properties.diagnosis.slips import CLASSES as SLIP_CLASSES
 from properties.diagnosis.slips import WORDS as SLIP_WORDS
 from properties.diagnosis.stages import WORDS as STAGES
@@ -155,6 +155,7 @@ def diagnose(
     *,
     device: str = "cpu",
     domain: Domain = EVERYTHING,
+    further: Sequence[Evidence] = (),
     seconds: float = 8.0,
     clock: Callable[[], float] = time.process_time,
 ) -> Diagnosis:
@@ -166,6 +167,7 @@ def diagnose(
         grade: The error model that they were judged by.
         device: cpu or cuda.
         domain: Of the subject: what it forces on every case is no symptom.
+        further: More of it for slips, which need no program: a cause compiles one for each size.
         seconds: Of computing, after which no further cause is asked.
         clock: Seconds of this process's computing, which a crowded machine does not use up.
     """
@@ -187,23 +189,28 @@ def diagnose(
     # "All discrepancies vanish" must be true of the trials that have no prediction, too.
     convention = search.convention() if len(numeric) == len(evidence) else {}
     found = dict(search.parts())
-    if not convention:
-        _add_slips(found, SlipSearch(numeric, right, contract, until=clock() + SLIP_SECONDS, clock=clock))
+    if not convention and not _violated(numeric) <= found.keys():
+        more = [one for one in further if _predictable(one.case) and not is_large(one.case)]
+        right |= {one.case: expect(one.case, contract, grade, device=device) for one in more}
+        slips = SlipSearch([*numeric, *more], right, contract, until=clock() + SLIP_SECONDS, clock=clock)
+        for name, (names, stage) in dict(_slips(slips, _violated(numeric) - found.keys())).items():
+            found[name], stages[name] = names, stage
     for name, names in found.items():
         beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
         causes[name] = (*names, *beside)
     return Diagnosis(causes=causes, convention=convention, forms=forms, stages=stages)
 
 
-def _add_slips(found: dict[str, tuple[str, ...]], search: SlipSearch) -> None:
-    """Add slips to the causes of each property that nothing explains."""
-    violated = {name for one in search.evidence for name in one.violated} & set(NUMERIC)
-    if violated <= found.keys():
-        return
-    for part, names in search.parts():
+def _violated(evidence: Sequence[Evidence]) -> set[str]:
+    return {name for one in evidence for name in one.violated} & set(NUMERIC)
+
+
+def _slips(search: SlipSearch, names: set[str]) -> Iterator[tuple[str, tuple[tuple[str, ...], Stage]]]:
+    """Yield each of the properties that slips explain with them, and the stage that the first is in."""
+    for part, found in search.parts():
         for name in PROPERTIES_OF[part]:
-            if name in violated:
-                found.setdefault(name, names)
+            if name in names:
+                yield name, (named(found), found[0].slip.stage)
 
 
 def _forms(

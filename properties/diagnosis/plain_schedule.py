@@ -125,7 +125,9 @@ class _Walk:
             share = 1.0 - share
         for rank, of in self.steps[k].items():
             before = self.buffers[rank]
-            self.buffers[rank] = self.lines(k).tracked(of.step, of.slot, before, of.moments, share)
+            after = self.lines(k).tracked(of.step, of.slot, before, of.moments, share)
+            dtype = self.case.param_dtype  # what is stored is read again
+            self.buffers[rank] = Buffers(*(elements.round_to(each, dtype) for each in after))
 
     def snapshot(self, at: str) -> None:
         if self.case.tracking:

@@ -7,6 +7,7 @@ Rules
   slip explains a tensor that is absent.
 - Of several the one comes first that explains more of the parts after it, then the one that comes much
   nearer to what was observed, then the one that is first in its table.
+- Where many slips explain the same the trials tell none of them from the others, and none is told.
 - Trials with an empty rank, or with values that overflow, are asked only where there are hardly others: there
   those who write the same slip differ in what else they do.
 - Bounds are those of a right subject. What a wrong one computes may be greater, and rounds so much more.
@@ -46,11 +47,15 @@ _QUANTITY = {"forward": "output"}
 _MOST, _MOST_TELLING = 0.98, 0.9
 """Shares of all elements, and of those that are wrong, that must be within their bound: what is rounded twice
 is now and then off by one more."""
+_SLACK = 1.1
+"""Of a bound: a slip is computed in float64, and what is rounded to the other side is off by a hair more."""
 _WORST = 8.0
 """Bounds within which all must be."""
 _MUCH = 2.0
 """Decimal orders of what is left by which one slip is likelier than another."""
 _NOTHING = 1e-12
+_MOST_ALIKE = 3
+"""Kinds of slips that may explain the same equally well."""
 _ROUNDINGS = 64.0
 """Of the accumulation dtype, of the greatest value of a channel."""
 _ENOUGH = 3
@@ -112,7 +117,7 @@ class SlipSearch:
         chosen = plain if len(plain) >= _ENOUGH else usable
         self.evidence = sorted(chosen, key=lambda one: one.case.elements)
 
-    def parts(self) -> Iterator[tuple[Part, tuple[str, ...]]]:
+    def parts(self) -> Iterator[tuple[Part, tuple[Scoped, ...]]]:
         """Yield each part that is violated with the slips that explain it, until none does."""
         base, told = Modes(), tuple[Scoped, ...]()
         if self._violated("forward"):
@@ -122,7 +127,7 @@ class SlipSearch:
                 told = tuple(one for one in found if self._fits("buffers", one.applied(base)))
             if not told:
                 return
-            yield "forward", _named(told)
+            yield "forward", told
             base = told[0].applied(base)
         if self._violated("buffers"):
             if not self._fits("buffers", base):
@@ -134,19 +139,19 @@ class SlipSearch:
                 if not told:
                     return
                 base = told[0].applied(base)
-            yield "buffers", _named(told)
+            yield "buffers", told
         if self._violated("backward"):
             if not (told and self._fits("backward", base)):
                 told = self._surviving("backward", BACKWARD_SLIPS, base)
                 if not told:
                     return
                 base = told[0].applied(base)
-            yield "backward", _named(told)
+            yield "backward", told
         if self._violated("affine"):
             if not (told and self._fits("affine", base)):
                 told = self._surviving("affine", AFFINE_SLIPS, base)
             if told:
-                yield "affine", _named(told)
+                yield "affine", told
 
     @property
     def _evaluates(self) -> bool:
@@ -184,7 +189,11 @@ class SlipSearch:
             explained = sum(self._fits(name, one.applied(base)) for name in later)
             return -explained, round(np.log10(max(left, _NOTHING)) / _MUCH)
 
-        return tuple(one for one, _ in sorted(found, key=likely))
+        ranked = sorted(found, key=likely)
+        best = [one for one, left in ranked if likely((one, left)) == likely(ranked[0])]
+        if len({one.slip.kind for one in best}) > _MOST_ALIKE:
+            return ()
+        return tuple(one for one, _ in ranked)
 
     def _scopes(self, one: Slip) -> Iterator[Scoped]:
         """Yield the slip in all modes, and in some alone where the evidence has others."""
@@ -241,7 +250,7 @@ def _is_plain(case: Case) -> bool:
     )
 
 
-def _named(found: Sequence[Scoped]) -> tuple[str, ...]:
+def named(found: Sequence[Scoped]) -> tuple[str, ...]:
     """Return the ids of slips; that of their kind in place of several of a kind."""
     kinds = [(one.slip.kind, one.scope) for one in found]
     names = (
@@ -298,7 +307,7 @@ def _reach(value: Floats, right: Floats, bound: Floats, dtype: str) -> Floats:
         grown = np.where(usual > 0, most / np.maximum(usual, np.finfo(np.float64).tiny), 1.0)
         stored = u * np.abs(np.where(np.isfinite(value), value, 0.0))
         computed = _ROUNDINGS * min(u, FACTS["float32"].u) * most
-        return np.asarray(np.maximum(np.maximum(grown, 1.0) * bound, stored) + computed)
+        return np.asarray(_SLACK * np.maximum(np.maximum(grown, 1.0) * bound, stored) + computed)
 
 
 def _greatest(array: Floats) -> Floats:

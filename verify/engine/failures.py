@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -77,6 +78,7 @@ class Failures:
         self._emit = emit
         self._native = native
         self._cases: Counter[str] = Counter()
+        self._occurrences: dict[str, Occurrence] = {}
 
     def fresh(self, trial: Trial, *, first: Collection[str] = ()) -> list[str]:
         """Return the kinds of failure that `trial` is the first to show, those of `first` first."""
@@ -86,6 +88,7 @@ class Failures:
     def count(self, trial: Trial) -> None:
         """Count the kinds of failure of a case that counts."""
         self._cases.update(trial.failures)
+        self._evidence.add_further(trial)
 
     def _is_fresh(self, kind: str) -> bool:
         property_id, *how = kind.split()
@@ -145,7 +148,8 @@ class Failures:
         for kind, failure in self.told.items():
             likeness = self._evidence.likeness(property_of(kind))
             if not likeness.error:
-                self.told[kind] = msgspec.structs.replace(failure, **_named(likeness))
+                _, text = explain(replace(self._occurrences[kind], likeness=likeness))
+                self.told[kind] = msgspec.structs.replace(failure, text=text, **_named(likeness))
 
     def _tell(
         self,
@@ -169,6 +173,7 @@ class Failures:
             likeness=likeness,
             native=tuple(self._native(trial, property_id)),
         )
+        self._occurrences[kind] = occurrence
         discrepancy, text = explain(occurrence)
         failure = Failure(
             property=property_id,

@@ -17,6 +17,8 @@ from verify.subject import Subject
 from verify.trial import Trial
 
 MAX_TRIALS = 8
+MAX_FURTHER, FURTHER_ELEMENTS = 12, 20_000
+"""Further trials, and elements of each: what they are compared with costs little."""
 DIAGNOSIS_SECONDS = 6.0
 """That a diagnosis may take, most of which it compiles; where one took longer, the next may, too."""
 
@@ -25,7 +27,14 @@ class Diagnoses(Protocol):
     """The part of `properties.diagnosis.diagnose` that is needed here, so that tests can replace it."""
 
     def diagnose(
-        self, evidence: Any, contract: Contract, grade: Grade, *, device: str, domain: Domain
+        self,
+        evidence: Any,
+        contract: Contract,
+        grade: Grade,
+        *,
+        device: str,
+        domain: Domain,
+        further: Any = (),
     ) -> Any:
         """Return what the evidence resembles."""
 
@@ -94,6 +103,7 @@ class Resemblance:
     domain: Domain
     room_for: Callable[[float], bool] = lambda seconds: True
     _seen: list[Seen] = field(default_factory=list)
+    _further: list[Seen] = field(default_factory=list)
     _latest: Any = None
     _error: str = ""
     _longest: float = DIAGNOSIS_SECONDS
@@ -111,6 +121,16 @@ class Resemblance:
         if len(self._seen) > MAX_TRIALS and drawn:
             self._seen.remove(max(drawn, key=lambda one: one.elements))
         self._latest = None
+
+    def add_further(self, trial: Trial) -> None:
+        """Add a trial that violates a property to those that causes are narrowed by in the end."""
+        if trial.observation is None or not trial.violated or trial.case.elements > FURTHER_ELEMENTS:
+            return
+        if len(self._further) < MAX_FURTHER:
+            self._further.append(
+                Seen(case=trial.case, observation=trial.observation, violated=trial.violated, minimal=False)
+            )
+            self._latest = None
 
     def likeness(self, property_id: str) -> Likeness:
         """Return what the violations of `property_id` resemble by all that was seen."""
@@ -136,7 +156,12 @@ class Resemblance:
         began = time.monotonic()
         try:
             self._latest = self.diagnoses.diagnose(
-                self._seen, self.contract, self.grade, device=self.device, domain=self.domain
+                self._seen,
+                self.contract,
+                self.grade,
+                device=self.device,
+                domain=self.domain,
+                further=[one for one in self._further if one.case not in {seen.case for seen in self._seen}],
             )
         except Exception as error:  # a hint that fails must not cost the verdict
             self._error = f"{type(error).__name__}: {error}"

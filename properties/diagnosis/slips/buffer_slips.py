@@ -84,6 +84,17 @@ def _own_moments(step: Step, slot: int, old: Buffers, moments: Moments, share: f
     return _usual(step, slot, old, own if own.n else moments, share)
 
 
+def _once_a_rank(step: Step, slot: int, old: Buffers, moments: Moments, share: float) -> Buffers:
+    for _ in step.members:
+        old = _usual(step, slot, old, moments, share)
+    return old
+
+
+def _replaced_by_first(step: Step, slot: int, old: Buffers, moments: Moments, share: float) -> Buffers:
+    first = not any(one.mode == "train" for one in step.case.steps[: step.number])
+    return _usual(step, slot, old, moments, 1.0 if first else share)
+
+
 def _own_variance(step: Step, slot: int, moments: Moments) -> Floats:
     own = moments_of(step.rows[slot])
     return unbiased(step, own if own.n else moments)
@@ -166,6 +177,18 @@ TRACKED: tuple[Slip, ...] = (
             mean=lambda old, new, m: blend(blend(old, new, m), new, m),
             var=lambda old, new, m: blend(blend(old, new, m), new, m),
         ),
+    ),
+    _buffers(
+        "updated-once-a-rank",
+        "updates the buffers once for each rank of the group",
+        (24, 17, 6),
+        _tracked(_once_a_rank),
+    ),
+    _buffers(
+        "replaced-by-the-first",
+        "replaces the buffers by the statistics of the first batch",
+        (17,),
+        _tracked(_replaced_by_first),
     ),
     _buffers(
         "biased-in-a-group",

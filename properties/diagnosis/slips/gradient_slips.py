@@ -82,6 +82,14 @@ def _usual(step: Step, slot: int, of: Backward) -> Floats:
     return inner * step.across(step.weight * of.scale)
 
 
+def _one_less_of_projection(step: Step, slot: int, of: Backward) -> Floats:
+    if not step.batch:
+        return _usual(step, slot, of)
+    first, second = _parts(step, of)
+    inner = step.g[slot] - first - second * (step.total / max(step.total - 1.0, 1.0))
+    return np.asarray(inner * step.across(step.weight * of.scale))
+
+
 def _of_training(step: Step, slot: int, of: Backward) -> Floats:
     """Return the gradient of training, in an evaluation with the rank's own sums."""
     count = step.total if step.batch else float(step.counts[slot])
@@ -262,6 +270,18 @@ ELEMENTS: tuple[Slip, ...] = (
         "divides the backward sums by n - 1",
         (2, 7),
         **_counted(lambda step, slot: step.total - 1.0),
+    ),
+    _backward(
+        "one-less-divides-projection",
+        "divides the sum of g xhat by n - 1",
+        (2, 7),
+        gradient=_one_less_of_projection,
+    ),
+    _backward(
+        "whole-mean-count-divides",
+        "divides the backward sums by the ranks times their whole mean count",
+        (2,),
+        **_counted(lambda step, slot: len(step.members) * float(step.total // len(step.members))),
     ),
     _backward(
         "own-count-divides",

@@ -118,10 +118,6 @@ def _pairwise(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
     return left[0]
 
 
-def _up_to_power_of_two(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
-    return merged(step, slot, parts[: 1 << (len(parts).bit_length() - 1)])
-
-
 def _weighed(factor: Callable[[int, int], float]) -> Callable[..., Moments]:
     """Return a merge in which the part in each slot counts so many times."""
 
@@ -189,7 +185,73 @@ def _merge(id: str, words: str, classes: tuple[int, ...], change: Callable[..., 
     return slip(id, words, classes, "forward", merged=change)
 
 
+def _replaced(chosen: Callable[[int, int], int]) -> Callable[..., Moments]:
+    """Return the merge of one part that stands in every rank's place: chosen by slot and number of ranks."""
+
+    def change(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+        part = parts[chosen(slot, len(parts))]
+        return merged(step, slot, [part] * len(parts))
+
+    return change
+
+
+def _by_samples(*, mean_only: bool) -> Callable[..., Moments]:
+    """Return a merge weighed by samples; `mean_only` with the right weights of the squares about it."""
+
+    def change(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+        counted = [part._replace(n=float(len(x))) for part, x in zip(parts, step.x, strict=True)]
+        found, whole = merged(step, slot, counted), merged(step, slot, parts)
+        if not whole.n:
+            return whole
+        if not mean_only:
+            return found._replace(n=whole.n)
+        squares = sum(part.n * (part.var + (part.mean - found.mean) ** 2) for part in parts)
+        return Moments(whole.n, found.mean, np.asarray(squares / whole.n))
+
+    return change
+
+
+def _own_count_times_ranks(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+    """Return sums over the rank's own count times the ranks, with squares about the mean they give."""
+    n = parts[slot].n * len(parts)
+    if not n:
+        return merged(step, slot, parts)
+    mean = np.asarray(sum(part.n * part.mean for part in parts) / n)
+    squares = sum(part.n * (part.var + (part.mean - mean) ** 2) for part in parts)
+    return Moments(n, mean, np.asarray(squares / n))
+
+
 MERGE: tuple[Slip, ...] = (
+    _merge(
+        "own-part-for-all",
+        "merges the rank's own part as often as there are ranks",
+        (4, 15, 19),
+        _replaced(lambda slot, ranks: slot),
+    ),
+    _merge(
+        "last-part-for-all",
+        "merges the last rank's part as often as there are ranks",
+        (4, 19, 21),
+        _replaced(lambda slot, ranks: ranks - 1),
+    ),
+    _merge(
+        "weighed-by-samples",
+        "weighs the ranks by samples, not by values, also in what their means differ by",
+        (1,),
+        _by_samples(mean_only=False),
+    ),
+    _merge(
+        "mean-weighed-by-samples",
+        "weighs the ranks' means by samples, not by values",
+        (1,),
+        _by_samples(mean_only=True),
+    ),
+    _merge(
+        "own-count-times-ranks-in-statistics",
+        "divides the sums of all ranks by its own count times the ranks",
+        (1, 2),
+        _own_count_times_ranks,
+    ),
     _merge(
         "padding-of-shorter-ranks",
         "counts the zeros that pad shorter ranks to the longest as values",
@@ -276,7 +338,7 @@ MERGE: tuple[Slip, ...] = (
         "ranks-up-to-a-power-of-two",
         "merges no more ranks than a power of two",
         (4, 0, 1),
-        _up_to_power_of_two,
+        lambda step, slot, parts: merged(step, slot, parts[: 1 << (len(parts).bit_length() - 1)]),
     ),
     _merge(
         "first-rank-twice",

@@ -136,6 +136,34 @@ def count_of_positions(step: Step, slot: int) -> float:
     return float(step.x[slot].shape[2]) if step.counts[slot] else 0.0
 
 
+def _within_samples(step: Step, slot: int) -> Moments:
+    """Return moments whose variance is the mean of the samples' own."""
+    found, x = moments_of(step.rows[slot]), step.x[slot]
+    return found._replace(var=x.var(axis=2).mean(axis=0)) if found.n else found
+
+
+def _of_shortest(step: Step, slot: int) -> Moments:
+    least = min(len(x) for x in step.x)
+    x = step.x[slot][:least]
+    return moments_of(x.transpose(1, 0, 2).reshape(x.shape[1], -1))
+
+
+def _tail_twice(block: int) -> Callable[[Step, int], Moments]:
+    """Return moments in which the last block begins earlier, so that it is full: some values count twice."""
+
+    def moments(step: Step, slot: int) -> Moments:
+        rows = step.rows[slot]
+        n = rows.shape[1]
+        if n <= block or n % block == 0:
+            return moments_of(rows)
+        again = rows[:, n - block : n // block * block]
+        mean = (rows.sum(axis=1) + again.sum(axis=1)) / n
+        squares = sum(((part - mean[:, None]) ** 2).sum(axis=1) for part in (rows, again))
+        return Moments(n, mean, np.asarray(squares / n))
+
+    return moments
+
+
 def _without_sample(which: int) -> Callable[[Step, int], Moments]:
     def moments(step: Step, slot: int) -> Moments:
         x = step.x[slot]
@@ -233,6 +261,27 @@ OWN: tuple[Slip, ...] = (
         (13, 10),
         "forward",
         moments=_about_rounded_mean,
+    ),
+    slip(
+        "between-samples-left-out",
+        "averages the variances within samples: what the samples' means differ by is missing",
+        (3, 1, 0),
+        "forward",
+        moments=_within_samples,
+    ),
+    slip(
+        "samples-of-the-shortest",
+        "takes statistics of as many samples on every rank as the shortest has",
+        (1, 22, 26),
+        "forward",
+        moments=_of_shortest,
+    ),
+    *by_block(
+        "tail-counted-twice",
+        "begins the last block{} earlier, so that it is full, and adds some values up twice",
+        _TAIL,
+        "forward",
+        lambda block: {"moments": _tail_twice(block)},
     ),
     *by_block(
         "tail-dropped",

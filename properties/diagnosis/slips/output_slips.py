@@ -53,6 +53,12 @@ def _centred(mean: Callable[[Step, int, Moments], Floats]) -> dict[str, Any]:
     return {"normalised": normalised}
 
 
+def _momentum(step: Step) -> float:
+    """Return the share of the step's statistics in the buffers, as torch has it."""
+    trained = sum(one.mode == "train" for one in step.case.steps[: step.number + 1])
+    return 1.0 / max(trained, 1) if step.case.momentum is None else step.case.momentum
+
+
 def _own_mean(step: Step, slot: int, moments: Moments) -> Floats:
     return moments_of(step.rows[slot]).mean if step.batch else moments.mean
 
@@ -90,6 +96,14 @@ def _weighed(weight: Callable[[Floats, float], Floats]) -> dict[str, Any]:
     )
 
 
+def _modulo(size: int) -> Callable[[Step, Floats], Floats]:
+    def output(step: Step, xhat: Floats) -> Floats:
+        lanes = np.arange(len(step.weight)) % size
+        return xhat * step.across(step.weight[lanes]) + step.across(step.bias[lanes])
+
+    return output
+
+
 def _cut(step: Step, values: Floats) -> Floats:
     return truncated(values, step.case.dtype)
 
@@ -125,6 +139,12 @@ NORMALISE: tuple[Slip, ...] = (
     ),
     _forward(
         "mean-added", "adds the mean in place of subtracting it", (20, 0), **_centred(lambda s, r, m: -m.mean)
+    ),
+    _forward(
+        "mean-times-momentum",
+        "multiplies the mean by the momentum before it is subtracted",
+        (21, 17),
+        **_centred(lambda step, slot, moments: moments.mean * _momentum(step)),
     ),
     _forward(
         "multiplied-by-deviation",
@@ -210,6 +230,26 @@ NORMALISE: tuple[Slip, ...] = (
     ),
     _forward("weight-about-one", "multiplies by 1 + weight", (20,), **_weighed(lambda w, eps: 1.0 + w)),
     _forward("weight-squared", "multiplies by the weight twice", (20,), **_weighed(lambda w, eps: w * w)),
+    _forward(
+        "parameters-in-half",
+        "rounds weight and bias to the input's half dtype",
+        (13,),
+        **_output(
+            lambda step, xhat: (
+                xhat * step.across(round_to(step.weight, step.case.dtype))
+                + step.across(round_to(step.bias, step.case.dtype))
+            )
+        ),
+    ),
+    *(
+        _forward(
+            f"parameters-of-channel-modulo-{size}",
+            f"gives channel c weight and bias of channel c modulo {size}",
+            (19, 23),
+            **_output(_modulo(size)),
+        )
+        for size in (2, 4, 8, 16, 32, 64)
+    ),
     _forward(
         "bias-subtracted",
         "subtracts the bias",

@@ -15,11 +15,14 @@ def _chan(distance: str, one: Moments, other: Moments) -> Moments:
     n, m = one.n, other.n
     total, away = n + m, other.mean - one.mean
     moved = one.mean + away * m / total
+    if distance == "old-count":
+        moved = one.mean + away * m / n
     square = {
         "moved": (other.mean - moved) ** 2 * n * m / total,
         "unweighted": away**2,
         "by-part": away**2 * m,
         "by-both": away**2 * n * m,
+        "old-count": away**2 * n * m / total,
         "halved": away**2 * n * m / (2 * total),
     }[distance]
     return Moments(total, moved, (n * one.var + m * other.var + square) / total)
@@ -78,6 +81,12 @@ PAIRS: tuple[Slip, ...] = tuple(
             "weighs the squared distance of two parts' means by n m, not divided by n + m",
             (3, 1),
             "by-both",
+        ),
+        (
+            "mean-by-old-count",
+            "divides a part's share of the mean by the count before it, in a merge of two parts",
+            (1,),
+            "old-count",
         ),
         ("distance-halved", "halves the squared distance of two parts' means", (3, 1), "halved"),
     )

@@ -123,6 +123,19 @@ PARAMETERS: tuple[Slip, ...] = (
             bias=_over(lambda step, slot: float(step.counts[slot])),
         ),
     ),
+    *(
+        _affine(
+            f"{name}-gradient-{end}",
+            f"divides grad_{name} by the rank's {what}",
+            (0, 6),
+            _multiplied(**{name: _over(count)}),
+        )
+        for name in ("weight", "bias")
+        for end, what, count in (
+            ("over-values", "values", lambda step, slot: float(step.counts[slot])),
+            ("over-samples", "samples", lambda step, slot: float(len(step.x[slot]))),
+        )
+    ),
     _affine(
         "parameter-gradients-over-samples",
         "divides the gradients of weight and bias by the rank's samples",

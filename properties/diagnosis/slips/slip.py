@@ -8,9 +8,26 @@ from typing import Any
 
 from properties.diagnosis.causes.cause import Part
 from properties.diagnosis.plain_batchnorm import Lines
+from properties.diagnosis.stages import Stage
 
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Sizes of blocks of values, of vectors and of unrolled loops."""
+
+
+_STAGES: dict[str, Stage] = {
+    "moments": "statistics",
+    "merged": "merge",
+    "scale": "normalise",
+    "normalised": "normalise",
+    "output": "normalise",
+    "stored": "normalise",
+    "tracked": "buffers",
+    "sums": "backward-sums",
+    "reduced": "backward-sums",
+    "gradient": "backward-elements",
+    "stored_gradient": "backward-elements",
+    "parameters": "backward-sums",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +52,11 @@ class Slip:
     change: dict[str, Any]
     kind: str
     kind_words: str
+
+    @property
+    def stage(self) -> Stage:
+        """The stage (`properties.diagnosis.stages`) of the first line that differs."""
+        return next(stage for line, stage in _STAGES.items() if line in self.change)
 
     def lines(self, base: Lines) -> Lines:
         """Return `base` with this slip."""

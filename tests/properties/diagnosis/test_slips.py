@@ -14,6 +14,7 @@ from properties.diagnosis.diagnose import classes_of, diagnose, words_of
 from properties.diagnosis.plain_batchnorm import Modes, truncated
 from properties.diagnosis.plain_schedule import expressible, follow
 from properties.diagnosis.slip_search import Scoped, SlipSearch
+from properties.diagnosis.slip_search import named as names_of
 from properties.diagnosis.slips import ALL_SLIPS, SCOPES, SUFFIXES, WORDS
 from properties.diagnosis.symptoms import SYMPTOMS
 from properties.domain import Contract, Domain
@@ -36,6 +37,8 @@ CASES = (
         for k, dtype in enumerate(("float16", "bfloat16", "bfloat16"))
     ),
     Case(batches=(3003, 2900), dtype="bfloat16", seed=5, **COMMON),
+    *(Case(batches=(3, 2, 4), spatial=((5,), (2,), (3,)), seed=k, **COMMON) for k in range(3)),
+    *(Case(batches=(5, 3), seed=k, **{**COMMON, "channels": 130}) for k in range(2)),
     Case(batches=(40,), momentum=None, steps=(*STEPS, Step()), seed=6, **COMMON),
     Case(batches=(3, 2), spatial=((4,),), tracking=False, steps=STEPS, seed=7, **COMMON),
 )
@@ -50,7 +53,7 @@ def evidence(one: Scoped) -> list[Seen]:
 def named(trials: list[Seen]) -> dict[str, tuple[str, ...]]:
     right = {trial.case: expect(trial.case, Contract(), "A") for trial in trials}
     search = SlipSearch(trials, right, Contract(), until=np.inf, clock=time.monotonic)
-    return dict(search.parts())
+    return {part: names_of(found) for part, found in search.parts()}
 
 
 @settings(max_examples=150)

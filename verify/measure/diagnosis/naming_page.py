@@ -78,8 +78,8 @@ def _lines(found: Sequence[Named], *, command: str, environment: str, totals: Se
     yield ""
     yield "A set tells of others only when it is measured for the first time. Set 1: 52 of 60 stages, 27"
     yield "causes right, none wrong; stages and slips were tuned on it since. Set 2, by somebody who had read"
-    yield "neither: 44 of 60 stages, 39 causes right, 5 wrong; what these showed was mended since. Below is how"
-    yield "it is now."
+    yield "neither: 44 of 60 stages, 39 causes right, 5 wrong; what these showed was mended since. Below is"
+    yield "how it is now."
     yield ""
     for sentence in totals:
         yield f"- {sentence[0].upper()}{sentence[1:]}."

@@ -39,7 +39,7 @@ class Diagnoses:
     def __init__(self, **convention):
         self.convention = convention
 
-    def diagnose(self, evidence, contract, grade, *, device, domain):
+    def diagnose(self, evidence, contract, grade, *, device, domain, further=()):
         causes = ("equal-weights", "no-weight")
         stages = {"forward": "merge"}
         return SimpleNamespace(of=lambda name: causes, convention=self.convention, forms={}, stages=stages)

@@ -82,7 +82,7 @@ class Diagnoses:
 
     CLASSES: ClassVar = {"one": (3, 1), "two": (1,)}
 
-    def diagnose(self, evidence, contract, grade, *, device, domain):
+    def diagnose(self, evidence, contract, grade, *, device, domain, further=()):
         return SimpleNamespace(of=lambda property_id: tuple(self.CLASSES), convention={}, forms={}, stages={})
 
     def words_of(self, name):
