@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.case import Case
+from properties.diagnosis import slips
 from properties.diagnosis.causes import (
     AFFINE,
     BACKWARD,
@@ -41,8 +42,6 @@ from properties.diagnosis.causes import (
 )
 from properties.diagnosis.prediction import predict
 from properties.diagnosis.slip_search import SlipSearch, named
-from properties.diagnosis.slips import CLASSES as SLIP_CLASSES
-from properties.diagnosis.slips import WORDS as SLIP_WORDS
 from properties.diagnosis.stages import WORDS as STAGES
 from properties.diagnosis.stages import Stage, first_wrong
 from properties.diagnosis.symptoms import BESIDE, CLASSES, WORDS, symptoms
@@ -128,7 +127,7 @@ def classes_of(name: str) -> tuple[int, ...]:
     """Return the fault classes that a cause or symptom belongs to; none if there is no such name."""
     if name in BY_ID:
         return BY_ID[name].classes
-    return SLIP_CLASSES.get(name) or CLASSES.get(name, ())
+    return slips.CLASSES.get(name) or CLASSES.get(name, ())
 
 
 def classes_of_convention(convention: dict[str, str]) -> tuple[int, ...]:
@@ -143,9 +142,7 @@ def stage_words(stage: str) -> str:
 
 def words_of(name: str) -> str:
     """Return what a subject does that has the cause or symptom `name`."""
-    if name in BY_ID:
-        return BY_ID[name].words
-    return SLIP_WORDS.get(name) or WORDS[name]
+    return BY_ID[name].words if name in BY_ID else slips.WORDS.get(name) or WORDS[name]
 
 
 def diagnose(
@@ -192,8 +189,8 @@ def diagnose(
     if not convention and not _violated(numeric) <= found.keys():
         more = [one for one in further if _predictable(one.case) and not is_large(one.case)]
         right |= {one.case: expect(one.case, contract, grade, device=device) for one in more}
-        slips = SlipSearch([*numeric, *more], right, contract, until=clock() + SLIP_SECONDS, clock=clock)
-        for name, (names, stage) in dict(_slips(slips, _violated(numeric) - found.keys())).items():
+        lines = SlipSearch([*numeric, *more], right, contract, until=clock() + SLIP_SECONDS, clock=clock)
+        for name, (names, stage) in dict(_slips(lines, _violated(numeric) - found.keys())).items():
             found[name], stages[name] = names, stage
     for name, names in found.items():
         beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
