@@ -99,6 +99,12 @@ SUMS: tuple[Slip, ...] = (
         lambda block: {"sums": sums_without_tail(block, alone=True)},
     ),
     _backward(
+        "sums-exchanged",
+        "takes the reduced sums of g and of g xhat for each other",
+        (19,),
+        **_reduced(lambda step, slot, parts: Sums(*added(parts)[::-1])),
+    ),
+    _backward(
         "sums-averaged",
         "averages the backward sums over the ranks in place of adding them up",
         (6, 2),
