@@ -40,6 +40,7 @@ from properties.diagnosis.causes import (
     Cause,
     Part,
 )
+from properties.diagnosis.conventions import CONVENTION_CLASSES, CONVENTIONS, FORMS
 from properties.diagnosis.prediction import predict
 from properties.diagnosis.slip_search import SlipSearch, named
 from properties.diagnosis.stages import WORDS as STAGES
@@ -59,28 +60,6 @@ EVERYTHING = Domain()
 MAX_ELEMENTS = 100_000
 SLIP_SECONDS = 4.0
 """Of computing, after which no further slip is asked."""
-CONVENTIONS: tuple[dict[str, str], ...] = (
-    {"running_var": "biased"},
-    {"momentum": "decay"},
-    {"affine_grad": "sum"},
-    {"affine_grad": "mean"},
-    {"buffer_update": "in_dtype"},
-    {"recompute_updates": "once"},
-    {"running_var": "biased", "momentum": "decay"},
-)
-FORMS: dict[str, tuple[str, str]] = {
-    "dtype_and_layout": ("memory_format", "any"),
-    "identity": ("identity", "no"),
-}
-"""Settings of a contract that only say which form tensors have, by the property that asks for it."""
-CONVENTION_CLASSES = {
-    "running_var": (7,),
-    "momentum": (17,),
-    "affine_grad": (6,),
-    "buffer_update": (13,),
-    "recompute_updates": (24,),
-}
-"""Fault classes that a change of the contract belongs to, by its key."""
 NUMERIC = tuple(name for names in PROPERTIES_OF.values() for name in names)
 QUANTITIES = {"forward": "output"}
 """Names of the quantities of properties that bear another name than theirs."""
@@ -186,6 +165,7 @@ def diagnose(
     # "All discrepancies vanish" must be true of the trials that have no prediction, too.
     convention = search.convention() if len(numeric) == len(evidence) else {}
     found = dict(search.parts())
+    stages |= {name: stage for name, names in found.items() if (stage := BY_ID[names[0]].stage)}
     if not convention and not _violated(numeric) <= found.keys():
         more = [one for one in further if _predictable(one.case) and not is_large(one.case)]
         right |= {one.case: expect(one.case, contract, grade, device=device) for one in more}
@@ -232,7 +212,8 @@ def _stages(evidence: Sequence[Evidence], right: dict[Case, Expected]) -> Iterat
     """Yield each violated property with what is wrong first where it is, if anything tells."""
     for name in dict.fromkeys(name for one in evidence for name in one.violated):
         violating = [one for one in evidence if name in one.violated and one.case in right]
-        if found := first_wrong(violating, [right[one.case] for one in violating]):
+        found = first_wrong(violating, [right[one.case] for one in violating])
+        if found and not (found.startswith("backward") and name == "forward"):  # of an earlier step
             yield name, found
 
 

@@ -96,8 +96,14 @@ def _discrepancy(one: tuple[str, str, str], ranks: list[int]) -> Discrepancy:
         expected=asked,
         mismatched=len(ranks),
         mismatched_ranks=tuple(ranks),
-        message=f"After conversion, {what} is {observed}, but must be {asked}.",
+        message=f"After conversion, {_quoted(what)} is {observed}, but must be {asked}.",
     )
+
+
+def _quoted(what: str) -> str:
+    """Return "an aspect of a module" with the module's name in quotes."""
+    aspect, of, place = what.partition(" of ")
+    return f"{aspect} of {place!r}" if of and place else what
 
 
 CONVERSION = Property(

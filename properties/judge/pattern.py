@@ -26,7 +26,7 @@ def pattern(wrong: Bools) -> str:
     Args:
         wrong: In the tensor's logical shape, (N, C, *spatial) or (C,).
     """
-    if not _FEWEST <= np.count_nonzero(wrong) < wrong.size:
+    if not _FEWEST <= np.count_nonzero(wrong) <= wrong.size - _FEWEST:
         return ""
     for name, table in _views(wrong):
         often = table.mean(axis=1)

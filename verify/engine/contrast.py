@@ -57,4 +57,7 @@ def _moves(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "with momentum=0.5", {"momentum": 0.5}
     if case.steps[0].mode == "train":
         evaluated = msgspec.structs.replace(case.steps[0], mode="eval")
-        yield "in evaluation", {"steps": (evaluated, *case.steps[1:])}
+        yield (
+            "as an evaluation" if len(case.steps) == 1 else "with its first step an evaluation",
+            {"steps": (evaluated, *case.steps[1:])},
+        )

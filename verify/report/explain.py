@@ -77,6 +77,7 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
     found = greatest(verdict)
     lines = [
         f"VIOLATED {verdict.property}: {PROPERTIES[verdict.property].violation}.",
+        *_resembles(occurrence.likeness, weak=_is_weak(verdict)),
         "",
         _case_line(occurrence),
         *_let_then(occurrence, found),
@@ -87,7 +88,6 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         *_contrast(occurrence),
         *_grades(occurrence),
         *_native(occurrence.native),
-        *_resembles(occurrence.likeness, weak=_is_weak(verdict)),
         *_reproduce(occurrence),
     ]
     return found, "\n".join(lines)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from properties.diagnosis.stages import Stage
 from properties.diagnosis.variant import Variant
 
 Part = Literal["forward", "buffers", "count", "backward", "affine"]
+_STAGES: dict[str, Stage] = {
+    "merge": "merge",
+    "scope": "merge",
+    "exchanged_moments": "merge",
+    "root": "normalise",
+    "eps": "normalise",
+    "parameters": "normalise",
+}
 PROPERTIES_OF: dict[Part, tuple[str, ...]] = {
     "forward": ("forward",),
     "buffers": ("running_mean", "running_var"),
@@ -37,6 +46,16 @@ class Cause:
     part: Part
     change: dict[str, Any]
     floor: float = 0.0
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage (`properties.diagnosis.stages`) of what differs in a forward or the buffers, if it says.
+
+        Two values a channel lie on some line whatever they are; the numbers alone then tell less.
+        """
+        if self.part == "buffers":
+            return "buffers"
+        return next((_STAGES[one] for one in self.change if one in _STAGES and self.part == "forward"), None)
 
     def variant(self, base: Variant) -> Variant:
         """Return `base` with this cause's change."""

@@ -42,15 +42,15 @@ SCOPES: dict[str, set[str]] = {
 """Modes (`properties.diagnosis.plain_batchnorm.Modes`) in which a slip may act."""
 SUFFIXES: dict[str, str] = {
     "": "",
-    "batch": "-of-batches",
-    "running": "-of-running",
+    "batch": "-with-batch-statistics",
+    "running": "-with-running-statistics",
     "train": "-in-training",
 }
 """What ends the id of a slip that acts in some modes alone."""
 _IN: dict[str, str] = {
     "": "",
-    "batch": "; not where it normalises with the buffers",
-    "running": "; only where it normalises with the buffers",
+    "batch": "; with the batch's statistics alone",
+    "running": "; with the running statistics alone",
     "train": "; in training alone",
 }
 WORDS: dict[str, str] = {

@@ -30,7 +30,9 @@ def told(place="plain", kind="plain", **changes):
     after |= {f"after class of {place}": "Synchronized", f"after process_group of {place}": GIVEN}
     if kind != "plain":
         after[f"after class of {place}"] = "BatchNorm2d"
-        before[f"before process_group of {place}"] = after[f"after process_group of {place}"] = "the world"
+        before[f"before process_group of {place}"] = after[f"after process_group of {place}"] = (
+            "dist.group.WORLD"
+        )
     for name, value in changes.items():
         after[f"after {name} of {place}"] = value
     return before | after
@@ -64,7 +66,7 @@ def test_each_aspect_must_be_as_before(scene, aspect):
     "changes",
     [
         {"class": "BatchNorm2d"},
-        {"process_group": "the default one"},
+        {"process_group": "None (the default group)"},
         {"class": "missing"},
         {"qconfig": "not set"},
     ],

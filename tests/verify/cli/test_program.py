@@ -84,8 +84,8 @@ def test_plain_batch_norm_is_caught_minimised_and_replayed(
     assert main(replay.split()[3:]) == errors.NOT_MET
     # A replay knows neither whether the case is minimal, nor with which changes it holds, nor the other
     # trials that narrow the causes.
-    section = told[told.index("VIOLATED forward: ") : told.index("Resembles ")]
-    assert "Holds    in evaluation" in section
+    section = told[told.index("\nCase ") :]
+    assert "Holds    as an evaluation" in section
     section = section[: section.index("Holds ")]
     for size in ("minimal; ", "not minimised to the end; "):
         section = section.replace(size, "")

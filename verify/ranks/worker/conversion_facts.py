@@ -189,9 +189,9 @@ class _Look:
     def group(self, group: Any) -> str:
         """Return the name of a process group."""
         if group is None:
-            return "the default one"
+            return "None (the default group)"
         if group is dist.group.WORLD:
-            return "the world"
+            return "dist.group.WORLD"
         return "the given one" if group is self._given else "another one"
 
     def _layer(self, layer: nn.Module, place: str) -> Iterator[tuple[str, str]]:

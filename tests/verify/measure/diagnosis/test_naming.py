@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from properties.diagnosis.diagnose import CONVENTION_CLASSES, CONVENTIONS
+from properties.diagnosis.conventions import CONVENTION_CLASSES, CONVENTIONS
 from tests.verify.fakes import examiner
 from verify import errors
 from verify.errors import UsageError
