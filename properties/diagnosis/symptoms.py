@@ -79,7 +79,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="empty-rank-in-low-precision",
-        words="mishandles a rank without values in low precision",
+        words="is wrong where a rank has no values, in a half dtype alone",
         classes=(10,),
         properties=_EVERY,
         needs=lambda seen: (
@@ -89,7 +89,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="empty-batch",
-        words="mishandles a batch without values on every rank",
+        words="is wrong where no rank of a group has values",
         classes=(11,),
         properties=(*_NUMBERS, "num_batches_tracked", "agreement"),
         needs=lambda seen: conditions.empty_group(seen) and not conditions.empty_rank(seen),
@@ -114,7 +114,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="empty-rank",
-        words="mishandles a rank without values",
+        words="is wrong only where a rank has no values",
         classes=(9,),
         properties=_EVERY,
         needs=conditions.empty_rank,
@@ -135,7 +135,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="no-buffers",
-        words="mishandles absent running buffers",
+        words="is wrong only without running buffers",
         classes=(18,),
         properties=_EVERY,
         needs=lambda seen: not seen.case.tracking,
@@ -143,7 +143,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="momentum-none",
-        words="mishandles momentum None",
+        words="is wrong only with momentum None",
         classes=(17,),
         properties=_EVERY,
         needs=lambda seen: seen.case.momentum is None,
@@ -151,7 +151,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="absent-or-frozen-parameters",
-        words="mishandles absent or frozen parameters",
+        words="is wrong only where a parameter is absent or frozen",
         classes=(20,),
         properties=_EVERY,
         needs=lambda seen: seen.case.affine != "both" or bool(seen.case.frozen),
@@ -159,21 +159,21 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="input-without-gradient",
-        words="mishandles an input that needs no gradient",
+        words="is wrong only where the input needs no gradient",
         classes=(20, 14),
         properties=_EVERY,
         needs=lambda seen: bool(seen.case.input_grad),
     ),
     Symptom(
         id="strided-buffers",
-        words="mishandles non-contiguous buffers",
+        words="is wrong only with non-contiguous buffers",
         classes=(21,),
         properties=_EVERY,
         needs=lambda seen: seen.case.strided_buffers,
     ),
     Symptom(
         id="recomputed-forward",
-        words="mishandles a recomputed forward",
+        words="is wrong only where the forward is recomputed in the backward",
         classes=(24,),
         properties=_EVERY,
         needs=lambda seen: any(step.recompute for step in seen.case.steps),
@@ -208,7 +208,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="frozen-for-a-step",
-        words="mishandles parameters that are frozen on the way",
+        words="is wrong only where parameters are frozen on the way",
         classes=(27,),
         properties=_EVERY,
         needs=lambda seen: any(step.frozen for step in seen.case.steps),
@@ -222,7 +222,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="storage-offset",
-        words="mishandles a tensor that begins inside its storage",
+        words="is wrong only where a tensor begins inside its storage",
         classes=(8,),
         properties=_EVERY,
         needs=lambda seen: bool(seen.case.input_offset or seen.case.cotangent_offset),
@@ -243,14 +243,14 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="accumulation",
-        words="mishandles accumulated gradients",
+        words="is wrong only where gradients accumulate",
         classes=(21,),
         properties=_EVERY,
         needs=lambda seen: any(step.accumulate for step in seen.case.steps),
     ),
     Symptom(
         id="layout",
-        words="mishandles a memory layout",
+        words="is wrong only in a memory layout that is not the contiguous one",
         classes=(8,),
         properties=_EVERY,
         needs=lambda seen: {seen.case.input_layout, seen.case.cotangent_layout} != {"contiguous"},
@@ -258,7 +258,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="process-group",
-        words="mishandles process groups",
+        words="is wrong only with process groups",
         classes=(4,),
         properties=_EVERY,
         needs=lambda seen: len(seen.case.groups) > 1,
@@ -266,14 +266,14 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="many-channels",
-        words="mishandles some numbers of channels",
+        words="is wrong only for some numbers of channels",
         classes=(23,),
         properties=_EVERY,
         needs=lambda seen: seen.case.channels > 2 and not is_large(seen.case),
     ),
     Symptom(
         id="many-values",
-        words="mishandles many values",
+        words="is wrong only with many values",
         classes=(13,),
         properties=_NUMBERS,
         needs=lambda seen: conditions.most_values(seen) > 255 and not is_large(seen.case),
@@ -287,7 +287,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="single-value-on-a-rank",
-        words="mishandles a rank with one value a channel",
+        words="is wrong only where a rank has one value a channel",
         classes=(22,),
         properties=("ending", "refusal", *_NUMBERS),
         needs=lambda seen: (
@@ -296,7 +296,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="eps-of-zero",
-        words="mishandles an eps of zero",
+        words="is wrong only with an eps of zero",
         classes=(16,),
         properties=_NUMBERS,
         needs=lambda seen: seen.case.eps == 0,
@@ -312,7 +312,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         id="repeated-forward",
-        words="mishandles repeated forwards",
+        words="is right in a first forward and wrong in a later one",
         classes=(24, 21),
         properties=_EVERY,
         needs=lambda seen: len(seen.case.steps) > 1 + conditions.evaluates(seen),

@@ -11,6 +11,7 @@ from syrupy.assertion import SnapshotAssertion
 from properties.case import Case, Special, Step
 from properties.domain import Promise
 from properties.observation import Collective, Observation, Raised, RankObservation
+from properties.values.elements import complete
 from properties.verdict import Discrepancy, Outcome, Verdict, violated
 from verify.cli.parser import parser
 from verify.report.explain import Occurrence, explain
@@ -135,6 +136,19 @@ def test_what_decides_is_told(snapshot: SnapshotAssertion) -> None:
     )
     made = trial(violated("forward", [tail], elements=72), case=case)
     assert text(made, history=History(holds=("in float32", "with equal batches"))) == snapshot
+
+
+def test_few_inputs_of_the_failing_channel_are_told_rank_by_rank() -> None:
+    case = Case(batches=(2, 0, 1), channels=2, seed=3, steps=(Step(), Step()))
+    found = msgspec.structs.replace(FORWARD, quantity="grad_input.1", index=(0, 1), rank=2)
+    lines = text(trial(violated("grad_input", [found]), case=case)).splitlines()
+    (told,) = (line for line in lines if line.startswith("Input"))
+    x, g = complete(case, (0,))[0, 1]
+    assert told.startswith(f"Input    step 1, channel 1: {x[0, 1, 0]:.7g}, {x[1, 1, 0]:.7g} | - | ")
+    (told,) = (line for line in lines if line.startswith("Cotangent"))
+    assert told.startswith(f"Cotangent step 1, channel 1: {g[0, 1, 0]:.7g}, ")
+    many = msgspec.structs.replace(case, batches=(9, 0, 1))
+    assert "Input" not in text(trial(violated("grad_input", [found]), case=many))
 
 
 def test_of_a_channel_nothing_is_told_where_nothing_is_drawn() -> None:

@@ -35,7 +35,8 @@ def root_first(failures: Iterable[Failure], properties: dict[str, PropertyResult
     """Return `failures` so that what others follow from comes before them.
 
     In the order of the catalogue: output, buffers, gradients, form, conduct. A subject that hangs, dies or
-    raises on more cases than it gives wrong numbers on is told so first.
+    raises on more cases than it gives wrong numbers on is told so first, and outputs that are wrong by the
+    buffers come after these.
 
     Args:
         failures: In any order.
@@ -46,7 +47,13 @@ def root_first(failures: Iterable[Failure], properties: dict[str, PropertyResult
     wrong = max((number for name, number in violated.items() if name != "ending"), default=0)
     if violated.get("ending", 0) > wrong:
         order.insert(0, "ending")
-    return tuple(sorted(failures, key=lambda failure: order.index(failure.property)))
+    buffers = order.index("running_var")
+
+    def place(failure: Failure) -> tuple[int, bool]:
+        by_buffers = failure.property == "forward" and failure.stage == "buffers"
+        return (buffers, True) if by_buffers else (order.index(failure.property), False)
+
+    return tuple(sorted(failures, key=place))
 
 
 class Failures:

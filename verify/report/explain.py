@@ -11,11 +11,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from properties.case import Case, encode
 from properties.judge.catalogue import PROPERTIES
 from properties.judge.ending import describe_ending
 from properties.observation import RankObservation
-from properties.values.elements import affine, parameters
+from properties.values.elements import affine, complete, parameters
 from properties.verdict import Discrepancy, Outcome, Verdict
 from verify.known.entries import Entry
 from verify.report.ledger_words import first_mismatch, summary
@@ -34,6 +36,8 @@ _OF_A_CHANNEL = (
     *("output", "grad_input", "grad_weight", "grad_bias"),
     *("running_mean", "running_var"),
 )
+_FEW_VALUES = 8
+"""Input values of a channel that are printed."""
 _WEAK = 2.0
 """Ratio below which a cause is a weak lead."""
 NOTHING_KNOWN = Likeness()
@@ -154,13 +158,15 @@ def _mismatched(found: Discrepancy) -> Iterator[str]:
 
 
 def _channel(case: Case, found: Discrepancy) -> Iterator[str]:
-    """Yield the parameters and first buffers of the failing channel, where they are drawn."""
-    drawn = case.random_parameters or case.variance_exponent or any(step.rewritten for step in case.steps)
+    """Yield the inputs of the failing channel, where they are few, and what it has that is drawn."""
     name, _, step = found.quantity.rpartition(".")
-    if not (drawn and found.index and name in _OF_A_CHANNEL):
+    if not (found.index and name in _OF_A_CHANNEL):
         return
     c = found.index[1] if name in ("output", "grad_input") else found.index[0]
     k = int(step) if step.isdecimal() else len(case.steps) - 1
+    yield from _inputs(case, k, c, found.rank, cotangent=name.startswith("grad_"))
+    if not (case.random_parameters or case.variance_exponent or any(one.rewritten for one in case.steps)):
+        return
     weight, bias = affine(case, k)
     first = parameters(case)
     values = {"weight": weight[c]} if case.has_weight else {}
@@ -171,6 +177,21 @@ def _channel(case: Case, found: Discrepancy) -> Iterator[str]:
     when = " before the first step" if case.tracking else ""
     if values:
         yield f"Channel  {c} has {listed}{when}."
+
+
+def _inputs(case: Case, k: int, c: int, rank: int, *, cotangent: bool) -> Iterator[str]:
+    """Yield input (and cotangent) of channel `c` in step `k`, rank by rank of the group, if they are few."""
+    if not 0 <= rank < case.world_size or case.wrong:
+        return
+    group = case.group_of(rank)
+    if not 0 < case.at(k).total_of(group) <= _FEW_VALUES:
+        return
+    drawn = complete(case, group)
+    where = f"channel {c}" if len(case.steps) == 1 else f"step {k}, channel {c}"
+    for name, at in (("Input   ", 0), ("Cotangent", 1))[: 1 + cotangent]:
+        arrays = (np.broadcast_to(drawn[one, k][at], drawn[one, k][0].shape)[:, c].ravel() for one in group)
+        listed = (", ".join(shown(float(x)) for x in array) for array in arrays)
+        yield f"{name} {where}: {' | '.join(one or '-' for one in listed)}"
 
 
 def _others(verdict: Verdict) -> Iterator[str]:
