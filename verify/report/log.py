@@ -55,6 +55,7 @@ class Lines:
         self._cases: int | None = None
         self._label = ""
         self._internal = self._groups = 0
+        self._texts: set[str] = set()
 
     def handle(self, event: Event) -> None:
         """Write the lines of one event."""
@@ -62,12 +63,14 @@ class Lines:
             case CampaignStarted():
                 self._label, self._told, self._cases = event.label, self._clock(), event.cases
                 self._internal = self._groups = 0
+                self._texts = set()
                 self._write(opening_line(event) if self._detail == "unexpected" else started_line(event))
             case CaseEnded():
                 self._case(event)
             case FailureFound() if self._detail != "unexpected":
                 self._write(f"{self._label}: {event.property} violated by case {event.case.id}; minimising")
             case FailureMinimised() if self._detail == "everything":
+                self._texts.add(event.failure.text)
                 self._write("\n" + event.failure.text + "\n")
             case GroupLost() if self._detail != "unexpected":
                 self._lost(event)
@@ -81,6 +84,8 @@ class Lines:
         result = event.result
         if self._detail == "everything":
             self._write(*summary(result, everything=True))
+            again = [failure.text for failure in result.failures if failure.text not in self._texts]
+            self._write(*("\nBy all that was seen:\n" + text + "\n" for text in again))
             return
         if self._detail == "unexpected" and result.met and not result.accounting.internal:
             return

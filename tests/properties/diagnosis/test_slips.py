@@ -76,7 +76,7 @@ def test_a_plain_batch_norm_is_right(case):
     ],
 )
 def test_a_subject_that_has_a_slip_is_told_so(kind):
-    """Or one that gives the same in all trials, which is of the same class."""
+    """By its own name or, where the trials do not tell a number, by that of its kind."""
     one = KINDS[kind]
     trials = evidence(Scoped(one))
     found = named(trials)[one.part]

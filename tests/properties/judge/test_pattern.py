@@ -33,6 +33,7 @@ EVERY = slice(None)
         (np.zeros(SHAPE, np.bool_), ""),
         (np.array([False, False, True, True]), "channels from 2 on"),
         (np.array([True, False]), ""),
+        (np.array([True, True, False]).reshape(3, 1, 1), ""),  # one right element is no set
     ],
 )
 def test_a_set_that_an_index_tells_is_named(wrong, words):

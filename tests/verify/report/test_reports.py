@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.verify.fakes import Heard, examiner
@@ -159,6 +160,21 @@ def test_the_verdict_comes_first_and_then_each_failing_case_once() -> None:
     assert text.index("Subject: VIOLATED (") < text.index("VIOLATED forward: ") < text.index("Reproduce with")
     others = text[text.index("The same case also violates") :].splitlines()[1:3]
     assert [line.split()[0] for line in others] == ["running_mean", "grad_input"]
+
+
+def test_a_failure_whose_causes_were_narrowed_is_told_again_where_everything_is() -> None:
+    for changed in (False, True):
+        stream = io.StringIO()
+        handler = Lines(stream, detail="everything")
+        for event in events():
+            if changed and isinstance(event, CampaignEnded):
+                failures = tuple(
+                    msgspec.structs.replace(one, text="NARROWED") for one in event.result.failures
+                )
+                event = CampaignEnded(result=msgspec.structs.replace(event.result, failures=failures))
+            handler.handle(event)
+        assert ("By all that was seen:\nNARROWED" in stream.getvalue()) == changed
+        assert ("By all" in stream.getvalue()) == changed
 
 
 def test_a_system_that_is_as_expected_is_one_line_and_another_is_told_in_full() -> None:
