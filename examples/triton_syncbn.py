@@ -90,12 +90,20 @@ def rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def unrows(data: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return rows in the shape, dtype and memory format of `like`."""
+    """Return a copy of rows in the shape, dtype and memory format of `like`.
+
+    A view is not returned from an autograd function: its caller could not change it in place.
+    """
     shape = (like.shape[1], like.shape[0], *like.shape[2:])
-    found = data.reshape(shape).transpose(0, 1).to(like.dtype)
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim(), torch.contiguous_format)
     as_last = like.is_contiguous(memory_format=last) and not like.is_contiguous()
-    return found.contiguous(memory_format=last if as_last else torch.contiguous_format)
+    found = torch.empty(
+        like.shape,
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=last if as_last else torch.contiguous_format,
+    )
+    return found.copy_(data.reshape(shape).transpose(0, 1))
 
 
 def launch(kernel, data: torch.Tensor, *tensors: torch.Tensor) -> None:

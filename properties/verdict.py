@@ -33,6 +33,8 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         at_least: More than `mismatched` may be: of a large tensor not all are looked at one by one.
         channels: Channels that hold a mismatched element.
         pattern: Which elements of the rank's tensor are mismatched, in words, if an index tells.
+        relation: What the mismatched elements of that rank and channel are in terms of what is expected, in
+            words, if all are the same.
         mismatched_ranks: Ranks that hold one.
         message: One sentence for people, where numbers do not tell it.
         ending: For the property `ending`: raised, timeout or died.
@@ -51,6 +53,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     at_least: bool = False
     channels: tuple[int, ...] = ()
     pattern: str = ""
+    relation: str = ""
     mismatched_ranks: tuple[int, ...] = ()
     message: str = ""
     ending: str = ""

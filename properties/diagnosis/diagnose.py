@@ -42,7 +42,7 @@ from properties.diagnosis.causes import (
 )
 from properties.diagnosis.conventions import CONVENTION_CLASSES, CONVENTIONS, FORMS
 from properties.diagnosis.prediction import predict
-from properties.diagnosis.slip_search import SlipSearch, named
+from properties.diagnosis.slip_search import Scoped, SlipSearch, finite_alike, named
 from properties.diagnosis.stages import WORDS as STAGES
 from properties.diagnosis.stages import Stage, first_wrong
 from properties.diagnosis.symptoms import BESIDE, CLASSES, WORDS, symptoms
@@ -170,7 +170,9 @@ def diagnose(
         more = [one for one in further if _predictable(one.case) and not is_large(one.case)]
         right |= {one.case: expect(one.case, contract, grade, device=device) for one in more}
         lines = SlipSearch([*numeric, *more], right, contract, until=clock() + SLIP_SECONDS, clock=clock)
-        for name, (names, stage) in dict(_slips(lines, _violated(numeric) - found.keys())).items():
+        for name, (names, stage) in dict(
+            _slips(lines, _violated(numeric) - found.keys(), numeric, contract)
+        ).items():
             found[name], stages[name] = names, stage
     for name, names in found.items():
         beside = tuple(one for one in causes.get(name, ()) if one in BESIDE)
@@ -182,12 +184,25 @@ def _violated(evidence: Sequence[Evidence]) -> set[str]:
     return {name for one in evidence for name in one.violated} & set(NUMERIC)
 
 
-def _slips(search: SlipSearch, names: set[str]) -> Iterator[tuple[str, tuple[tuple[str, ...], Stage]]]:
-    """Yield each of the properties that slips explain with them, and the stage that the first is in."""
+def _slips(
+    search: SlipSearch, names: set[str], evidence: Sequence[Evidence], contract: Contract
+) -> Iterator[tuple[str, tuple[tuple[str, ...], Stage]]]:
+    """Yield each of the properties that slips explain with them, and the stage that the first is in.
+
+    What a non-finite input does not reach is explained by a slip that leaves it out.
+    """
+    first: tuple[Scoped, ...] = ()
     for part, found in search.parts():
+        first = first or found
         for name in PROPERTIES_OF[part]:
             if name in names:
                 yield name, (named(found), found[0].slip.stage)
+    passing = [one for one in evidence if "nonfinite" in one.violated and not is_large(one.case)]
+    alike = tuple(
+        one for one in first if passing and all(finite_alike(one, seen, contract) for seen in passing)
+    )
+    if alike:
+        yield "nonfinite", (named(alike), alike[0].slip.stage)
 
 
 def _forms(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from properties.case import Case
+from properties.case import Case, Dtype
 from properties.domain import Contract
 
 Floats = NDArray[np.float64]
@@ -61,6 +61,7 @@ class Step:
         training: The mode.
         batch: It normalises with the members' batch, not with the buffers.
         contract: Which convention is right.
+        rounding: Dtype of intermediates, for slips that round them; None is the input's.
     """
 
     case: Case
@@ -73,6 +74,12 @@ class Step:
     training: bool
     batch: bool
     contract: Contract
+    rounding: Dtype | None = None
+
+    @property
+    def half(self) -> Dtype:
+        """The dtype that slips round to."""
+        return self.rounding or self.case.dtype
 
     @cached_property
     def counts(self) -> Floats:
@@ -159,7 +166,8 @@ def summed(g: Floats, xhat: Floats) -> Sums:
     return Sums(g.sum(axis=(0, 2)), (g * xhat).sum(axis=(0, 2)))
 
 
-def _sums(step: Step, slot: int, xhat: Floats) -> Sums:
+def _sums(step: Step, slot: int, xhat: Floats, scale: Floats) -> Sums:
+    del scale
     return summed(step.g[slot], xhat)
 
 
@@ -239,7 +247,7 @@ class Lines:
     output: Callable[[Step, int, Floats], Floats] = _output
     stored: Callable[[Step, Floats], Floats] = _stored
     tracked: Callable[[Step, int, Buffers, Moments, float], Buffers] = _tracked
-    sums: Callable[[Step, int, Floats], Sums] = _sums
+    sums: Callable[[Step, int, Floats, Floats], Sums] = _sums
     reduced: Callable[[Step, int, Sequence[Sums]], Sums] = _reduced
     gradient: Callable[[Step, int, Backward], Floats] = _gradient
     stored_gradient: Callable[[Step, Floats], Floats] = _stored

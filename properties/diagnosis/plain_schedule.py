@@ -1,7 +1,7 @@
 """A plain batch norm's way through the schedule of a case: the tensors that its lines give, rank by rank.
 
 It has no bounds of its own: what it gives is compared within those of a right subject. Not for cases with
-non-finite inputs, wrong inputs, or gradients on some ranks only.
+wrong inputs, or gradients on some ranks only. Of one with non-finite inputs it says what becomes non-finite.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from properties.domain import Contract
 from properties.values import elements
 
 Floats = NDArray[np.float64]
+Inputs = dict[tuple[int, int], tuple[Floats, Floats]]
+"""Input and cotangent, (N, C, positions), by rank and step."""
 Tensors = dict[tuple[str, int], Floats]
 """By name (`output.0`, see `properties.observation`) and rank, in the tensor's logical shape."""
 
@@ -27,9 +29,17 @@ def expressible(case: Case) -> bool:
     return not (case.wrong or case.ragged_grad or case.specials)
 
 
-def follow(case: Case, contract: Contract, modes: Modes) -> Tensors:
-    """Return the tensors that a subject with these lines gives for the case."""
-    inputs = elements.complete(case, range(case.world_size))
+def inputs_of(case: Case) -> Inputs:
+    """Return input and cotangent of each rank and step."""
+    return elements.complete(case, range(case.world_size))
+
+
+def follow(case: Case, contract: Contract, modes: Modes, inputs: Inputs | None = None) -> Tensors:
+    """Return the tensors that a subject with these lines gives for the case.
+
+    `inputs` are those of `inputs_of`, where they are known.
+    """
+    inputs = inputs_of(case) if inputs is None else inputs
     tensors: Tensors = {}
     with np.errstate(all="ignore"):
         for group in case.process_groups:
@@ -56,7 +66,7 @@ class _Walk:
     contract: Contract
     modes: Modes
     group: tuple[int, ...]
-    inputs: dict[tuple[int, int], tuple[Floats, Floats]]
+    inputs: Inputs
     tensors: Tensors
     buffers: dict[int, Buffers] = field(default_factory=dict)
     steps: dict[int, dict[int, _Forward]] = field(default_factory=dict)
@@ -142,7 +152,7 @@ class _Walk:
             self.update(k)
         if not step.accumulate:
             self.gradients.clear()
-        own = {rank: lines.sums(of.step, of.slot, of.xhat) for rank, of in self.steps[k].items()}
+        own = {rank: lines.sums(of.step, of.slot, of.xhat, of.scale) for rank, of in self.steps[k].items()}
         for rank, of in self.steps[k].items():
             parts = [own[member] for member in of.step.members]
             sums = lines.reduced(of.step, of.slot, parts)

@@ -7,7 +7,8 @@ Rules
   slip explains a tensor that is absent.
 - Of several the one comes first that explains more of the parts after it, then the one that comes much
   nearer to what was observed, then the one that is first in its table.
-- Where many slips explain the same the trials tell none of them from the others, and none is told.
+- Where many slips explain the same the trials tell none of them from the others, and none is told: what is
+  common to them is, if they have a family.
 - Trials with an empty rank, or with values that overflow, are asked only where there are hardly others: there
   those who write the same slip differ in what else they do.
 - Bounds are those of a right subject. What a wrong one computes may be greater, and rounds so much more.
@@ -17,7 +18,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from properties.case import Case
 from properties.diagnosis.causes.cause import PROPERTIES_OF, Part
 from properties.diagnosis.plain_batchnorm import Modes
-from properties.diagnosis.plain_schedule import Tensors, expressible, follow
+from properties.diagnosis.plain_schedule import Inputs, Tensors, expressible, follow, inputs_of
 from properties.diagnosis.slips import (
     AFFINE_SLIPS,
     BACKWARD_SLIPS,
@@ -110,6 +111,7 @@ class SlipSearch:
     until: float
     clock: Callable[[], float]
     _matchings: dict[tuple[Case, str], Matching] = field(default_factory=dict)
+    _inputs: dict[Case, Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         usable = [one for one in self.evidence if one.case in self.right and expressible(one.case)]
@@ -192,7 +194,9 @@ class SlipSearch:
         ranked = sorted(found, key=likely)
         best = [one for one, left in ranked if likely((one, left)) == likely(ranked[0])]
         if len({one.slip.kind for one in best}) > _MOST_ALIKE:
-            return ()
+            families = {one.slip.family for one in best}
+            alike = len(families) == 1 and families != {("", "")}
+            return (replace(best[0], slip=best[0].slip.as_family()),) if alike else ()
         return tuple(one for one, _ in ranked)
 
     def _scopes(self, one: Slip) -> Iterator[Scoped]:
@@ -217,7 +221,7 @@ class SlipSearch:
         """
         shares = []
         for one in self.evidence:
-            given = follow(one.case, self.contract, modes)
+            given = follow(one.case, self.contract, modes, self._inputs_of(one.case))
             for name in PROPERTIES_OF[part]:
                 matching = self._matched(one, _QUANTITY.get(name, name))
                 if matching.discrepancies:
@@ -229,6 +233,11 @@ class SlipSearch:
                     shares.append(left)
         known = [share for share in shares if not np.isnan(share)]
         return float(np.mean(known)) if known else np.nan if shares else None
+
+    def _inputs_of(self, case: Case) -> Inputs:
+        if case not in self._inputs:
+            self._inputs[case] = inputs_of(case)
+        return self._inputs[case]
 
     def _matched(self, one: Seen, quantity: str) -> Matching:
         key = (one.case, quantity)
@@ -247,6 +256,18 @@ def _is_plain(case: Case) -> bool:
         case.values not in extreme
         and case.last_values not in extreme
         and all(sized.count_of(rank) > 0 for sized in case.by_step for rank in range(case.world_size))
+    )
+
+
+def finite_alike(one: Scoped, seen: Seen, contract: Contract) -> bool:
+    """Whether a subject with the slip gives finite values exactly where finite ones were observed."""
+    given = follow(seen.case, contract, one.applied(Modes()))
+    return all(
+        (name, rank.rank) in given
+        and np.array_equal(np.isfinite(given[name, rank.rank]), np.isfinite(tensor.values))
+        for rank in seen.observation.ranks
+        for name, tensor in rank.tensors.items()
+        if name.startswith(("output.", "running_"))
     )
 
 

@@ -37,6 +37,7 @@ from properties.expectation.expected import Expected, Interval
 from properties.judge.bits import hexadecimal, number
 from properties.judge.completion import INCOMPLETE, complete_ranks, failed_ranks
 from properties.judge.pattern import pattern
+from properties.judge.relation import relation
 from properties.observation import Observation, Tensor
 from properties.values.period import fold
 from properties.verdict import Discrepancy, Outcome, Verdict, undecided
@@ -269,8 +270,18 @@ def _describe(name: str, guilty: list[tuple[Pair, Floats]], *, elements: int) ->
         at_least=any(entry.tensor.positions is not None for entry, _ in guilty),
         channels=tuple(sorted(channels)),
         pattern="" if pair.tensor.positions is not None else pattern(part > 1),
+        relation=_relation(pair, part > 1, place),
         mismatched_ranks=tuple(entry.rank for entry, _ in guilty),
     )
+
+
+def _relation(pair: Pair, wrong: NDArray[np.bool_], place: tuple[int, ...]) -> str:
+    """Return what the wrong elements of the channel of `place` have in common; nothing of a folded tensor."""
+    if pair.tensor.positions is not None:
+        return ""
+    at: tuple[int | slice, ...] = (slice(None), place[1]) if len(place) > 1 else (slice(None),)
+    of, one = wrong[at], pair.interval
+    return relation(*(array[at][of] for array in (pair.tensor.values, one.value, one.bound)))
 
 
 def _mismatched(pair: Pair, wrong: NDArray[np.bool_]) -> int:

@@ -98,6 +98,15 @@ def test_what_a_failure_resembles(snapshot: SnapshotAssertion) -> None:
     assert "No cause was looked up: ValueError: x." in text(made, likeness=Likeness(error="ValueError: x"))
 
 
+def test_what_wrong_values_are_in_terms_of_what_is_expected():
+    doubled = msgspec.structs.replace(FORWARD, relation="2 x what is expected")
+    words = "Equals   2 x what is expected, in all that are wrong in channel 0 on rank 2."
+    assert words in text(trial(violated("forward", [doubled])))
+    buffer = msgspec.structs.replace(doubled, quantity="running_mean.0", index=(1,))
+    words = "Equals   2 x what is expected, in all that are wrong on rank 2."
+    assert words in text(trial(violated("running_mean", [buffer])))
+
+
 def test_a_cause_of_what_is_hardly_beyond_its_bound_is_a_weak_lead() -> None:
     named = Likeness(causes=(("cause", "does the wrong thing"),), trials=2)
     hardly = msgspec.structs.replace(FORWARD, ratio=1.9)

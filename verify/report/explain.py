@@ -155,6 +155,9 @@ def _mismatched(found: Discrepancy) -> Iterator[str]:
     yield f"Mismatched elements: {least}{found.mismatched} / {found.elements} ({share}){where}.{greatest}"
     if found.pattern:
         yield f"Where    on rank {found.rank} the {found.pattern}; all others there are right."
+    if found.relation:
+        channel = f"in channel {found.index[1]} " if len(found.index) > 1 else ""
+        yield f"Equals   {found.relation}, in all that are wrong {channel}on rank {found.rank}."
 
 
 def _channel(case: Case, found: Discrepancy) -> Iterator[str]:

@@ -56,10 +56,15 @@ _IN: dict[str, str] = {
 WORDS: dict[str, str] = {
     name + end: words + _IN[scope]
     for one in ALL_SLIPS
-    for name, words in ((one.kind, one.kind_words), (one.id, one.words))
+    for name, words in (one.family, (one.kind, one.kind_words), (one.id, one.words))
+    if name
     for scope, end in SUFFIXES.items()
 }
-"""What a subject does that has a slip, or one of a kind, by its id."""
+"""What a subject does that has a slip, or one of a kind or family, by its id."""
 CLASSES: dict[str, tuple[int, ...]] = {
-    name + end: one.classes for one in ALL_SLIPS for name in (one.kind, one.id) for end in SUFFIXES.values()
+    name + end: one.classes
+    for one in ALL_SLIPS
+    for name in (one.family[0], one.kind, one.id)
+    if name
+    for end in SUFFIXES.values()
 }

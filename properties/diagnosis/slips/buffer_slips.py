@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from properties.diagnosis.plain_batchnorm import Buffers, Floats, Moments, Step, blend, moments_of, unbiased
-from properties.diagnosis.slips.slip import Slip, slip
+from properties.diagnosis.slips.slip import Slip, by_half, slip
 from properties.values.elements import round_to
 
 
@@ -74,8 +74,8 @@ def _half(old: Floats, new: Floats, share: float, dtype: str) -> Floats:
 def _half_moments(step: Step, slot: int, old: Buffers, moments: Moments, share: float) -> Buffers:
     del slot
     return Buffers(
-        _half(old.mean, moments.mean, share, step.case.dtype),
-        _half(old.var, unbiased(step, moments), share, step.case.dtype),
+        _half(old.mean, moments.mean, share, step.half),
+        _half(old.var, unbiased(step, moments), share, step.half),
     )
 
 
@@ -239,10 +239,11 @@ TRACKED: tuple[Slip, ...] = (
         _tracked(_own_moments),
     ),
     _buffers("own-variance-tracked", "tracks each rank's own variance", (15, 4), _variance_of(_own_variance)),
-    _buffers(
+    *by_half(
         "tracked-in-half",
-        "rounds the statistics to the input's half dtype before they go into the buffers",
+        "rounds the statistics to {} before they go into the buffers",
         (13,),
-        _tracked(_half_moments),
+        "buffers",
+        tracked=_half_moments,
     ),
 )

@@ -14,7 +14,7 @@ from properties.diagnosis.plain_batchnorm import (
     corrected,
     truncated,
 )
-from properties.diagnosis.slips.slip import BLOCKS, Slip, by_block, slip
+from properties.diagnosis.slips.slip import BLOCKS, Slip, by_block, by_half, slip
 from properties.values.elements import round_to
 
 
@@ -148,11 +148,11 @@ def _cut(step: Step, values: Floats) -> Floats:
 
 
 def _half_scaled(step: Step, of: Backward) -> Floats:
-    return round_to(step.weight * of.scale, step.case.dtype)
+    return round_to(step.weight * of.scale, step.half)
 
 
 def _steps_in_half(step: Step, slot: int, of: Backward) -> Floats:
-    dtype = step.case.dtype
+    dtype = step.half
     inner = step.g[slot]
     if step.batch:
         first, second = _parts(step, of)
@@ -162,7 +162,7 @@ def _steps_in_half(step: Step, slot: int, of: Backward) -> Floats:
 
 def _half_xhat(step: Step, slot: int, of: Backward) -> Floats:
     del slot
-    return round_to(of.xhat, step.case.dtype)
+    return round_to(of.xhat, step.half)
 
 
 ELEMENTS: tuple[Slip, ...] = (
@@ -372,22 +372,25 @@ ELEMENTS: tuple[Slip, ...] = (
         (13, 0),
         stored_gradient=_cut,
     ),
-    _backward(
+    *by_half(
         "gradient-scale-in-half",
-        "rounds weight / deviation to the input's half dtype in grad_input",
+        "rounds weight / deviation to {} in grad_input",
         (13,),
+        "backward",
         **_scaled(_half_scaled),
     ),
-    _backward(
-        "xhat-in-half-in-gradient",
-        "rounds xhat to the input's half dtype in grad_input",
+    *by_half(
+        "gradient-xhat-in-half",
+        "rounds xhat to {} in grad_input",
         (13,),
+        "backward",
         **_projected(_half_xhat),
     ),
-    _backward(
+    *by_half(
         "gradient-steps-in-half",
-        "computes grad_input step by step in the input's half dtype",
+        "computes grad_input step by step in {}",
         (13,),
+        "backward",
         gradient=_steps_in_half,
     ),
 )

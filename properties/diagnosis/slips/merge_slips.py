@@ -14,7 +14,7 @@ from properties.diagnosis.slips.moment_slips import (
     padded,
 )
 from properties.diagnosis.slips.pair_slips import PAIRS
-from properties.diagnosis.slips.slip import Slip, slip
+from properties.diagnosis.slips.slip import Slip, by_half, slip
 from properties.values.elements import round_to
 
 
@@ -168,7 +168,7 @@ def _unbiased_parts(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
 
 
 def _half_counts(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
-    dtype = step.case.dtype
+    dtype = step.half
     return merged(
         step, slot, [part._replace(n=float(round_to(np.array([part.n]), dtype)[0])) for part in parts]
     )
@@ -176,9 +176,7 @@ def _half_counts(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
 
 def _half_result(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
     whole = merged(step, slot, parts)
-    return whole._replace(
-        mean=round_to(whole.mean, step.case.dtype), var=round_to(whole.var, step.case.dtype)
-    )
+    return whole._replace(mean=round_to(whole.mean, step.half), var=round_to(whole.var, step.half))
 
 
 def _merge(id: str, words: str, classes: tuple[int, ...], change: Callable[..., Moments]) -> Slip:
@@ -387,11 +385,12 @@ MERGE: tuple[Slip, ...] = (
         )
         for clamp in (False, True)
     ),
-    _merge("counts-in-half", "rounds the counts to the input's half dtype", (13, 10, 26), _half_counts),
-    _merge(
+    *by_half("rank-counts-in-half", "rounds the counts to {}", (13, 10, 26), "forward", merged=_half_counts),
+    *by_half(
         "merged-in-half",
-        "rounds mean and variance of all ranks to the input's half dtype",
+        "rounds mean and variance of all ranks to {}",
         (13, 10),
-        _half_result,
+        "forward",
+        merged=_half_result,
     ),
 )

@@ -7,38 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from properties.diagnosis.plain_batchnorm import Floats, Moments, Step, merged, moments_of, up_to
-from properties.diagnosis.slips.slip import Slip, by_block, slip
+from properties.diagnosis.slips.left_out_slips import LEFT_OUT, over_true_count, own_moments
+from properties.diagnosis.slips.slip import Slip, by_block, by_half, slip
 from properties.values.elements import round_to
-
-
-def _with_count(rows: Floats, count: float) -> Moments:
-    """Return the moments of (C, values) whose sums are divided by another count, with right means inside."""
-    found = moments_of(rows)
-    return Moments(count, *(part * found.n / max(count, 1.0) for part in (found.mean, found.var)))
-
-
-def _without_tail(block: int, *, counted: bool, alone: bool) -> Callable[[Step, int], Moments]:
-    """Return moments without a last block that is not full; `alone`: also where there is no other block."""
-
-    def moments(step: Step, slot: int) -> Moments:
-        rows = step.rows[slot]
-        n = rows.shape[1]
-        kept = n // block * block
-        if kept == 0 and not alone:
-            kept = n
-        return _with_count(rows[:, :kept], n) if counted else moments_of(rows[:, :kept])
-
-    return moments
-
-
-def _without_ends_of_rows(block: int, *, counted: bool) -> Callable[[Step, int], Moments]:
-    def moments(step: Step, slot: int) -> Moments:
-        x = step.x[slot]
-        kept = x[:, :, : x.shape[2] // block * block]
-        rows = kept.transpose(1, 0, 2).reshape(x.shape[1], -1)
-        return _with_count(rows, step.counts[slot]) if counted else moments_of(rows)
-
-    return moments
 
 
 def padded(rows: Floats, size: int) -> Floats:
@@ -90,7 +61,7 @@ def _full_blocks(block: int) -> Callable[[Step, int], Moments]:
 
 
 def _padding_in_squares(block: int) -> Callable[[Step, int], Moments]:
-    """Return moments with the distance of the padding from the block's, or from the whole, mean."""
+    """Return moments with the distance of the padding from the mean of the last block."""
 
     def moments(step: Step, slot: int) -> Moments:
         rows = step.rows[slot]
@@ -105,12 +76,22 @@ def _padding_in_squares(block: int) -> Callable[[Step, int], Moments]:
     return moments
 
 
-def _over_true_count(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
-    """Return the merge of parts with other counts, whose squares are divided by the true one in the end."""
-    whole = merged(step, slot, parts)
-    if not step.total:
-        return whole
-    return Moments(step.total, whole.mean, whole.var * whole.n / step.total)
+def _padding_about_own_mean(block: int) -> Callable[[Step, int], Moments]:
+    def moments(step: Step, slot: int) -> Moments:
+        rows = step.rows[slot]
+        found, n = moments_of(rows), rows.shape[1]
+        return found._replace(var=found.var + (_full(n, block) - n) * found.mean**2 / n) if n else found
+
+    return moments
+
+
+def _padding_about_whole_mean(block: int) -> Callable[[Step, int, Sequence[Moments]], Moments]:
+    def merge(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+        whole = merged(step, slot, parts)
+        lanes = sum(_full(x.shape[1], block) - x.shape[1] for x in step.rows if x.shape[1])
+        return whole._replace(var=whole.var + lanes * whole.mean**2 / whole.n) if whole.n else whole
+
+    return merge
 
 
 def _another_count(count: Callable[[Step, int], float]) -> Callable[[Step, int], Moments]:
@@ -164,16 +145,6 @@ def _tail_twice(block: int) -> Callable[[Step, int], Moments]:
     return moments
 
 
-def _without_sample(which: int) -> Callable[[Step, int], Moments]:
-    def moments(step: Step, slot: int) -> Moments:
-        x = step.x[slot]
-        index = which if which >= 0 else len(x) + which
-        kept = np.delete(x, index, axis=0) if 0 <= index < len(x) else x
-        return moments_of(kept.transpose(1, 0, 2).reshape(x.shape[1], -1))
-
-    return moments
-
-
 def _columns(step: Step, slot: int) -> Moments:
     x = step.x[slot]
     return moments_of(np.ascontiguousarray(x.reshape(-1, x.shape[1]).T))
@@ -186,13 +157,13 @@ def _raw_square(step: Step, slot: int) -> Moments:
 
 def _rounded(step: Step, slot: int) -> Moments:
     found = moments_of(step.rows[slot])
-    dtype = step.case.dtype
+    dtype = step.half
     return found._replace(mean=round_to(found.mean, dtype), var=round_to(found.var, dtype))
 
 
 def _rounded_mean(step: Step, slot: int) -> Moments:
     found = moments_of(step.rows[slot])
-    return found._replace(mean=round_to(found.mean, step.case.dtype))
+    return found._replace(mean=round_to(found.mean, step.half))
 
 
 def _about_rounded_mean(step: Step, slot: int) -> Moments:
@@ -200,11 +171,13 @@ def _about_rounded_mean(step: Step, slot: int) -> Moments:
     found = moments_of(rows)
     if not found.n:
         return found
-    mean = round_to(found.mean, step.case.dtype)
+    mean = round_to(found.mean, step.half)
     return Moments(found.n, mean, ((rows - mean[:, None]) ** 2).mean(axis=1))
 
 
 _TAIL, _PADDING = (26, 22, 0), (0, 22, 26)
+_FULL = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+_PADDED = ("padding-in-statistics", "has the padding of a last block in its statistics")
 OWN: tuple[Slip, ...] = (
     slip(
         "count-without-last-axis",
@@ -241,23 +214,23 @@ OWN: tuple[Slip, ...] = (
         "forward",
         moments=_raw_square,
     ),
-    slip(
+    *by_half(
         "statistics-in-half",
-        "rounds a rank's mean and variance to the input's half dtype",
+        "rounds a rank's mean and variance to {}",
         (13, 10),
         "forward",
         moments=_rounded,
     ),
-    slip(
+    *by_half(
         "mean-sent-in-half",
-        "rounds a rank's mean to the input's half dtype before the merge",
+        "rounds a rank's mean to {} before the merge",
         (13, 10),
         "forward",
         moments=_rounded_mean,
     ),
-    slip(
-        "squares-about-a-half-mean",
-        "rounds a rank's mean to the input's half dtype before the squares are taken about it",
+    *by_half(
+        "squares-about-mean-in-half",
+        "rounds a rank's mean to {} before the squares are taken about it",
         (13, 10),
         "forward",
         moments=_about_rounded_mean,
@@ -284,98 +257,31 @@ OWN: tuple[Slip, ...] = (
         lambda block: {"moments": _tail_twice(block)},
     ),
     *by_block(
-        "tail-dropped",
-        "leaves the last values of a rank out of its statistics, where they do not fill a block{}",
-        _TAIL,
-        "forward",
-        lambda block: {"moments": _without_tail(block, counted=False, alone=False)},
-    ),
-    *by_block(
-        "tail-dropped-alone",
-        "leaves the last values of a rank out of its statistics, where they do not fill a block{}, and all "
-        "of fewer",
-        _TAIL,
-        "forward",
-        lambda block: {"moments": _without_tail(block, counted=False, alone=True)},
-    ),
-    *by_block(
-        "tail-dropped-and-counted",
-        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and counts them",
-        _TAIL,
-        "forward",
-        lambda block: {"moments": _without_tail(block, counted=True, alone=False)},
-    ),
-    *by_block(
-        "all-dropped-and-counted",
-        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and all of "
-        "fewer, and counts them",
-        _TAIL,
-        "forward",
-        lambda block: {"moments": _without_tail(block, counted=True, alone=True)},
-    ),
-    *by_block(
-        "tail-dropped-but-counted-in-squares",
-        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and divides the "
-        "squares by the count of all",
-        _TAIL,
-        "forward",
-        lambda block: {
-            "moments": _without_tail(block, counted=False, alone=False),
-            "merged": _over_true_count,
-        },
-    ),
-    *by_block(
-        "all-dropped-but-counted-in-squares",
-        "leaves the last values of a rank out of its sums, where they do not fill a block{}, and all of "
-        "fewer, and divides the squares by the count of all",
-        _TAIL,
-        "forward",
-        lambda block: {
-            "moments": _without_tail(block, counted=False, alone=True),
-            "merged": _over_true_count,
-        },
-    ),
-    *by_block(
-        "ends-of-rows-dropped",
-        "leaves the last positions of each sample out of a rank's statistics, where they do not fill a "
-        "vector{}",
-        _TAIL,
-        "forward",
-        lambda block: {"moments": _without_ends_of_rows(block, counted=False)},
-        (2, 4, 8, 16),
-    ),
-    *by_block(
-        "ends-of-rows-dropped-and-counted",
-        "leaves the last positions of each sample out of a rank's sums, where they do not fill a vector{}, "
-        "and counts them",
-        _TAIL,
-        "forward",
-        lambda block: {"moments": _without_ends_of_rows(block, counted=True)},
-        (2, 4, 8, 16),
-    ),
-    *by_block(
         "padding-counted",
         "counts the padding of a last block{} as values of zero",
         _PADDING,
         "forward",
         lambda block: {"moments": _padding_counts(block)},
-        (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+        _FULL,
+        family=_PADDED,
     ),
     *by_block(
         "padding-counted-in-mean",
         "divides a rank's sum by the size of full blocks{}: every block counts as full",
         _PADDING,
         "forward",
-        lambda block: {"moments": _full_count(block), "merged": _over_true_count},
-        (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+        lambda block: {"moments": _full_count(block), "merged": over_true_count},
+        _FULL,
+        family=_PADDED,
     ),
     *by_block(
         "full-blocks-counted",
         "counts every block{} as full, in blocks that are merged one by one",
         _PADDING,
         "forward",
-        lambda block: {"moments": _full_blocks(block), "merged": _over_true_count},
-        (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+        lambda block: {"moments": _full_blocks(block), "merged": over_true_count},
+        _FULL[1:],
+        family=_PADDED,
     ),
     *by_block(
         "padding-squared",
@@ -383,16 +289,25 @@ OWN: tuple[Slip, ...] = (
         _PADDING,
         "forward",
         lambda block: {"moments": _padding_in_squares(block)},
-        (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+        _FULL,
+        family=_PADDED,
     ),
-    *(
-        slip(
-            f"{name}-sample-left-out",
-            f"leaves the {name} sample of a rank out of its statistics",
-            (22, 26, 0),
-            "forward",
-            moments=_without_sample(which),
-        )
-        for name, which in (("first", 0), ("last", -1), ("second", 1), ("eighth", 7))
+    *by_block(
+        "padding-squared-about-own-mean",
+        "adds the squared distance of the padding of a last block{} from the rank's mean: a mask is missing",
+        _PADDING,
+        "forward",
+        lambda block: {"moments": _padding_about_own_mean(block)},
+        family=_PADDED,
     ),
+    *by_block(
+        "padding-squared-about-whole-mean",
+        "adds the squared distance of the padding of a last block{} from the mean of all ranks: a mask is "
+        "missing",
+        _PADDING,
+        "forward",
+        lambda block: {"moments": own_moments, "merged": _padding_about_whole_mean(block)},
+        family=_PADDED,
+    ),
+    *LEFT_OUT,
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from properties.diagnosis.plain_batchnorm import Floats, Moments, Step, moments_of, truncated
-from properties.diagnosis.slips.slip import Slip, slip
+from properties.diagnosis.slips.slip import Slip, by_half, slip
 from properties.values.elements import round_to
 
 # The scale
@@ -34,12 +34,12 @@ def _unbiased_scale(step: Step, slot: int, moments: Moments) -> Floats:
 
 def _half_scale(step: Step, slot: int, moments: Moments) -> Floats:
     del slot
-    return round_to(np.asarray(1.0 / np.sqrt(moments.var + step.case.eps)), step.case.dtype)
+    return round_to(np.asarray(1.0 / np.sqrt(moments.var + step.case.eps)), step.half)
 
 
 def _half_variance_scale(step: Step, slot: int, moments: Moments) -> Floats:
     del slot
-    var = round_to(round_to(moments.var, step.case.dtype) + step.case.eps, step.case.dtype)
+    var = round_to(round_to(moments.var, step.half) + step.case.eps, step.half)
     return np.asarray(1.0 / np.sqrt(var))
 
 
@@ -70,13 +70,13 @@ def _scaled_by_own(step: Step, slot: int, moments: Moments, scale: Floats) -> Fl
 
 
 def _rounded_steps(step: Step, slot: int, moments: Moments, scale: Floats) -> Floats:
-    dtype = step.case.dtype
+    dtype = step.half
     centred = round_to(step.x[slot] - step.across(round_to(moments.mean, dtype)), dtype)
     return round_to(centred * step.across(round_to(scale, dtype)), dtype)
 
 
 def _rounded_result(step: Step, slot: int, moments: Moments, scale: Floats) -> Floats:
-    return round_to((step.x[slot] - step.across(moments.mean)) * step.across(scale), step.case.dtype)
+    return round_to((step.x[slot] - step.across(moments.mean)) * step.across(scale), step.half)
 
 
 # The output
@@ -194,29 +194,33 @@ NORMALISE: tuple[Slip, ...] = (
         (16, 20),
         **_of_variance(lambda var, eps: 1.0 / np.sqrt(var - eps)),
     ),
-    _forward(
+    *by_half(
         "mean-in-half",
-        "rounds the mean to the input's half dtype before it is subtracted",
+        "rounds the mean to {} before it is subtracted",
         (13,),
-        **_centred(lambda step, slot, moments: round_to(moments.mean, step.case.dtype)),
+        "forward",
+        **_centred(lambda step, slot, moments: round_to(moments.mean, step.half)),
     ),
-    _forward("scale-in-half", "rounds 1 / deviation to the input's half dtype", (13,), scale=_half_scale),
-    _forward(
+    *by_half("scale-in-half", "rounds 1 / deviation to {}", (13,), "forward", scale=_half_scale),
+    *by_half(
         "variance-in-half",
-        "rounds the variance to the input's half dtype before its root",
+        "rounds the variance to {} before its root",
         (13,),
+        "forward",
         scale=_half_variance_scale,
     ),
-    _forward(
+    *by_half(
         "steps-in-half",
-        "computes the elements step by step in the input's half dtype",
+        "computes the elements step by step in {}",
         (13,),
+        "forward",
         normalised=_rounded_steps,
     ),
-    _forward(
+    *by_half(
         "normalised-in-half",
-        "rounds the normalised input to the half dtype before weight and bias",
+        "rounds the normalised input to {} before weight and bias",
         (13,),
+        "forward",
         normalised=_rounded_result,
     ),
     _forward(
@@ -230,14 +234,15 @@ NORMALISE: tuple[Slip, ...] = (
     ),
     _forward("weight-about-one", "multiplies by 1 + weight", (20,), **_weighed(lambda w, eps: 1.0 + w)),
     _forward("weight-squared", "multiplies by the weight twice", (20,), **_weighed(lambda w, eps: w * w)),
-    _forward(
+    *by_half(
         "parameters-in-half",
-        "rounds weight and bias to the input's half dtype",
+        "rounds weight and bias to {}",
         (13,),
+        "forward",
         **_output(
             lambda step, xhat: (
-                xhat * step.across(round_to(step.weight, step.case.dtype))
-                + step.across(round_to(step.bias, step.case.dtype))
+                xhat * step.across(round_to(step.weight, step.half))
+                + step.across(round_to(step.bias, step.half))
             )
         ),
     ),

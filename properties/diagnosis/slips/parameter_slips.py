@@ -11,8 +11,9 @@ from properties.diagnosis.plain_batchnorm import (
     Step,
     Sums,
 )
+from properties.diagnosis.slips.left_out_slips import without_tail
 from properties.diagnosis.slips.slip import Slip, by_block, slip
-from properties.diagnosis.slips.sum_slips import sums_without_tail
+from properties.diagnosis.slips.sum_slips import sums_of
 
 
 def _affine(
@@ -55,11 +56,11 @@ def _over(count: Callable[[Step, int], float]) -> Callable[[Step, int, Backward]
 
 
 def _tail(block: int, *, alone: bool) -> dict[str, Any]:
-    sums = sums_without_tail(block, alone=alone)
+    sums = sums_of(without_tail(block, alone=alone))
 
     def parameters(step: Step, slot: int, of: Backward, parts: Sequence[Sums]) -> tuple[Floats, Floats]:
         del parts
-        found = sums(step, slot, of.xhat)
+        found = sums(step, slot, of.xhat, of.scale)
         return found.projection, found.cotangent
 
     return {"parameters": parameters}

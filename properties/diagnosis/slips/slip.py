@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
+from properties.case import Dtype
 from properties.diagnosis.causes.cause import Part
-from properties.diagnosis.plain_batchnorm import Lines
+from properties.diagnosis.plain_batchnorm import Lines, Step
 from properties.diagnosis.stages import Stage
 
+HALVES: tuple[Dtype | None, ...] = (None, "float16", "bfloat16")
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Sizes of blocks of values, of vectors and of unrolled loops."""
 
@@ -43,6 +46,8 @@ class Slip:
         kind: Id of those that differ by a number alone, such as the size of a block; its own if there are
             none. Where several of a kind explain the same, the kind is told.
         kind_words: What it does, without the number.
+        family: Id and words of what is common to many kinds; told in their place where the trials do not tell
+            them apart. Empty if there is nothing.
     """
 
     id: str
@@ -52,6 +57,7 @@ class Slip:
     change: dict[str, Any]
     kind: str
     kind_words: str
+    family: tuple[str, str] = ("", "")
 
     @property
     def stage(self) -> Stage:
@@ -61,6 +67,11 @@ class Slip:
     def lines(self, base: Lines) -> Lines:
         """Return `base` with this slip."""
         return replace(base, **self.change)
+
+    def as_family(self) -> Slip:
+        """Return the slip under the name of its family."""
+        name, words = self.family
+        return replace(self, id=name, words=words, kind=name, kind_words=words)
 
 
 def slip(id: str, words: str, classes: tuple[int, ...], part: Part, **change: Any) -> Slip:
@@ -75,6 +86,8 @@ def by_block(
     part: Part,
     change: Callable[[int], dict[str, Any]],
     blocks: Iterable[int] = BLOCKS,
+    *,
+    family: tuple[str, str] = ("", ""),
 ) -> tuple[Slip, ...]:
     """Return a slip for each size of a block, which `words` have as {}; 0 is for powers of two."""
     return tuple(
@@ -86,6 +99,37 @@ def by_block(
             change=change(block),
             kind=id,
             kind_words=words.format(""),
+            family=family,
         )
         for block in blocks
     )
+
+
+def by_half(id: str, words: str, classes: tuple[int, ...], part: Part, **change: Any) -> tuple[Slip, ...]:
+    """Return a slip that rounds to the input's dtype, and those that round every input's to one half dtype.
+
+    `words` have what they round to as {}; `id` ends with -in-half.
+    """
+    stem = id.removesuffix("half")
+    return tuple(
+        Slip(
+            id=stem + (dtype or "half-of-input"),
+            words=words.format(dtype or "the input's half dtype"),
+            classes=classes,
+            part=part,
+            change={line: _rounding(function, dtype) for line, function in change.items()},
+            kind=id,
+            kind_words=words.format("a half dtype"),
+        )
+        for dtype in HALVES
+    )
+
+
+def _rounding(function: Callable[..., Any], dtype: Dtype | None) -> Callable[..., Any]:
+    """Return a line that rounds its intermediates to `dtype`."""
+
+    @wraps(function)
+    def line(step: Step, *given: Any) -> Any:
+        return function(replace(step, rounding=dtype), *given)
+
+    return line

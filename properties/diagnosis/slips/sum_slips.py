@@ -14,7 +14,15 @@ from properties.diagnosis.plain_batchnorm import (
     added,
     summed,
 )
-from properties.diagnosis.slips.slip import Slip, by_block, slip
+from properties.diagnosis.slips.left_out_slips import (
+    SAMPLES,
+    VECTORS,
+    Kept,
+    without_ends_of_rows,
+    without_sample,
+    without_tail,
+)
+from properties.diagnosis.slips.slip import Slip, by_block, by_half, slip
 from properties.values.elements import round_to
 
 
@@ -22,32 +30,26 @@ def _backward(id: str, words: str, classes: tuple[int, ...], **change: Any) -> S
     return slip(id, words, classes, "backward", **change)
 
 
-def sums_without_tail(block: int, *, alone: bool) -> Callable[[Step, int, Floats], Sums]:
-    """Return sums without a last block that is not full; `alone`: also where there is no other block."""
+def sums_of(kept: Kept) -> Callable[[Step, int, Floats, Floats], Sums]:
+    """Return sums over what is not left out."""
 
-    def sums(step: Step, slot: int, xhat: Floats) -> Sums:
-        g, rows = (array.transpose(1, 0, 2).reshape(array.shape[1], -1) for array in (step.g[slot], xhat))
-        kept = g.shape[1] // block * block
-        if kept == 0 and not alone:
-            kept = g.shape[1]
-        return Sums(g[:, :kept].sum(axis=1), (g * rows)[:, :kept].sum(axis=1))
+    def sums(step: Step, slot: int, xhat: Floats, scale: Floats) -> Sums:
+        del scale
+        g, gx = kept(step.g[slot]), kept(step.g[slot] * xhat)
+        return Sums(g.sum(axis=1), gx.sum(axis=1))
 
     return sums
 
 
-def _not_centred(step: Step, slot: int, xhat: Floats) -> Sums:
+def _not_centred(step: Step, slot: int, xhat: Floats, scale: Floats) -> Sums:
     found = summed(step.g[slot], xhat)
-    x = step.x[slot]
-    spread = np.ptp(x, axis=(0, 2)) if x.size else np.zeros(x.shape[1])
-    scale = np.divide(
-        np.ptp(xhat, axis=(0, 2)) if x.size else spread, spread, out=np.ones_like(spread), where=spread > 0
-    )
-    return found._replace(projection=(step.g[slot] * x).sum(axis=(0, 2)) * scale)
+    return found._replace(projection=(step.g[slot] * step.x[slot]).sum(axis=(0, 2)) * scale)
 
 
-def _half_sums(step: Step, slot: int, xhat: Floats) -> Sums:
+def _half_sums(step: Step, slot: int, xhat: Floats, scale: Floats) -> Sums:
+    del scale
     found = summed(step.g[slot], xhat)
-    return Sums(*(round_to(each, step.case.dtype) for each in found))
+    return Sums(*(round_to(each, step.half) for each in found))
 
 
 def _reduced(change: Callable[[Step, int, Sequence[Sums]], Sums]) -> dict[str, Any]:
@@ -88,7 +90,7 @@ SUMS: tuple[Slip, ...] = (
         "leaves the last values of a rank out of the backward sums, where they do not fill a block{}",
         (26, 22, 0),
         "backward",
-        lambda block: {"sums": sums_without_tail(block, alone=False)},
+        lambda block: {"sums": sums_of(without_tail(block, alone=False))},
     ),
     *by_block(
         "sums-without-tail-alone",
@@ -96,7 +98,25 @@ SUMS: tuple[Slip, ...] = (
         "all of fewer",
         (26, 22, 0),
         "backward",
-        lambda block: {"sums": sums_without_tail(block, alone=True)},
+        lambda block: {"sums": sums_of(without_tail(block, alone=True))},
+    ),
+    *by_block(
+        "sums-without-ends-of-rows",
+        "leaves the last positions of each sample out of the backward sums, where they do not fill a "
+        "vector{}",
+        (26, 22, 0, 5),
+        "backward",
+        lambda block: {"sums": sums_of(without_ends_of_rows(block))},
+        VECTORS,
+    ),
+    *(
+        _backward(
+            f"sums-without-{name}-sample",
+            f"leaves the {name} sample of a rank out of the backward sums",
+            (26, 22, 0, 5),
+            sums=sums_of(without_sample(which)),
+        )
+        for name, which in SAMPLES.items()
     ),
     _backward(
         "sums-exchanged",
@@ -176,5 +196,5 @@ SUMS: tuple[Slip, ...] = (
         (0, 19, 12),
         sums=_not_centred,
     ),
-    _backward("backward-sums-in-half", "rounds the backward sums to the half dtype", (13,), sums=_half_sums),
+    *by_half("backward-sums-in-half", "rounds the backward sums to {}", (13,), "backward", sums=_half_sums),
 )

@@ -78,5 +78,5 @@ def seen(
             RankObservation(rank=rank, ending="returned", tensors=tensors, digest=right.digests[rank])
         )
     observation = Observation(ranks=tuple(ranks))
-    verdicts = judge(case, observation, right, Contract(), only=NUMERIC)
+    verdicts = judge(case, observation, right, Contract(), only=(*NUMERIC, "nonfinite"))
     return Seen(case, observation, tuple(v.property for v in verdicts if v.outcome is Outcome.VIOLATED))

@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
+from msgspec import structs
 
-from properties.case import Case, Step
+from properties.case import Case, Special, Step
 from properties.diagnosis.causes import ALL
 from properties.diagnosis.diagnose import classes_of, diagnose, words_of
 from properties.diagnosis.plain_batchnorm import Modes, truncated
@@ -38,6 +39,7 @@ CASES = (
     ),
     Case(batches=(3003, 2900), dtype="bfloat16", seed=5, **COMMON),
     *(Case(batches=(3, 2, 4), spatial=((5,), (2,), (3,)), seed=k, **COMMON) for k in range(3)),
+    *(Case(batches=(4, 3), spatial=((5, 7), (19, 1)), seed=k, **COMMON) for k in range(2)),
     *(Case(batches=(5, 3), seed=k, **{**COMMON, "channels": 130}) for k in range(2)),
     Case(batches=(40,), momentum=None, steps=(*STEPS, Step()), seed=6, **COMMON),
     Case(batches=(3, 2), spatial=((4,),), tracking=False, steps=STEPS, seed=7, **COMMON),
@@ -121,6 +123,26 @@ def test_a_slip_is_told_where_no_cause_explains_it():
     found = diagnose(evidence(one)[:4], Contract(), "A", seconds=60.0)
     assert found.of("running_var") == ("deviation-tracked",)
     assert words_of("deviation-tracked") == "tracks the deviation in place of the variance"
+
+
+@pytest.mark.parametrize(("sample", "explained"), [(69, True), (3, False)])
+def test_a_slip_explains_that_a_non_finite_input_is_not_seen_where_it_leaves_it_out(sample, explained):
+    one = Scoped(next(one for one in ALL_SLIPS if one.id == "tail-left-out-64"))
+    case = Case(batches=(70,), specials=(Special(kind="nan", sample=sample),), **COMMON)
+    drawn = case if explained else structs.replace(case, specials=())
+    unseen = seen(case, follow(drawn, Contract(), one.applied(Modes())))
+    assert "nonfinite" in unseen.violated
+    found = diagnose([*evidence(one)[-6:], unseen], Contract(), "A", seconds=60.0)
+    assert found.of("forward") == ("tail-left-out-64",)
+    assert found.of("nonfinite") == (("tail-left-out-64",) if explained else ())
+
+
+def test_what_is_common_to_many_slips_is_told_where_no_trial_tells_them_apart():
+    """Rows of fewer positions than a vector: nothing is left, whatever else is done."""
+    one = KINDS["ends-of-rows-left-out-of-raw-sums"]
+    trials = [slipped(case, Scoped(one).applied(Modes())) for case in CASES[:3]]
+    assert named(trials)["forward"] == ("values-left-out",)
+    assert words_of("values-left-out") == "leaves some values of a rank out of its statistics"
 
 
 def test_names_are_those_of_no_cause_and_described():
