@@ -143,11 +143,11 @@ def diagnose(
         grade: The error model that they were judged by.
         device: cpu or cuda.
         domain: Of the subject: what it forces on every case is no symptom.
-        further: More of it for slips, which need no program: a cause compiles one for each size.
+        further: More of it for symptoms and slips, which need no program: a cause compiles one for each size.
         seconds: Of computing, after which no further cause is asked.
         clock: Seconds of this process's computing, which a crowded machine does not use up.
     """
-    causes = symptoms(evidence, domain)
+    causes = symptoms([*evidence, *further], domain)
     right = {
         one.case: expect(one.case, contract, grade, device=device)
         for one in evidence

@@ -1,4 +1,4 @@
-"""The examples of kernels: right as they are; with a bug planted, the report names the stage that is wrong."""
+"""The examples of kernels: right as they are; with a bug planted, the report names the wrong stage."""
 
 from __future__ import annotations
 

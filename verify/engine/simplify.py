@@ -42,7 +42,7 @@ _RESETTABLE = (
     "seed",
 )
 _SEEDS = 16
-"""Seeds with which a single channel is tried in place of several."""
+"""Seeds with which a single channel, or a single step, is tried in place of several."""
 
 
 def weight(case: Case) -> tuple[Any, ...]:
@@ -82,6 +82,11 @@ def _changes(case: Case) -> Iterator[dict[str, Any]]:
             yield {name: getattr(_DEFAULT, name)}
     for index in range(len(case.specials)):
         yield {"specials": case.specials[:index] + case.specials[index + 1 :]}
+    if len(case.steps) > 1:  # what only a later step shows, the first of another seed may show
+        alone = dict.fromkeys(case.steps)
+        yield from (
+            _starting_with((step,)) | {"seed": seed} for step in alone for seed in range(_SEEDS // len(alone))
+        )
     if case.channels > 1:  # what only one of many channels shows, one channel of another seed may show
         yield from ({"channels": 1, "last_values": "", "seed": seed} for seed in range(_SEEDS))
 

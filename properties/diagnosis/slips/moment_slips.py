@@ -175,6 +175,26 @@ def _about_rounded_mean(step: Step, slot: int) -> Moments:
     return Moments(found.n, mean, ((rows - mean[:, None]) ** 2).mean(axis=1))
 
 
+def _half_squares(step: Step, slot: int) -> Moments:
+    rows = step.rows[slot]
+    found = moments_of(rows)
+    squares = round_to((rows - found.mean[:, None]) ** 2, step.half)
+    return found._replace(var=squares.mean(axis=1)) if found.n else found
+
+
+def _half_deviations(step: Step, slot: int) -> Moments:
+    rows = step.rows[slot]
+    found = moments_of(rows)
+    squares = round_to(round_to(rows - found.mean[:, None], step.half) ** 2, step.half)
+    return found._replace(var=squares.mean(axis=1)) if found.n else found
+
+
+def _half_raw_squares(step: Step, slot: int) -> Moments:
+    rows = step.rows[slot]
+    found = moments_of(rows)
+    return found._replace(var=round_to(rows**2, step.half).mean(axis=1) - found.mean**2) if found.n else found
+
+
 _TAIL, _PADDING = (26, 22, 0), (0, 22, 26)
 _FULL = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _PADDED = ("padding-in-statistics", "has the padding of a last block in its statistics")
@@ -234,6 +254,27 @@ OWN: tuple[Slip, ...] = (
         (13, 10),
         "forward",
         moments=_about_rounded_mean,
+    ),
+    *by_half(
+        "squares-in-half",
+        "squares the distances from a rank's mean in {}, where they may overflow",
+        (13, 10, 12),
+        "forward",
+        moments=_half_squares,
+    ),
+    *by_half(
+        "deviations-in-half",
+        "takes the distances from a rank's mean, and their squares, in {}, where they may overflow",
+        (13, 10, 12),
+        "forward",
+        moments=_half_deviations,
+    ),
+    *by_half(
+        "raw-squares-in-half",
+        "squares its input in {}, where it may overflow, and subtracts the squared mean",
+        (13, 10, 12),
+        "forward",
+        moments=_half_raw_squares,
     ),
     slip(
         "between-samples-left-out",

@@ -16,6 +16,11 @@ def test_each_default_is_moved_once_and_what_holds_is_told():
     assert Case(batches=(1, 3)) not in ran
 
 
+def test_what_holds_by_chance_is_not_told():
+    """Of other values the change holds no better."""
+    assert contrasts(Case(batches=(2,), seed=7), lambda moved: moved.seed == 7) == ()
+
+
 def test_what_a_case_has_already_is_not_moved():
     case = Case(
         batches=(2,), eps=1.0, momentum=None, random_parameters=True, dtype="float64", param_dtype="float64",

@@ -113,3 +113,10 @@ def test_what_a_step_does_beside_is_undone_one_by_one() -> None:
     first = next(c for c in simpler(case) if len(c.steps) == 1 and c.steps[0].mode == "eval")
     assert first.batches == (3, 3)
     assert not first.steps[0].resized
+
+
+def test_what_only_a_later_step_shows_becomes_the_first_step_of_another_seed() -> None:
+    def fails(case: Case) -> bool:
+        return any((5 * case.seed + 3 * k) % 13 == 2 for k in range(len(case.steps)))
+
+    assert len(descend(Case(steps=(Step(), Step(), Step()), seed=40), fails).steps) == 1
