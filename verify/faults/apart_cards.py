@@ -41,7 +41,7 @@ class ApartCard(
         number: Of its fault class; 0 for what no class names.
         accept: Classes that describe it as well.
         wrong: What it does, in one sentence.
-        set: 1 the first sixty, 2 those written after causes had been tuned on the first.
+        set: 1 the first sixty; 2 and 3 those that others wrote after causes had been tuned on those before.
         module: Name of its module, which the file's name says.
     """
 
