@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from properties.expectation.running_buffers import update_scalars
-from properties.expectation.schedule_state import RankStep, Walk, accumulation_dtype, storing
+from properties.expectation.schedule_state import Estimate, RankStep, Walk, accumulation_dtype, storing
 from properties.values import elements
 from properties.values.period import is_large, times
 from reference.padding import Layout, layout, pack
@@ -42,16 +42,32 @@ def shares(
     training: bool,
 ) -> dict[int, RankStep]:
     """Return each member's share of a step's output, with what its non-finite inputs `bad` poison."""
+    unsettled = _unsettled(walk, output, training=training)
     if not training:
         lost = np.isnan(walk.buffers.mean.value)  # a poisoned buffer poisons its channel
         return {
-            rank: RankStep(where, slot, output, mask.any(axis=(0, 2)) | lost, mask | lost[:, None])
+            rank: RankStep(where, slot, output, mask.any(axis=(0, 2)) | lost, mask | lost[:, None], unsettled)
             for slot, (rank, mask) in enumerate(zip(members, bad, strict=True))
         }
     poisoned = np.zeros(walk.case.channels, np.bool_)
     for mask in bad:
         poisoned |= mask.any(axis=(0, 2))
-    return {rank: RankStep(where, slot, output, poisoned, None) for slot, rank in enumerate(members)}
+    return {
+        rank: RankStep(where, slot, output, poisoned, None, unsettled) for slot, rank in enumerate(members)
+    }
+
+
+def _unsettled(walk: Walk, output: StepOutput, *, training: bool) -> Bools:
+    """Return the channels in which a right subject's 1 / deviation, or mean, may not be finite."""
+    c, mean, var = walk.case.channels, walk.buffers.mean, walk.buffers.var
+    if training:
+        mean = Estimate(output.mean[:c], output.mean_bound[:c])
+        var = Estimate(output.var[:c], output.var_bound[:c])
+    largest = FACTS[accumulation_dtype(walk.case, walk.contract)].largest
+    with np.errstate(all="ignore"):
+        greatest = np.maximum(np.abs(mean.value) + mean.bound, np.abs(var.value) + var.bound)
+        least = var.value - var.bound + walk.case.eps
+    return ~((greatest < largest) & (least > 0))
 
 
 def step_input(

@@ -34,15 +34,16 @@ def store_grad_parameter(walk: Walk, k: int, name: str) -> None:
 def _own_gradient(walk: Walk, k: int, name: str, rank: int) -> Estimate:
     """Return the rank's own gradient before storing; an empty rank's is zero.
 
-    An empty rank may compute it as an empty sum times an invstd, which is NaN where that is not finite: there
-    it is undecided.
+    An empty rank may compute that of the weight as an empty sum times an invstd, which is NaN where that, or
+    the mean, is not finite: there it is undecided.
     """
     step, c = walk.steps[k][rank], walk.case.channels
     value = np.array(getattr(step.output, f"grad_{name}")[step.slot, :c])
     bound = np.array(getattr(step.output, f"grad_{name}_bound")[step.slot, :c])
     poisoned = step.poisoned if name == "weight" else np.zeros(c, np.bool_)
     if walk.case.at(k).count_of(rank) == 0:
-        return Estimate(np.zeros(c), np.where(poisoned | np.isinf(bound), np.inf, 0.0))
+        undecided = poisoned | (step.unsettled if name == "weight" else np.zeros(c, np.bool_))
+        return Estimate(np.zeros(c), np.where(undecided | np.isinf(bound), np.inf, 0.0))
     return decided(value, bound, poisoned=poisoned)
 
 

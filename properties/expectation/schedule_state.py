@@ -80,13 +80,23 @@ class Walk:
 
 @dataclass(slots=True)
 class RankStep:
-    """One rank's share of one step: the program's output and where the rank lies in it."""
+    """One rank's share of one step: the program's output and where the rank lies in it.
+
+    Attributes:
+        where: The layout of the program's input.
+        slot: The rank's place in it.
+        output: Values and bounds of all ranks.
+        poisoned: Channels that a non-finite input, or buffer, makes non-finite.
+        poisoned_elements: In an evaluation the elements, (shards, C).
+        unsettled: Channels in which 1 / deviation, or the mean, may not be finite.
+    """
 
     where: Layout
     slot: int
     output: StepOutput
     poisoned: Bools
     poisoned_elements: Bools | None
+    unsettled: Bools
 
     @property
     def held(self) -> int:
