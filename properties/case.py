@@ -21,8 +21,8 @@ import msgspec
 from properties.case_checks import CaseError, check, one_line, shorten
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16"]
-InputLayout = Literal["contiguous", "channels_last", "permuted", "sliced"]
-CotangentLayout = Literal["contiguous", "channels_last", "permuted", "expanded"]
+InputLayout = Literal["contiguous", "channels_last", "permuted", "sliced", "cropped", "split"]
+CotangentLayout = Literal["contiguous", "channels_last", "permuted", "expanded", "cropped", "split"]
 Affine = Literal["both", "weight", "none"]
 Family = Literal["ordinary", "large_offset", "tiny_spread", "constant", "mixed", "subnormal", "near_overflow"]
 SpecialKind = Literal["nan", "inf", "-inf", "zero", "huge"]

@@ -16,7 +16,7 @@ from msgspec import structs
 from properties.case import Affine, CotangentLayout, Dtype, Family, InputLayout
 
 Grade = Literal["A", "B", "C"]
-Layout = Literal["contiguous", "channels_last", "permuted", "sliced", "expanded"]
+Layout = Literal["contiguous", "channels_last", "permuted", "sliced", "expanded", "cropped", "split"]
 ParamDtype = Literal["float32", "own"]
 Groups = Literal["world", "disjoint", "single"]
 Empty = Literal["never", "some", "all"]
@@ -40,7 +40,8 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         batches: The same batch size on all ranks, or sizes that differ (a rank without samples included).
         spatial: The same spatial sizes on all ranks, or sizes that differ.
         ragged_grad: The input may require a gradient on some ranks of a group only.
-        layouts: Memory layouts of input and cotangent (sliced: input only; expanded: cotangent only).
+        layouts: Memory layouts of input and cotangent (sliced: input only; expanded: cotangent only;
+            cropped: rows of longer ones; split: channels of more).
         offsets: Tensors may begin inside their storage.
         eps: Kinds of epsilon. Zero is not in the default: torch's own batch norm refuses it in training.
         momentum_none: momentum=None is supported.

@@ -63,10 +63,12 @@ _DTYPES: tuple[tuple[tuple[Dtype, Dtype], float], ...] = (
 )
 _DIMS = ((2, 28), (3, 20), (4, 36), (5, 20))
 _INPUTS: tuple[tuple[InputLayout, float], ...] = (
-    *(("contiguous", 46), ("channels_last", 26), ("permuted", 15), ("sliced", 15)),
+    *(("contiguous", 46), ("channels_last", 26), ("permuted", 15), ("sliced", 12)),
+    *(("cropped", 9), ("split", 9)),
 )
 _COTANGENTS: tuple[tuple[CotangentLayout, float], ...] = (
     *(("contiguous", 54), ("channels_last", 20), ("permuted", 16), ("expanded", 10)),
+    *(("cropped", 9), ("split", 9)),
 )
 _EPS = ((1e-5, 48), (1e-3, 14), (0.1, 8), (1.0, 7), (1e-8, 7), (1e-12, 7), (0.0, 13))
 _MOMENTA: tuple[tuple[float | None, float], ...] = ((0.1, 42), (0.3, 20), (1.0, 11), (0.0, 7), (None, 20))

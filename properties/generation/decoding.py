@@ -54,6 +54,9 @@ _ELEMENTS = 8_000
 _MOST_STEPS = 3
 _MANY = 12
 
+_WITH_GAPS = ("sliced", "cropped", "split", "expanded")
+"""Layouts that have a storage of their own, in which they begin where they must."""
+
 
 def case_from(choices: bytes, tables: Tables) -> Case:
     """Return the case that `choices`, TOTAL_BYTES bytes, stand for in the domain of `tables`."""
@@ -89,8 +92,8 @@ def case_from(choices: bytes, tables: Tables) -> Case:
         groups=groups,
         input_layout=layout,
         cotangent_layout=cotangent,
-        input_offset=0 if layout == "sliced" else tables.offsets[later[0]],
-        cotangent_offset=0 if cotangent == "expanded" else tables.offsets[later[1]],
+        input_offset=0 if layout in _WITH_GAPS else tables.offsets[later[0]],
+        cotangent_offset=0 if cotangent in _WITH_GAPS else tables.offsets[later[1]],
         input_grad=_input_grad(tables.grads[options[9]], options[9], groups, world=world),
         random_parameters=values[0] >= 40,
         values=tables.families[values[1]],

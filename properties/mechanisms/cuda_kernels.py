@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from properties.case import Case
+from properties.mechanisms.native_kernels import STRIDED
 from reference.rounding import depth
 
 _BLOCK, _WARP = 512, 32
@@ -34,9 +35,7 @@ def halves_partial_sums(case: Case, rank: int, *, synchronised: bool, training: 
 def halves_mean(case: Case, rank: int) -> bool:
     """Return whether a rank's own mean is that of `var_mean`, which rounds it in float16 alone."""
     spatial = len(case.spatial_of(rank))
-    strided = case.input_layout in ("permuted", "sliced") or (
-        case.input_layout == "channels_last" and spatial == 3
-    )
+    strided = case.input_layout in STRIDED or (case.input_layout == "channels_last" and spatial == 3)
     return case.dtype == "float16" and strided and not goes_to_cudnn(case, rank, training=True)
 
 

@@ -11,14 +11,13 @@ from properties.expectation.schedule_state import Walk, accumulation_dtype
 from properties.mechanisms import encoded_moments, half_precision
 from properties.mechanisms.carrying import moments_of, no_errors, scale_of
 from properties.mechanisms.cuda_kernels import extra_depth
+from properties.mechanisms.native_kernels import STRIDED
 from properties.mechanisms.revisions import training_gradient, undecided
 from properties.mechanisms.step_data import Bools, Floats
 from properties.mechanisms.step_run import StepRun, computed
 from reference.padding import Layout
 from reference.rounding import FACTS
 from reference.signature import StepInput, StepScalars
-
-_STRIDED = ("permuted", "sliced")
 
 
 def by_few_threads(case: Case, where: Layout, given: StepInput, members: tuple[int, ...]) -> StepInput:
@@ -102,7 +101,7 @@ def with_half_statistics(case: Case, run: StepRun) -> StepRun:
     mean, scale, var_error = half_precision.statistics_errors(run.data, run.moments, case.dtype)
     run = run.widened(no_errors(len(mean))._replace(mean=mean, scale=scale))
     output = run.output
-    if case.input_layout in _STRIDED or case.strided_buffers:  # also in training the buffers' strides count
+    if case.input_layout in STRIDED or case.strided_buffers:  # also in training the buffers' strides count
         output = half_precision.element_errors(run.data, output, run.moments, case.dtype)
     bounds = {"mean_bound": output.mean_bound + mean, "var_bound": output.var_bound + var_error}
     return replace(run, output=output._replace(**bounds))

@@ -12,14 +12,16 @@ import math
 from properties.case import Case
 from reference.rounding import depth
 
+STRIDED = ("permuted", "sliced", "cropped", "split")
+"""Layouts of inputs that may have gaps, or another order, so that the kernel goes by strides."""
 _LANES = {"float64": 4, "float32": 8, "bfloat16": 8, "float16": 8}
 """Of the narrowest vector (32 bytes) in which sums over a plane are kept, in the accumulation dtype."""
 
 
 def may_go_by_channels(case: Case, rank: int) -> bool:
     """Return whether the backward may take the channels-last kernel, which reads buffers by bare pointers."""
-    inputs, cotangents = case.input_layout, case.cotangent_layout
-    if inputs == "sliced" or case.count_of(rank) == 0:
+    inputs, cotangents = (_whole(case, rank, each) for each in (case.input_layout, case.cotangent_layout))
+    if "sliced" in (inputs, cotangents) or case.count_of(rank) == 0:
         return False
     if math.prod(case.spatial_of(rank)) == 1:
         return _dense(case, rank, inputs) and _dense(case, rank, cotangents)
@@ -36,8 +38,9 @@ def is_ambiguous(case: Case, rank: int) -> bool:
     A single sample (1, C, 3, 1) with reversed strides (1, 1, C, 3 C) is contiguous in channels_last as well.
     """
     lines = sum(size > 1 for size in case.spatial_of(rank))
+    layouts = {_whole(case, rank, each) for each in (case.input_layout, case.cotangent_layout)}
     return (
-        {case.input_layout, case.cotangent_layout} == {"contiguous", "permuted"}
+        layouts == {"contiguous", "permuted"}
         and case.batches[rank] == 1
         and case.channels > 1
         and len(case.spatial_of(rank)) >= 2
@@ -52,7 +55,7 @@ def adds_one_by_one(case: Case, rank: int) -> bool:
     and the mean of a strided input, which is `at::mean` in float32. Half dtypes are added up in float32, and
     float64 in itself. Of the backward see `extra_backward_depth`.
     """
-    strided = case.input_layout in ("permuted", "sliced")
+    strided = case.input_layout in STRIDED
     by_channels = case.input_layout == "channels_last" or math.prod(case.spatial_of(rank)) == 1
     return case.dtype != "float32" or strided or by_channels
 
@@ -74,6 +77,15 @@ def extra_backward_depth(case: Case, rank: int) -> float:
         terms += 0 if case.dtype == "float32" else samples
     admitted = depth(n, 1, "A")
     return max(0.0, min(float(n), terms) - admitted)
+
+
+def _whole(case: Case, rank: int, layout: str) -> str:
+    """Return the layout that a part of a longer tensor has: contiguous if it is a single row, else sliced."""
+    if layout not in ("cropped", "split"):
+        return layout
+    shape = case.shape_of(rank)
+    rows = shape[0] if layout == "split" else math.prod(shape[:-1])
+    return "contiguous" if rows == 1 else "sliced"
 
 
 def _dense(case: Case, rank: int, layout: str) -> bool:

@@ -125,8 +125,8 @@ def test_the_help_text_has_every_key_with_its_default(kind):
 
 def test_sliced_is_for_inputs_and_expanded_for_cotangents():
     inputs, cotangents = layouts_of(Domain())
-    assert set(inputs) == {"contiguous", "channels_last", "permuted", "sliced"}
-    assert set(cotangents) == {"contiguous", "channels_last", "permuted", "expanded"}
+    assert set(inputs) == {"contiguous", "channels_last", "permuted", "sliced", "cropped", "split"}
+    assert set(cotangents) == {"contiguous", "channels_last", "permuted", "expanded", "cropped", "split"}
 
 
 def test_seconds_of_a_case_are_promised_and_kept_by_an_override():

@@ -62,6 +62,41 @@ class PermutedThroughStorage(Aggregated):
         return super().forward(input if known or not _is_dense(input) else _through_storage(input))
 
 
+def _dense_rows(x: Tensor) -> Tensor:
+    """Return `x` read as if its rows lay one behind the other, if their elements lie side by side."""
+    return _through_storage(x) if x.numel() and x.stride(-1) == 1 else x
+
+
+class RowPitchIgnored(Aggregated):
+    """Asks only whether the elements of a row lie side by side, and reads rows as if they did, too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input(input)
+        return super().forward(_dense_rows(input))
+
+
+class SamplePitchIgnored(Aggregated):
+    """Asks only whether a sample is dense, and reads samples as if they lay one behind the other."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input(input)
+        dense = input.numel() and input.stride()[1:] == _contiguous_strides(input.shape)[1:]
+        return super().forward(_through_storage(input) if dense else input)
+
+
+class _CotangentPitchIgnored(Normalise):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Gradients:
+        grads: Gradients = Normalise.backward(ctx, _dense_rows(dy))
+        return grads
+
+
+class CotangentPitchIgnored(Aggregated):
+    """Reads the rows of a cotangent as if they lay one behind the other: that of a concatenation does not."""
+
+    rule = _CotangentPitchIgnored
+
+
 class _CotangentLikeInput(Normalise):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:

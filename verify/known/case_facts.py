@@ -22,7 +22,12 @@ from properties.mechanisms.cuda_kernels import (
     halves_partial_sums,
     loses_strided_update,
 )
-from properties.mechanisms.native_kernels import adds_one_by_one, extra_backward_depth, is_ambiguous
+from properties.mechanisms.native_kernels import (
+    STRIDED,
+    adds_one_by_one,
+    extra_backward_depth,
+    is_ambiguous,
+)
 from properties.values.elements import tensors
 
 Floats = NDArray[np.float64]
@@ -131,7 +136,7 @@ FACTS: dict[str, Fact] = {
         "input and cotangent are not both contiguous, nor both channels_last",
     ),
     "strided_forward": _of_case(
-        lambda c: c.input_layout in ("permuted", "sliced") or c.strided_buffers,
+        lambda c: c.input_layout in STRIDED or c.strided_buffers,
         "input or running buffers are strided, so that torch's native kernel indexes every element",
     ),
     "strided_buffers": _of_case(lambda c: c.strided_buffers, "running buffers are not contiguous"),

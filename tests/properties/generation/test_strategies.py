@@ -76,6 +76,10 @@ OCCASIONAL = {
     "recomputation": lambda c: any(s.recompute for s in c.steps),
     "an expanded cotangent": lambda c: c.cotangent_layout == "expanded",
     "a sliced input": lambda c: c.input_layout == "sliced",
+    "a cropped input": lambda c: c.input_layout == "cropped",
+    "a split input": lambda c: c.input_layout == "split",
+    "a cropped cotangent": lambda c: c.cotangent_layout == "cropped",
+    "a split cotangent": lambda c: c.cotangent_layout == "split",
     "channels_last and contiguous": lambda c: (
         {c.input_layout, c.cotangent_layout} == {"channels_last", "contiguous"}
     ),

@@ -44,7 +44,7 @@ def local_reference(case: Case, rank: int):
     }
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced", "cropped", "split"])
 @pytest.mark.parametrize("cotangent", ["contiguous", "channels_last", "permuted", "expanded"])
 def test_every_rank_gives_back_what_batch_norm_of_its_own_batch_is(pool, layout, cotangent):
     case = msgspec.structs.replace(CASE, input_layout=layout, cotangent_layout=cotangent)

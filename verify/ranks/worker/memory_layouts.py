@@ -59,7 +59,9 @@ def lay_out(
 
     contiguous: C order. channels_last: torch's memory format of 4-D and 5-D tensors. permuted: all dimensions
     in reverse order in memory. sliced: every second position of the last dimension of a longer tensor, from
-    the second sample and channel on. expanded: `values` is (1, C, 1), every other dimension has stride 0.
+    the second sample and channel on. cropped: all but the first and the last two of a longer last dimension,
+    so that rows lie apart. split: all but the first and the last of more channels, so that samples do.
+    expanded: `values` is (1, C, 1), every other dimension has stride 0.
 
     `values` may be one period of a block that repeats (`properties.values.period`), (1, C, period).
     """
@@ -85,6 +87,10 @@ def lay_out(
             return _inside(storage.permute(axes), storage, offset)
         case "sliced":
             return _sliced(plain.reshape(shape))
+        case "cropped":
+            return _part_of_longer(plain.reshape(shape), axis=-1, behind=2)
+        case "split":
+            return _part_of_longer(plain.reshape(shape), axis=1 if len(shape) > 1 else 0, behind=1)
 
 
 def handed_on(leaf: torch.Tensor) -> torch.Tensor:
@@ -170,6 +176,16 @@ def _sliced(plain: torch.Tensor) -> LaidOut:
     longer = [size + 1 for size in plain.shape[:-1]] + [2 * plain.shape[-1] + 1]
     storage = torch.full(longer, _GAP, dtype=plain.dtype, device=plain.device)
     view = storage[tuple(slice(1, None) for _ in longer[:-1])][..., 1::2]
+    view.copy_(plain)
+    return LaidOut(view, storage)
+
+
+def _part_of_longer(plain: torch.Tensor, *, axis: int, behind: int) -> LaidOut:
+    """Lay `plain` as a part of a dimension, with one index before it and some behind."""
+    longer = list(plain.shape)
+    longer[axis] += 1 + behind
+    storage = torch.full(longer, _GAP, dtype=plain.dtype, device=plain.device)
+    view = storage.narrow(axis, 1, plain.shape[axis])
     view.copy_(plain)
     return LaidOut(view, storage)
 

@@ -34,7 +34,7 @@ class _BatchNorm(torch.nn.BatchNorm2d):
         super().__init__(num_features, **options)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced", "cropped", "split"])
 def test_every_tensor_of_a_case_is_on_the_device_of_the_place(layout, monkeypatch):
     seen = {}
 

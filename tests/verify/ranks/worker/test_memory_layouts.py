@@ -22,6 +22,8 @@ CPU = torch.device("cpu")
         ("channels_last", (40, 1, 20, 4)),
         ("permuted", (1, 3, 12, 24)),
         ("sliced", (165, 33, 11, 2)),
+        ("cropped", (64, 16, 8, 1)),
+        ("split", (60, 10, 5, 1)),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -35,7 +37,7 @@ def test_every_layout_has_the_same_values(layout, strides, dtype):
 
 
 @pytest.mark.parametrize("one_by_one", [0, 256])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced", "cropped", "split"])
 @pytest.mark.parametrize("shape", [(9, 4, 2, 5), (40, 4, 1, 1), (2, 4, 30, 1), (11, 4, 1, 1)])
 def test_one_period_of_a_block_lies_in_memory_as_the_whole_block(monkeypatch, shape, layout, one_by_one):
     monkeypatch.setattr(memory_layouts, "SAMPLES_ONE_BY_ONE", one_by_one)
@@ -71,7 +73,7 @@ def test_an_expanded_cotangent_has_no_stride_but_over_channels():
     assert laid.tensor[2, :, 1, 3].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted", "sliced"])
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "sliced", "cropped", "split"])
 @pytest.mark.parametrize("shape", [(0, 4), (1, 1), (6,)])
 def test_small_shapes_and_empty_ones_lie_in_every_layout(layout, shape):
     values = np.ones(shape)
@@ -91,7 +93,7 @@ def test_strided_keeps_values():
     assert view.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced", "cropped", "split"])
 def test_what_a_layer_hands_on_lies_like_the_input_may_be_written_to_and_passes_its_gradient_on(layout):
     values = np.arange(2.0 * 3 * 2 * 4).reshape(2, 3, 8)
     shape = (2, 3, 2, 4)
