@@ -94,3 +94,13 @@ def other_memory_format(seen: Seen) -> bool:
         for name, tensor in rank.tensors.items()
         if name.startswith("output.")
     )
+
+
+def wider_output(seen: Seen) -> bool:
+    """Return whether an output of a half input is stored in a wider dtype."""
+    return half(seen) and any(
+        tensor.dtype in ("float32", "float64")
+        for rank in seen.observation.ranks
+        for name, tensor in rank.tensors.items()
+        if name.startswith("output.")
+    )

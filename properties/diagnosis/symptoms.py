@@ -57,6 +57,13 @@ SYMPTOMS: tuple[Symptom, ...] = (
         needs=conditions.always,
     ),
     Symptom(
+        id="wider-output",
+        words="gives its output in a wider dtype than its input's",
+        classes=(13, 25, 0),
+        properties=("dtype_and_layout",),
+        needs=conditions.wider_output,
+    ),
+    Symptom(
         id="other-memory-format",
         words="gives its output in another memory format than the input's",
         classes=(8,),
@@ -354,7 +361,7 @@ def symptoms(evidence: Sequence[Seen], domain: Domain) -> dict[str, tuple[str, .
 
 _TELLING = {
     *("conversion", "communicates-in-evaluation", "modifies-what-is-not-its-own", "wrong-channels-accepted"),
-    *("replaces-tensors", "other-memory-format"),
+    *("replaces-tensors", "other-memory-format", "wider-output"),
     *("single-value-accepted", "mismatched-collectives", "diverging-ranks", "unrepeatable"),
 }
 """What a single trial tells, minimal or not."""

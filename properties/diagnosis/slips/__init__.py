@@ -13,6 +13,7 @@ from properties.diagnosis.slips.moment_slips import OWN
 from properties.diagnosis.slips.output_slips import NORMALISE
 from properties.diagnosis.slips.parameter_slips import PARAMETERS
 from properties.diagnosis.slips.slip import Slip
+from properties.diagnosis.slips.stored_gradient_slips import STORED
 from properties.diagnosis.slips.sum_slips import SUMS
 
 __all__ = [
@@ -30,9 +31,9 @@ __all__ = [
 
 FORWARD_SLIPS: tuple[Slip, ...] = (*MERGE, *NORMALISE, *OWN)
 BUFFER_SLIPS: tuple[Slip, ...] = TRACKED
-BACKWARD_SLIPS: tuple[Slip, ...] = (*SUMS, *ELEMENTS)
+BACKWARD_SLIPS: tuple[Slip, ...] = (*SUMS, *ELEMENTS, *STORED)
 AFFINE_SLIPS: tuple[Slip, ...] = (*PARAMETERS, *SUMS)
-ALL_SLIPS: tuple[Slip, ...] = (*FORWARD_SLIPS, *BUFFER_SLIPS, *ELEMENTS, *SUMS, *PARAMETERS)
+ALL_SLIPS: tuple[Slip, ...] = (*FORWARD_SLIPS, *BUFFER_SLIPS, *ELEMENTS, *STORED, *SUMS, *PARAMETERS)
 SCOPES: dict[str, set[str]] = {
     "": {"train", "own", "running"},
     "batch": {"train", "own"},

@@ -95,6 +95,11 @@ def _replaced_by_first(step: Step, slot: int, old: Buffers, moments: Moments, sh
     return _usual(step, slot, old, moments, 1.0 if first else share)
 
 
+def _zero_as_none(step: Step, slot: int, old: Buffers, moments: Moments, share: float) -> Buffers:
+    trained = sum(one.mode == "train" for one in step.case.steps[: step.number + 1])
+    return _usual(step, slot, old, moments, 1.0 / trained if step.case.momentum == 0 else share)
+
+
 def _own_variance(step: Step, slot: int, moments: Moments) -> Floats:
     own = moments_of(step.rows[slot])
     return unbiased(step, own if own.n else moments)
@@ -219,6 +224,18 @@ TRACKED: tuple[Slip, ...] = (
         "corrects the variance by the samples of all ranks, not by their values",
         (7,),
         _corrected_by(lambda step, slot, moments: float(sum(x.shape[0] for x in step.x))),
+    ),
+    _buffers(
+        "corrected-by-own-samples-times-ranks",
+        "corrects the variance by the rank's samples times the ranks, not by the values of all",
+        (7, 15),
+        _corrected_by(lambda step, slot, moments: float(step.x[slot].shape[0] * len(step.members))),
+    ),
+    _buffers(
+        "zero-momentum-as-none",
+        "takes a momentum of 0 for None",
+        (17,),
+        _tracked(_zero_as_none),
     ),
     _buffers(
         "corrected-by-one-rank",

@@ -12,17 +12,15 @@ from properties.diagnosis.plain_batchnorm import (
     Floats,
     Step,
     corrected,
-    truncated,
 )
-from properties.diagnosis.slips.slip import BLOCKS, Slip, by_block, by_half, slip
-from properties.values.elements import round_to
+from properties.diagnosis.slips.slip import Slip, slip
 
 
 def _backward(id: str, words: str, classes: tuple[int, ...], **change: Any) -> Slip:
     return slip(id, words, classes, "backward", **change)
 
 
-def _parts(step: Step, of: Backward) -> tuple[Floats, Floats]:
+def terms_of(step: Step, of: Backward) -> tuple[Floats, Floats]:
     """Return the mean of g and xhat times the mean of g xhat."""
     n = max(step.total, 1.0)
     return step.across(of.sums.cotangent / n), of.xhat * step.across(of.sums.projection / n)
@@ -32,20 +30,20 @@ def _terms(cotangent: float, projection: float) -> dict[str, Any]:
     """Return a gradient whose two subtracted terms are multiplied by these."""
 
     def gradient(step: Step, slot: int, of: Backward) -> Floats:
-        first, second = _parts(step, of)
+        first, second = terms_of(step, of)
         inner = step.g[slot] - cotangent * first - projection * second if step.batch else step.g[slot]
         return np.asarray(inner * step.across(step.weight * of.scale))
 
     return {"gradient": gradient}
 
 
-def _projected(change: Callable[[Step, int, Backward], Floats]) -> dict[str, Any]:
+def projected(change: Callable[[Step, int, Backward], Floats]) -> dict[str, Any]:
     """Return a gradient in which something else stands for xhat, in the term of g xhat."""
 
     def gradient(step: Step, slot: int, of: Backward) -> Floats:
         inner = step.g[slot]
         if step.batch:
-            first, _ = _parts(step, of)
+            first, _ = terms_of(step, of)
             inner = (
                 inner
                 - first
@@ -56,7 +54,7 @@ def _projected(change: Callable[[Step, int, Backward], Floats]) -> dict[str, Any
     return {"gradient": gradient}
 
 
-def _scaled(factor: Callable[[Step, Backward], Floats], *, training: bool = False) -> dict[str, Any]:
+def scaled(factor: Callable[[Step, Backward], Floats], *, training: bool = False) -> dict[str, Any]:
     """Return a gradient with another factor than weight times scale."""
 
     def gradient(step: Step, slot: int, of: Backward) -> Floats:
@@ -77,15 +75,16 @@ def _counted(count: Callable[[Step, int], float]) -> dict[str, Any]:
     return {"gradient": gradient}
 
 
-def _usual(step: Step, slot: int, of: Backward) -> Floats:
+def usual_gradient(step: Step, slot: int, of: Backward) -> Floats:
+    """Return the right gradient of what the lines before gave."""
     inner = corrected(step, slot, of) if step.batch else step.g[slot]
     return inner * step.across(step.weight * of.scale)
 
 
 def _one_less_of_projection(step: Step, slot: int, of: Backward) -> Floats:
     if not step.batch:
-        return _usual(step, slot, of)
-    first, second = _parts(step, of)
+        return usual_gradient(step, slot, of)
+    first, second = terms_of(step, of)
     inner = step.g[slot] - first - second * (step.total / max(step.total - 1.0, 1.0))
     return np.asarray(inner * step.across(step.weight * of.scale))
 
@@ -102,7 +101,7 @@ def _own_chain(step: Step, slot: int, of: Backward) -> Floats:
     x - mean does not sum to zero over one rank, so that the variance has a part in the mean's gradient.
     """
     if not step.batch:
-        return _usual(step, slot, of)
+        return usual_gradient(step, slot, of)
     n = max(step.total, 1.0)
     centred = step.x[slot] - step.across(of.moments.mean)
     scaled = step.weight * of.scale
@@ -114,7 +113,7 @@ def _own_chain(step: Step, slot: int, of: Backward) -> Floats:
 def _cut_by_own_size(step: Step, slot: int, of: Backward) -> Floats:
     """Return the part of all ranks' gradients that begins at the slot times the rank's own size."""
     if len(step.members) == 1 or not step.batch:
-        return _usual(step, slot, of)
+        return usual_gradient(step, slot, of)
     if len({x.shape[2] for x in step.x}) > 1:  # such tensors are not joined
         return np.full_like(step.x[slot], np.nan)
     g, x = np.concatenate(step.g), np.concatenate(step.x)
@@ -128,45 +127,17 @@ def _cut_by_own_size(step: Step, slot: int, of: Backward) -> Floats:
     return part if part.shape == step.x[slot].shape else np.full_like(step.x[slot], np.nan)
 
 
-def _not_written(block: int, *, alone: bool) -> dict[str, Any]:
-    """Return a gradient that is zero in the last values of each channel that fill no block."""
-
-    def gradient(step: Step, slot: int, of: Backward) -> Floats:
-        right = _usual(step, slot, of)
-        n, c, p = right.shape
-        rows = right.transpose(1, 0, 2).reshape(c, -1).copy()
-        kept = rows.shape[1] // block * block
-        if kept or alone:
-            rows[:, kept:] = 0.0
-        return rows.reshape(c, n, p).transpose(1, 0, 2)
-
-    return {"gradient": gradient}
-
-
-def _cut(step: Step, values: Floats) -> Floats:
-    return truncated(values, step.case.dtype)
-
-
-def _half_scaled(step: Step, of: Backward) -> Floats:
-    return round_to(step.weight * of.scale, step.half)
-
-
-def _steps_in_half(step: Step, slot: int, of: Backward) -> Floats:
-    dtype = step.half
-    inner = step.g[slot]
-    if step.batch:
-        first, second = _parts(step, of)
-        inner = round_to(inner - round_to(first, dtype) - round_to(second, dtype), dtype)
-    return inner * step.across(_half_scaled(step, of))
-
-
-def _half_xhat(step: Step, slot: int, of: Backward) -> Floats:
-    del slot
-    return round_to(of.xhat, step.half)
-
-
 ELEMENTS: tuple[Slip, ...] = (
     _backward("mean-of-g-left-out", "leaves the mean of g out of grad_input", (5, 0), **_terms(0.0, 1.0)),
+    _backward(
+        "cotangent-scaled-alone",
+        "multiplies g by weight / deviation, and not the two terms that are subtracted from it",
+        (20, 0),
+        gradient=lambda step, slot, of: (
+            step.g[slot] * step.across(step.weight * of.scale)
+            - (sum(terms_of(step, of)) if step.batch else 0.0)
+        ),
+    ),
     _backward("projection-left-out", "leaves the term of xhat out of grad_input", (5, 0), **_terms(1.0, 0.0)),
     _backward(
         "statistics-as-constants",
@@ -194,67 +165,67 @@ ELEMENTS: tuple[Slip, ...] = (
         "variance-for-invstd-in-gradient",
         "multiplies grad_input by the variance in place of 1 / deviation",
         (19, 0),
-        **_scaled(lambda step, of: step.weight * of.moments.var),
+        **scaled(lambda step, of: step.weight * of.moments.var),
     ),
     _backward(
         "shifted-variance-for-invstd",
         "multiplies grad_input by variance + eps in place of 1 / deviation",
         (19, 0),
-        **_scaled(lambda step, of: step.weight * (of.moments.var + step.case.eps)),
+        **scaled(lambda step, of: step.weight * (of.moments.var + step.case.eps)),
     ),
     _backward(
         "deviation-for-invstd",
         "multiplies grad_input by the deviation in place of dividing by it",
         (19, 0),
-        **_scaled(lambda step, of: step.weight / of.scale),
+        **scaled(lambda step, of: step.weight / of.scale),
     ),
     _backward(
         "invstd-squared",
         "divides grad_input by the variance, not by the deviation",
         (19, 0),
-        **_scaled(lambda step, of: step.weight * of.scale**2),
+        **scaled(lambda step, of: step.weight * of.scale**2),
     ),
     _backward(
         "invstd-left-out",
         "leaves 1 / deviation out of grad_input",
         (19, 0),
-        **_scaled(lambda step, of: step.weight),
+        **scaled(lambda step, of: step.weight),
     ),
     _backward(
         "scale-without-eps",
         "leaves eps out of grad_input",
         (16,),
-        **_scaled(lambda step, of: step.weight / np.sqrt(of.moments.var)),
+        **scaled(lambda step, of: step.weight / np.sqrt(of.moments.var)),
     ),
     _backward(
         "weight-left-out-of-gradient",
         "leaves the weight out of grad_input",
         (20,),
-        **_scaled(lambda step, of: of.scale),
+        **scaled(lambda step, of: of.scale),
     ),
     _backward(
         "weight-twice-in-gradient",
         "multiplies grad_input by the weight twice",
         (20,),
-        **_scaled(lambda step, of: step.weight**2 * of.scale),
+        **scaled(lambda step, of: step.weight**2 * of.scale),
     ),
     _backward(
         "absolute-weight-in-gradient",
         "multiplies grad_input by |weight|",
         (20,),
-        **_scaled(lambda step, of: np.abs(step.weight) * of.scale),
+        **scaled(lambda step, of: np.abs(step.weight) * of.scale),
     ),
     _backward(
         "negated-gradient",
         "gives grad_input with the wrong sign",
         (20, 0),
-        **_scaled(lambda step, of: -step.weight * of.scale),
+        **scaled(lambda step, of: -step.weight * of.scale),
     ),
     _backward(
         "unbiased-invstd-in-gradient",
         "scales grad_input by the unbiased deviation",
         (7,),
-        **_scaled(
+        **scaled(
             lambda step, of: (
                 step.weight
                 / np.sqrt(
@@ -311,25 +282,25 @@ ELEMENTS: tuple[Slip, ...] = (
         "centred-not-scaled",
         "multiplies the mean of g xhat by x - mean in place of xhat",
         (0, 19),
-        **_projected(lambda step, slot, of: step.x[slot] - step.across(of.moments.mean)),
+        **projected(lambda step, slot, of: step.x[slot] - step.across(of.moments.mean)),
     ),
     _backward(
         "scaled-twice",
         "multiplies the mean of g xhat by xhat / deviation in place of xhat",
         (0, 19),
-        **_projected(lambda step, slot, of: of.xhat * step.across(of.scale)),
+        **projected(lambda step, slot, of: of.xhat * step.across(of.scale)),
     ),
     _backward(
         "input-for-xhat",
         "multiplies the mean of g xhat by x in place of xhat",
         (0, 19),
-        **_projected(lambda step, slot, of: step.x[slot]),
+        **projected(lambda step, slot, of: step.x[slot]),
     ),
     _backward(
         "output-for-xhat",
         "multiplies the mean of g xhat by the output in place of xhat",
         (0, 19, 20),
-        **_projected(lambda step, slot, of: of.xhat * step.across(step.weight) + step.across(step.bias)),
+        **projected(lambda step, slot, of: of.xhat * step.across(step.weight) + step.across(step.bias)),
     ),
     _backward(
         "gradients-of-statistics-not-reduced",
@@ -348,49 +319,5 @@ ELEMENTS: tuple[Slip, ...] = (
         "cuts the rank's part out of all gradients at its number times its own size",
         (19, 1, 2, 9),
         gradient=_cut_by_own_size,
-    ),
-    *by_block(
-        "tail-not-written",
-        "leaves grad_input zero in the last values of a rank, where they do not fill a block{}",
-        (26, 22),
-        "backward",
-        lambda block: _not_written(block, alone=False),
-        BLOCKS,
-    ),
-    *by_block(
-        "tail-not-written-alone",
-        "leaves grad_input zero in the last values of a rank, where they do not fill a block{}, and in all "
-        "of fewer",
-        (26, 22),
-        "backward",
-        lambda block: _not_written(block, alone=True),
-        BLOCKS,
-    ),
-    _backward(
-        "gradient-cut",
-        "cuts grad_input to the half dtype in place of rounding it to nearest",
-        (13, 0),
-        stored_gradient=_cut,
-    ),
-    *by_half(
-        "gradient-scale-in-half",
-        "rounds weight / deviation to {} in grad_input",
-        (13,),
-        "backward",
-        **_scaled(_half_scaled),
-    ),
-    *by_half(
-        "gradient-xhat-in-half",
-        "rounds xhat to {} in grad_input",
-        (13,),
-        "backward",
-        **_projected(_half_xhat),
-    ),
-    *by_half(
-        "gradient-steps-in-half",
-        "computes grad_input step by step in {}",
-        (13,),
-        "backward",
-        gradient=_steps_in_half,
     ),
 )

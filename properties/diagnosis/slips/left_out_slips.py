@@ -73,6 +73,13 @@ def without_sample(which: int) -> Kept:
     return kept
 
 
+def zeroed(kept: Kept, values: Floats) -> Floats:
+    """Return (N, C, positions) with zeros where the values that are left out lie."""
+    numbers = np.arange(values[:, 0].size, dtype=np.float64).reshape(values[:, :1].shape)
+    written = np.isin(numbers, kept(numbers))
+    return np.where(written, values, 0.0)
+
+
 # What else is done
 
 

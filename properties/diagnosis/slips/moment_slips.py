@@ -192,7 +192,13 @@ def _half_deviations(step: Step, slot: int) -> Moments:
 def _half_raw_squares(step: Step, slot: int) -> Moments:
     rows = step.rows[slot]
     found = moments_of(rows)
-    return found._replace(var=round_to(rows**2, step.half).mean(axis=1) - found.mean**2) if found.n else found
+    if not found.n:
+        return found
+    return found._replace(var=np.maximum(round_to(rows**2, step.half).mean(axis=1) - found.mean**2, 0.0))
+
+
+def _rows_of_channels(step: Step, slot: int) -> Moments:
+    return moments_of(np.ascontiguousarray(step.x[slot]).reshape(step.case.channels, -1))
 
 
 _TAIL, _PADDING = (26, 22, 0), (0, 22, 26)
@@ -226,6 +232,13 @@ OWN: tuple[Slip, ...] = (
         (8, 19),
         "forward",
         moments=_columns,
+    ),
+    slip(
+        "rows-for-channels",
+        "takes statistics of a reshape to (C, -1) without a transposition, whose rows mix channels",
+        (8, 19),
+        "forward",
+        moments=_rows_of_channels,
     ),
     slip(
         "square-not-centred",

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from properties.diagnosis.plain_batchnorm import Floats, Moments, Step, moments_of, truncated
-from properties.diagnosis.slips.slip import Slip, by_half, slip
+from properties.diagnosis.slips.left_out_slips import (
+    VECTORS,
+    Kept,
+    without_ends_of_rows,
+    without_tail,
+    zeroed,
+)
+from properties.diagnosis.slips.slip import Slip, by_block, by_half, slip
 from properties.values.elements import round_to
 
 # The scale
@@ -102,6 +109,18 @@ def _modulo(size: int) -> Callable[[Step, Floats], Floats]:
         return xhat * step.across(step.weight[lanes]) + step.across(step.bias[lanes])
 
     return output
+
+
+def _half_affine(step: Step, slot: int, xhat: Floats) -> Floats:
+    """Return round(round(xhat) * weight) + bias."""
+    del slot
+    weighed = round_to(round_to(xhat, step.half) * step.across(step.weight), step.half)
+    return np.asarray(weighed + step.across(step.bias))
+
+
+def _not_written(kept: Kept) -> dict[str, Any]:
+    """Return an output that is zero where what is left out lies."""
+    return _output(lambda step, xhat: zeroed(kept, xhat * step.across(step.weight) + step.across(step.bias)))
 
 
 def _cut(step: Step, values: Floats) -> Floats:
@@ -222,6 +241,36 @@ NORMALISE: tuple[Slip, ...] = (
         (13,),
         "forward",
         normalised=_rounded_result,
+    ),
+    *by_half(
+        "affine-in-half",
+        "rounds the normalised input, and its product with the weight, to {}",
+        (13,),
+        "forward",
+        output=_half_affine,
+    ),
+    *by_block(
+        "output-tail-not-written",
+        "leaves the output zero in the last values of a rank, where they do not fill a block{}",
+        (26, 22, 0),
+        "forward",
+        lambda block: _not_written(without_tail(block, alone=False)),
+    ),
+    *by_block(
+        "output-tail-not-written-alone",
+        "leaves the output zero in the last values of a rank, where they do not fill a block{}, and in all "
+        "of fewer",
+        (26, 22, 0),
+        "forward",
+        lambda block: _not_written(without_tail(block, alone=True)),
+    ),
+    *by_block(
+        "output-ends-of-rows-not-written",
+        "leaves the output zero in the last positions of each sample, where they do not fill a vector{}",
+        (26, 22, 0),
+        "forward",
+        lambda block: _not_written(without_ends_of_rows(block)),
+        VECTORS,
     ),
     _forward(
         "output-cut",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from properties.diagnosis.plain_batchnorm import Moments, Step
+import numpy as np
+
+from properties.diagnosis.plain_batchnorm import Moments, Step, merged
 from properties.diagnosis.slips.slip import Slip, slip
 
 
@@ -55,40 +57,70 @@ def _in_rounds(distance: str) -> Callable[..., Moments]:
     return change
 
 
-PAIRS: tuple[Slip, ...] = tuple(
-    slip(f"{id}{end}", words, classes, "forward", merged=merge(distance))
-    for id, words, classes, distance in (
-        (
-            "mean-moved-first",
-            "moves the mean before its distance is squared in a merge of two parts",
-            (3, 0, 21),
-            "moved",
-        ),
-        (
-            "distance-not-weighted",
-            "adds the squared distance of two parts' means without n m / (n + m)",
-            (3, 1),
-            "unweighted",
-        ),
-        (
-            "distance-by-one-count",
-            "weighs the squared distance of two parts' means by one of their counts",
-            (3, 1),
-            "by-part",
-        ),
-        (
-            "distance-not-divided",
-            "weighs the squared distance of two parts' means by n m, not divided by n + m",
-            (3, 1),
-            "by-both",
-        ),
-        (
-            "mean-by-old-count",
-            "divides a part's share of the mean by the count before it, in a merge of two parts",
-            (1,),
-            "old-count",
-        ),
-        ("distance-halved", "halves the squared distance of two parts' means", (3, 1), "halved"),
-    )
-    for end, merge in (("", _in_turn), ("-in-rounds", _in_rounds))
+def _own_first(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+    return merged(step, slot, [parts[slot], *parts[1:]])
+
+
+def _read_as_halves(step: Step, slot: int, parts: Sequence[Moments]) -> Moments:
+    """Return the merge of parts whose mean and squares were sent channel by channel, and are read in turn."""
+    read = []
+    for part in parts:
+        sent = np.stack([part.mean, part.var * part.n], axis=1).ravel()
+        mean, squares = np.split(sent, 2)
+        read.append(Moments(part.n, mean, squares / max(part.n, 1.0)))
+    return merged(step, slot, read)
+
+
+PAIRS: tuple[Slip, ...] = (
+    slip(
+        "own-part-for-the-first",
+        "merges the rank's own part in place of the first rank's",
+        (19, 4, 15),
+        "forward",
+        merged=_own_first,
+    ),
+    slip(
+        "pairs-read-as-halves",
+        "reads a message of mean and squares of each channel as one of all means and then all squares",
+        (19, 23),
+        "forward",
+        merged=_read_as_halves,
+    ),
+    *(
+        slip(f"{id}{end}", words, classes, "forward", merged=merge(distance))
+        for id, words, classes, distance in (
+            (
+                "mean-moved-first",
+                "moves the mean before its distance is squared in a merge of two parts",
+                (3, 0, 21),
+                "moved",
+            ),
+            (
+                "distance-not-weighted",
+                "adds the squared distance of two parts' means without n m / (n + m)",
+                (3, 1),
+                "unweighted",
+            ),
+            (
+                "distance-by-one-count",
+                "weighs the squared distance of two parts' means by one of their counts",
+                (3, 1),
+                "by-part",
+            ),
+            (
+                "distance-not-divided",
+                "weighs the squared distance of two parts' means by n m, not divided by n + m",
+                (3, 1),
+                "by-both",
+            ),
+            (
+                "mean-by-old-count",
+                "divides a part's share of the mean by the count before it, in a merge of two parts",
+                (1,),
+                "old-count",
+            ),
+            ("distance-halved", "halves the squared distance of two parts' means", (3, 1), "halved"),
+        )
+        for end, merge in (("", _in_turn), ("-in-rounds", _in_rounds))
+    ),
 )
