@@ -127,6 +127,14 @@ SYMPTOMS: tuple[Symptom, ...] = (
         needs=conditions.empty_rank,
     ),
     Symptom(
+        id="empty-input-fails",
+        words="does not get through an input without values",
+        classes=(9, 11),
+        properties=("ending", "refusal", "dtype_and_layout", "collectives"),
+        needs=lambda seen: conditions.empty_rank(seen) or conditions.empty_group(seen),
+        alone=True,
+    ),
+    Symptom(
         id="mismatched-collectives",
         words="issues other collectives on one rank than on another",
         classes=(14,),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from properties.case import Case
+from properties.case import Case, Step
+from properties.diagnosis.diagnose import diagnose
 from properties.diagnosis.symptoms import SYMPTOMS, symptoms
-from properties.domain import Domain
+from properties.domain import Contract, Domain
 from properties.generation.membership import objections
 from properties.observation import Observation
 from tests.properties.diagnosis.simulated import Seen
@@ -54,3 +55,17 @@ def test_a_case_without_it_is_a_case(symptom):
     assert set(symptom.without) <= fields
     assert not symptom.forced(PLAIN, Domain())
     assert msgspec.structs.replace(PLAIN, **symptom.without)
+
+
+def test_what_a_further_failing_trial_does_without_is_no_symptom():
+    twice = Seen(Case(batches=(2,), steps=(Step(), Step())), NOBODY, ("agreement",), minimal=True)
+    once = Seen(PLAIN, NOBODY, ("agreement",))
+    assert diagnose([twice], Contract(), "A").of("agreement") == ("repeated-forward",)
+    assert diagnose([twice], Contract(), "A", further=[once]).of("agreement") == ()
+
+
+def test_an_input_without_values_is_told_where_neither_its_rank_nor_its_group_always_is():
+    nobody = Seen(Case(batches=(0,)), NOBODY, ("ending",), minimal=True)
+    other = Seen(Case(batches=(2, 0)), NOBODY, ("ending",))
+    assert symptoms([nobody], Domain())["ending"] == ("empty-batch-fails",)
+    assert symptoms([nobody, other], Domain())["ending"] == ("empty-input-fails",)
