@@ -7,11 +7,12 @@ import pytest
 
 from properties.case import Case, Step
 from properties.diagnosis.diagnose import diagnose
+from properties.diagnosis.plain_batchnorm import Modes
 from properties.diagnosis.symptoms import SYMPTOMS, symptoms
 from properties.domain import Contract, Domain
 from properties.generation.membership import objections
 from properties.observation import Observation
-from tests.properties.diagnosis.simulated import Seen
+from tests.properties.diagnosis.simulated import Seen, slipped
 
 NOBODY = Observation(ranks=())
 PLAIN = Case(batches=(2,))
@@ -58,10 +59,13 @@ def test_a_case_without_it_is_a_case(symptom):
 
 
 def test_what_a_further_failing_trial_does_without_is_no_symptom():
-    twice = Seen(Case(batches=(2,), steps=(Step(), Step())), NOBODY, ("agreement",), minimal=True)
-    once = Seen(PLAIN, NOBODY, ("agreement",))
-    assert diagnose([twice], Contract(), "A").of("agreement") == ("repeated-forward",)
-    assert diagnose([twice], Contract(), "A", further=[once]).of("agreement") == ()
+    cases = Case(batches=(2,), steps=(Step(), Step())), PLAIN
+    twice, once = (
+        Seen(case, slipped(case, Modes()).observation, ("num_batches_tracked",), minimal=case is not PLAIN)
+        for case in cases
+    )
+    assert diagnose([twice], Contract(), "A").of("num_batches_tracked") == ("repeated-forward",)
+    assert diagnose([twice], Contract(), "A", further=[once]).of("num_batches_tracked") == ()
 
 
 def test_an_input_without_values_is_told_where_neither_its_rank_nor_its_group_always_is():

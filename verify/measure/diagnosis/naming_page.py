@@ -77,9 +77,10 @@ def _lines(found: Sequence[Named], *, command: str, environment: str, totals: Se
     yield "right if a class of it describes the fault."
     yield ""
     yield "A set tells of others only when it is measured for the first time. Set 1: 52 of 60 stages, 27"
-    yield "causes right, none wrong; stages and slips were tuned on it since. Set 2, by somebody who had read"
-    yield "neither: 44 of 60 stages, 39 causes right, 5 wrong; what these showed was mended since. Below is"
-    yield "how it is now."
+    yield "causes right, none wrong. Set 2, by somebody who had read neither diagnosis nor catalogue: 44 of"
+    yield "60 stages, 39 causes right, 5 wrong. Set 3, by somebody else who had not: 45 of 60 stages, 29"
+    yield "causes right, 3 wrong. What a set showed was mended after its first measurement. Below is how it"
+    yield "is now."
     yield ""
     for sentence in totals:
         yield f"- {sentence[0].upper()}{sentence[1:]}."
