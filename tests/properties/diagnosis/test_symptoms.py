@@ -61,11 +61,11 @@ def test_a_case_without_it_is_a_case(symptom):
 def test_what_a_further_failing_trial_does_without_is_no_symptom():
     cases = Case(batches=(2,), steps=(Step(), Step())), PLAIN
     twice, once = (
-        Seen(case, slipped(case, Modes()).observation, ("num_batches_tracked",), minimal=case is not PLAIN)
+        Seen(case, slipped(case, Modes()).observation, ("ending",), minimal=case is not PLAIN)
         for case in cases
     )
-    assert diagnose([twice], Contract(), "A").of("num_batches_tracked") == ("repeated-forward",)
-    assert diagnose([twice], Contract(), "A", further=[once]).of("num_batches_tracked") == ()
+    assert diagnose([twice], Contract(), "A").of("ending") == ("repeated-forward",)
+    assert diagnose([twice], Contract(), "A", further=[once]).of("ending") == ()
 
 
 def test_an_input_without_values_is_told_where_neither_its_rank_nor_its_group_always_is():
