@@ -30,7 +30,9 @@ def schedule(count: int, drawn: Sequence[Step], *, domain: Domain) -> tuple[Step
         between = next((step for step in drawn if step.mode == "train"), Step())
         return tuple(_possible((Step(mode="eval"), between, Step(mode="eval"))))
     if count == REWRITING and "rewritten" in domain.schedule:
-        return (Step(mode=first.mode), Step(mode=first.mode, rewritten=True))
+        quiet = drawn[1].accumulate or drawn[1].mode == "eval"  # a caller may write them without a backward
+        before = Step(mode=first.mode, backward="none" if quiet else "now")
+        return (before, Step(mode=first.mode, rewritten=True))
     if count == FREEZING and "frozen" in domain.schedule:
         return (Step(), Step(frozen=True), *_possible(drawn[2:3]))
     return tuple(_possible(drawn[: count if count > 0 else 3]))

@@ -115,6 +115,9 @@ FIFTIETH = {
     "other parameters in the same mode": lambda c: any(
         b.rewritten and a.mode == b.mode for a, b in pairwise(c.steps)
     ),
+    "other parameters after a step without a backward": lambda c: any(
+        b.rewritten and a.backward == "none" for a, b in pairwise(c.steps)
+    ),
     "fewer samples later": lambda c: any(s.batches and sum(s.batches) < sum(c.batches) for s in c.steps),
     "more samples later": lambda c: any(s.batches and sum(s.batches) > sum(c.batches) for s in c.steps),
     "other spatial sizes later": lambda c: any(s.spatial for s in c.steps),
