@@ -85,7 +85,7 @@ def explain(occurrence: Occurrence) -> tuple[Discrepancy, str]:
         "",
         _case_line(occurrence),
         *_let_then(occurrence, found),
-        *_however(found),
+        *_however(found, verdict.property),
         *_channel(occurrence.trial.case, found),
         *_others(verdict),
         *_endings(occurrence.trial, verdict.property),
@@ -118,12 +118,14 @@ def _let_then(occurrence: Occurrence, found: Discrepancy) -> Iterator[str]:
     yield f"Then     {judged.must}"
 
 
-def _however(found: Discrepancy) -> Iterator[str]:
+def _however(found: Discrepancy, property_id: str) -> Iterator[str]:
     if found.index or (found.elements and not found.message):
         yield f"However, in {found.quantity}{_place(found)}:"
         bits = f"   ({found.observed_bits})" if found.observed_bits else ""
         yield f"{_INDENT}  observed    {shown(found.observed)}{bits}"
-        yield f"{_INDENT}  expected    {shown(found.expected)}"
+        # Of two ranks that disagree either may be right.
+        label = "first rank" if property_id == "agreement" else "expected  "
+        yield f"{_INDENT}  {label}  {shown(found.expected)}"
         if found.bound and not isinstance(found.observed, str) and not isinstance(found.expected, str):
             size = abs(found.observed - found.expected)
             times = f"{ratio(found.ratio)} x bound ({rough(found.bound)})"

@@ -32,9 +32,17 @@ def test_what_all_wrong_elements_have_in_common(observed, words):
     assert relation(observed, EXPECTED, BOUND) == words
 
 
-def test_of_two_elements_no_difference_is_told_and_of_one_nothing():
+def test_of_two_elements_no_difference_is_told_and_of_one_a_fraction_alone():
     assert relation(EXPECTED[:2] + 0.25, EXPECTED[:2], BOUND[:2]) == ""
-    assert relation(EXPECTED[:1] * 2, EXPECTED[:1], BOUND[:1]) == ""
+    assert relation(EXPECTED[:1] / 2, EXPECTED[:1], BOUND[:1]) == "1/2 x what is expected"
+    assert relation(np.zeros(1), EXPECTED[:1], BOUND[:1]) == "0"
+    assert relation(EXPECTED[:1] * 1.2345, EXPECTED[:1], BOUND[:1]) == ""
+
+
+def test_what_is_rounded_otherwise_has_no_factor():
+    """One half unit in the last place of bfloat16: the same multiple within the bounds, by chance."""
+    expected = np.array([0.7694887, -1.4123])
+    assert relation(np.array([0.765625, -1.40625]), expected, np.array([3e-3, 5e-3])) == ""
 
 
 def test_what_many_factors_would_give_is_none():
