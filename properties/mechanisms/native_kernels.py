@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from properties.case import Case
+from properties.values.misread_layouts import as_whole
 from reference.rounding import depth
 
 STRIDED = ("permuted", "sliced", "cropped", "split")
@@ -20,7 +21,7 @@ _LANES = {"float64": 4, "float32": 8, "bfloat16": 8, "float16": 8}
 
 def may_go_by_channels(case: Case, rank: int) -> bool:
     """Return whether the backward may take the channels-last kernel, which reads buffers by bare pointers."""
-    inputs, cotangents = (_whole(case, rank, each) for each in (case.input_layout, case.cotangent_layout))
+    inputs, cotangents = (as_whole(case, rank, each) for each in (case.input_layout, case.cotangent_layout))
     if "sliced" in (inputs, cotangents) or case.count_of(rank) == 0:
         return False
     if math.prod(case.spatial_of(rank)) == 1:
@@ -38,7 +39,7 @@ def is_ambiguous(case: Case, rank: int) -> bool:
     A single sample (1, C, 3, 1) with reversed strides (1, 1, C, 3 C) is contiguous in channels_last as well.
     """
     lines = sum(size > 1 for size in case.spatial_of(rank))
-    layouts = {_whole(case, rank, each) for each in (case.input_layout, case.cotangent_layout)}
+    layouts = {as_whole(case, rank, each) for each in (case.input_layout, case.cotangent_layout)}
     return (
         layouts == {"contiguous", "permuted"}
         and case.batches[rank] == 1
@@ -77,15 +78,6 @@ def extra_backward_depth(case: Case, rank: int) -> float:
         terms += 0 if case.dtype == "float32" else samples
     admitted = depth(n, 1, "A")
     return max(0.0, min(float(n), terms) - admitted)
-
-
-def _whole(case: Case, rank: int, layout: str) -> str:
-    """Return the layout that a part of a longer tensor has: contiguous if it is a single row, else sliced."""
-    if layout not in ("cropped", "split"):
-        return layout
-    shape = case.shape_of(rank)
-    rows = shape[0] if layout == "split" else math.prod(shape[:-1])
-    return "contiguous" if rows == 1 else "sliced"
 
 
 def _dense(case: Case, rank: int, layout: str) -> bool:

@@ -1,10 +1,12 @@
 """Misreading: the elements a subject gets that reads a tensor's memory in another layout than its own.
 
-Values are (N, C, positions) in logical order; the spatial sizes come from the case. A `sliced` or `expanded`
-tensor has memory that is not its own, so that misreading it has no prediction: it is left as it is.
+Values are (N, C, positions) in logical order; the spatial sizes come from the case. A tensor with gaps, or an
+`expanded` one, has memory that is not its own, so that misreading it has no prediction: it is left as it is.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +36,18 @@ def cotangent_like_input(case: Case, rank: int, x: Floats, g: Floats) -> tuple[F
     return x, _reread(case, rank, g, stored=case.cotangent_layout, read=case.input_layout)
 
 
+def as_whole(case: Case, rank: int, layout: str) -> str:
+    """Return the layout that a part of a longer tensor has: contiguous if it is a single row, else sliced."""
+    if layout not in ("cropped", "split"):
+        return layout
+    shape = case.shape_of(rank)
+    rows = shape[0] if layout == "split" else math.prod(shape[:-1])
+    return "contiguous" if rows == 1 else "sliced"
+
+
 def _reread(case: Case, rank: int, values: Floats, *, stored: str, read: str) -> Floats:
     shape = case.shape_of(rank)
+    stored, read = (as_whole(case, rank, layout) for layout in (stored, read))
     known = ("contiguous", "channels_last", "permuted")
     if stored == read or stored not in known or read not in known or values.size == 0:
         return values

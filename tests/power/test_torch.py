@@ -17,6 +17,9 @@ CASES = (
     '{"batches":[0,0,1,0],"dtype":"float16","groups":[[0,1,2],[3]]}',
     # Means of a strided input are added up one by one in float32.
     '{"batches":[5799],"input_layout":"sliced","seed":16798237,"spatial":[[2]],"values":"large_offset"}',
+    # A single row of a longer tensor is contiguous, and may be taken for another layout as such a one is.
+    '{"batches":[1],"channels":2,"cotangent_layout":"split","input_layout":"permuted","spatial":[[1,1,2]]}',
+    '{"batches":[1],"channels":2,"cotangent_layout":"permuted","input_layout":"split","spatial":[[2,1]]}',
     # Strided buffers, too, have a half input's elements rounded one operation at a time.
     '{"batches":[1],"channels":114,"dtype":"bfloat16","eps":1.0,"param_dtype":"bfloat16",'
     '"random_parameters":true,"seed":96502,"spatial":[[1,4]],"strided_buffers":true}',
