@@ -1,7 +1,7 @@
 """Snapshots of ten reports, as `run` prints them: a reader must find the bug from each.
 
-A report is the same on every machine, so that one that differs from `reports/` is a change of the report, or a
-bug. `--snapshot-update` writes them. They are files of their own, since syrupy takes what a run without
+A report is the same on every machine: one that differs from `reports/` is a change of the report, or a bug.
+`--snapshot-update` writes them. They are files of their own, since syrupy takes what a run without
 `--costly` does not ask for as left over.
 """
 
