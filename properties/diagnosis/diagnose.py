@@ -147,7 +147,7 @@ def diagnose(
         seconds: Of computing, after which no further cause is asked.
         clock: Seconds of this process's computing, which a crowded machine does not use up.
     """
-    causes = symptoms([*evidence, *further], domain)
+    causes = symptoms(evidence, domain, further)
     right = {
         one.case: expect(one.case, contract, grade, device=device)
         for one in evidence

@@ -346,11 +346,13 @@ WORDS = {symptom.id: symptom.words for symptom in SYMPTOMS}
 BESIDE = {symptom.id for symptom in SYMPTOMS if symptom.beside}
 
 
-def symptoms(evidence: Sequence[Seen], domain: Domain) -> dict[str, tuple[str, ...]]:
+def symptoms(
+    evidence: Sequence[Seen], domain: Domain, further: Sequence[Seen] = ()
+) -> dict[str, tuple[str, ...]]:
     """Return the symptoms of each violated property: what all its violating trials show.
 
     What the subject's `domain` forces on every case is none. Where minimising came to its end, or every trial
-    shows a symptom that is `telling`, it is one.
+    shows a symptom that is `telling`, it is one; what is not telling must be shown by `further` trials, too.
     """
     found: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(name for one in evidence for name in one.violated):
@@ -358,8 +360,11 @@ def symptoms(evidence: Sequence[Seen], domain: Domain) -> dict[str, tuple[str, .
         minimal = any(one.minimal for one in violating)
         shown: list[str] = []
         for symptom in SYMPTOMS:
+            telling = symptom.id in _TELLING
             applies = name in symptom.properties and not (symptom.alone and shown)
-            shows = applies and (minimal or symptom.id in _TELLING) and all(map(symptom.needs, violating))
+            shows = applies and (minimal or telling) and all(map(symptom.needs, violating))
+            others = () if telling else (one for one in further if name in one.violated)
+            shows = shows and all(map(symptom.needs, others))
             if shows and not all(symptom.forced(one.case, domain) for one in violating):
                 shown.append(symptom.id)
         if shown:

@@ -68,6 +68,14 @@ def test_what_a_further_failing_trial_does_without_is_no_symptom():
     assert diagnose([twice], Contract(), "A", further=[once]).of("ending") == ()
 
 
+def test_what_a_single_trial_tells_no_further_one_takes_back():
+    """A group of one value that is accepted, and another case that is refused for something else."""
+    single = Seen(Case(batches=(1,)), NOBODY, ("refusal",), minimal=True)
+    assert symptoms([single], Domain(), [Seen(PLAIN, NOBODY, ("refusal",))])["refusal"] == (
+        "single-value-accepted",
+    )
+
+
 def test_an_input_without_values_is_told_where_neither_its_rank_nor_its_group_always_is():
     nobody = Seen(Case(batches=(0,)), NOBODY, ("ending",), minimal=True)
     other = Seen(Case(batches=(2, 0)), NOBODY, ("ending",))
