@@ -36,3 +36,7 @@ def test_what_a_case_has_already_is_not_moved():
 def test_a_change_that_is_no_case_is_left_out():
     case = Case(batches=(2**20, 2**20), spatial=((64,),))
     assert "with 3 more channels" not in contrasts(case, lambda moved: True)
+
+
+def test_the_greatest_seed_has_others_beside_it():
+    assert "with 3 more channels" in contrasts(Case(batches=(2,), seed=2**64 - 1), lambda moved: True)
